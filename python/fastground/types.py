@@ -1,0 +1,397 @@
+"""The nouns that the stages exchange: frozen dataclasses, nothing computed, nothing hidden.
+
+Conventions everywhere: layers and heads are 0-based; `grid` is (grid_h, grid_w) as the language
+model sees it; `size` is (height, width) in pixels; a box is float32 x1, y1, x2, y2, pixel edges,
+half-open; entropies are in nats.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "weight": ("area", "mass"),
+    "cut": ("mean", "mean+eps", "2mean+eps"),
+    "empty": ("inf", "zero"),
+    "scope": ("mean", "sample"),
+    "criteria": ("both", "attention_sum", "entropy"),
+    "selection": ("fixed", "greedy"),
+    "border": ("reflect101", "reflect"),
+    "region": ("hull", "component", "mass", "all"),
+    "padding": ("exclude", "include"),
+    "padding_stats": ("include", "exclude"),
+    "query": ("last_expression", "last_prompt"),
+    "template": ("plain", "chat"),
+}
+"""Every named choice of a `Recipe` field; the first is the paper's, and the default."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every choice that the method leaves open, one field each; the defaults are the paper's.
+
+    Source: Kang et al., CVPR 2025 (arXiv 2503.06287). Printed with every result.
+    """
+
+    # One attention map -> its numbers.
+    weight: str = "area"
+    """What a region counts in the spatial entropy: its cells, or its attention above the mean."""
+    cut: str = "mean"
+    """A cell is foreground where the map exceeds this; eps is 1e-3."""
+    empty: str = "inf"
+    """The entropy of a map without foreground: +inf (never ranks first) or 0 (as once released)."""
+    bottom_row: float | None = None
+    """Drop a head in a sample where the grid's last row holds more than this share; None keeps."""
+    padding_stats: str = "include"
+    """Whether the statistics see the cells that only pad the image to its model shape."""
+
+    # Many samples -> a ranking of heads.
+    elbow: str | float = "chord"
+    """The attention-sum threshold: "chord" | "curvature" of the sorted curve, or the number."""
+    scope: str = "mean"
+    """A head passes by its mean attention sum, or in each sample by that sample's own."""
+    criteria: str = "both"
+    """Which of the two criteria rank the heads."""
+    selection: str = "fixed"
+    """One set of heads by selection frequency, or each sample's own best heads ("greedy")."""
+    skip_layers: int = 2
+    """The first layers, left out."""
+    top_n: int = 10
+    """How many heads of lowest entropy a sample elects."""
+    k: int = 3
+    """How many heads ground an expression."""
+
+    # k maps -> box.
+    kernel_size: int = 7
+    """Taps of the Gaussian smoothing, odd; 1 does not smooth."""
+    sigma: float = 1.0
+    """Standard deviation of the smoothing, in grid cells; 0 does not smooth."""
+    border: str = "reflect101"
+    """Border of the smoothing: dcb|abcd|cba, or "reflect": dcba|abcd|dcba."""
+    region: str = "hull"
+    """Which region is kept: largest convex hull, most cells, largest mass, or all of them."""
+    padding: str = "exclude"
+    """Whether padding cells may belong to a region."""
+
+    # Which token asks.
+    query: str = "last_expression"
+    """The asking token: the expression's last, or the prompt's last."""
+    template: str = "plain"
+    """The words around the expression: none but a system sentence, or the model's chat template."""
+    ensure_period: bool = True
+    """Whether an expression without a final "." gets one."""
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(
+                    f"recipe.{name} must be one of {', '.join(choices)}, but got {value!r}"
+                )
+        if isinstance(self.elbow, str) and self.elbow not in ("chord", "curvature"):
+            raise ValueError(
+                f"recipe.elbow must be chord, curvature or a number, but got {self.elbow!r}"
+            )
+        for name, least in (("skip_layers", 0), ("top_n", 1), ("k", 1), ("kernel_size", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"recipe.{name} must be an integer >= {least}, but got {value!r}")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"recipe.kernel_size must be odd, but got {self.kernel_size}")
+        if not 0 <= self.sigma < float("inf"):
+            raise ValueError(f"recipe.sigma must be finite and >= 0, but got {self.sigma!r}")
+
+    @classmethod
+    def profile(cls, name: str) -> Recipe:
+        """The choices of the paper, or of one of its authors' two code releases.
+
+        Raises:
+            ValueError: `name` is not one of "paper", "repo-2025-06", "repo-2025-08".
+        """
+        if name not in PROFILES:
+            raise ValueError(f"profile must be one of {', '.join(PROFILES)}, but got {name!r}")
+        return PROFILES[name]
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with these fields changed, checked anew.
+
+        Raises:
+            ValueError: an unknown field or value.
+        """
+        unknown = sorted(set(changes) - {f.name for f in fields(self)})
+        if unknown:
+            names = ", ".join(f.name for f in fields(self))
+            raise ValueError(f"recipe has no field {unknown[0]!r}; its fields are {names}")
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name, as JSON keeps it."""
+        return asdict(self)
+
+
+PROFILES: dict[str, Recipe] = {
+    "paper": Recipe(),
+    "repo-2025-06": Recipe(
+        weight="mass", cut="mean+eps", empty="zero", scope="sample", skip_layers=0,
+        selection="greedy",
+    ),
+    "repo-2025-08": Recipe(
+        weight="mass", cut="2mean+eps", empty="zero", scope="sample", bottom_row=0.05,
+        selection="greedy", k=5, kernel_size=9, border="reflect", region="all", padding="include",
+    ),
+}  # fmt: skip
+
+
+class HeadId(NamedTuple):
+    """One attention head of the language model, both numbers 0-based; printed `L14 H24`."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer} H{self.head}"
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """Where an image's tokens stand in the sequence, and where their cells lie in the image."""
+
+    grid: tuple[int, int]
+    """(grid_h, grid_w) of the map, after any merging of patches."""
+    tokens: tuple[int, ...]
+    """Sequence positions of the grid's cells in raster order; grid_h * grid_w of them."""
+    all_tokens: tuple[int, ...] | None = None
+    """Sequence positions of all the image's tokens where there are more than the grid's."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) of the original image in pixels; None where only the tokens are known."""
+    cell_size: tuple[float, float] | None = None
+    """(x, y) extent of one cell in original pixels."""
+    origin: tuple[float, float] = (0.0, 0.0)
+    """(x, y) of the grid's top left corner in original pixels; negative where padding precedes."""
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != self.grid[0] * self.grid[1]:
+            raise ValueError(
+                f"layout.tokens must hold grid_h * grid_w = {self.grid[0]} * {self.grid[1]} "
+                f"positions, but got {len(self.tokens)}"
+            )
+
+    def to_pixels(self, boxes: torch.Tensor) -> torch.Tensor:
+        """Boxes in original pixels, clipped to the image.
+
+        Args:
+            boxes: (..., 4) x1, y1, x2, y2 in grid units.
+
+        Returns:
+            (..., 4) float32 in pixels.
+
+        Raises:
+            ValueError: the layout does not know its image.
+        """
+        import torch
+
+        if self.image_size is None or self.cell_size is None:
+            raise ValueError(
+                "layout knows no image, so cells have no pixels; encode the image with "
+                "fastground.models.load(...).encode, or set image_size and cell_size"
+            )
+        like = {"dtype": torch.float32, "device": boxes.device}
+        scale = torch.tensor(self.cell_size * 2, **like)  # type: ignore[arg-type]
+        shift = torch.tensor(self.origin * 2, **like)  # type: ignore[arg-type]
+        height, width = self.image_size
+        limit = torch.tensor((width, height) * 2, **like)  # type: ignore[arg-type]
+        return (boxes.float() * scale + shift).clamp(min=0).minimum(limit)
+
+    def valid(self) -> torch.Tensor:
+        """(grid_h, grid_w) bool: the cells whose centre lies in the image, so not padding."""
+        import torch
+
+        grid_h, grid_w = self.grid
+        if self.image_size is None or self.cell_size is None:
+            return torch.ones(self.grid, dtype=torch.bool)
+        x = self.origin[0] + (torch.arange(grid_w) + 0.5) * self.cell_size[0]
+        y = self.origin[1] + (torch.arange(grid_h) + 0.5) * self.cell_size[1]
+        height, width = self.image_size
+        return ((y > 0) & (y < height))[:, None] & ((x > 0) & (x < width))[None, :]
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """What the asking tokens see of the image, head by head."""
+
+    maps: torch.Tensor
+    """(expressions, heads, grid_h, grid_w) float32; softmax over all visible keys, so not sum 1."""
+    sums: torch.Tensor
+    """(expressions, heads) float32 in [0, 1]: the attention on all of the image's tokens."""
+    heads: tuple[HeadId, ...]
+    """The heads, in the order of the second dimension."""
+    layout: ImageLayout
+    """The image the maps lie on."""
+
+    def select(self, heads: tuple[HeadId, ...] | list[HeadId]) -> AttentionMaps:
+        """The same maps for these heads only, in this order.
+
+        Raises:
+            ValueError: a head that was not captured.
+        """
+        where = {head: i for i, head in enumerate(self.heads)}
+        missing = [str(h) for h in heads if HeadId(*h) not in where]
+        if missing:
+            raise ValueError(f"heads must have been captured, but {', '.join(missing)} were not")
+        index = [where[HeadId(*h)] for h in heads]
+        kept = tuple(HeadId(*h) for h in heads)
+        return AttentionMaps(self.maps[:, index], self.sums[:, index], kept, self.layout)
+
+
+class HeadStats(NamedTuple):
+    """The two numbers of every map."""
+
+    attention_sum: torch.Tensor
+    """(...) float32."""
+    entropy: torch.Tensor
+    """(...) float32, nats; +inf where no cell exceeds the cut."""
+
+
+class Boxes(NamedTuple):
+    """One region a group of k maps."""
+
+    xyxy: torch.Tensor
+    """(..., 4) float32 in grid units, half-open; zeros where nothing was found."""
+    area: torch.Tensor
+    """(...) float32: cells inside the kept region."""
+    mass: torch.Tensor
+    """(...) float32: the share of the combined map's sum inside the region."""
+    score: torch.Tensor
+    """(...) float32: mean of the combined map inside the region over its mean outside."""
+    found: torch.Tensor
+    """(...) bool: whether any cell exceeded the cut."""
+
+
+@dataclass(frozen=True)
+class RankedHead:
+    """One head's place in a ranking."""
+
+    head: HeadId
+    frequency: float
+    """Share of samples in whose lowest-entropy heads it was."""
+    frequency_std: float
+    """Standard deviation of that share over the trials."""
+    attention_sum: float
+    """Mean over the samples."""
+    entropy: float
+    """Mean over the samples where it is finite, nats; +inf where it never is."""
+
+
+@dataclass(frozen=True)
+class HeadRanking:
+    """The heads of one model by selection frequency, best first, with what they came from."""
+
+    heads: tuple[RankedHead, ...]
+    tau: float
+    """The attention-sum threshold."""
+    curve: tuple[float, ...]
+    """The mean attention sums, ascending, whose elbow is tau."""
+    num_samples: int
+    """Samples a trial."""
+    trials: tuple[tuple[HeadId, ...], ...]
+    """The first k heads of every trial."""
+    recipe: Recipe
+    checkpoint: str
+    architecture: dict[str, Any]
+    """model_type, num_layers, num_heads: what a model must have to use the ranking."""
+    dataset: str
+    split: str
+    versions: dict[str, str] = field(default_factory=dict)
+    ties: int = 0
+    """Samples in which the last elected head shared its entropy with one left out."""
+
+    def top(self, k: int | None = None) -> tuple[HeadId, ...]:
+        """The first k heads; k is the recipe's unless given.
+
+        Raises:
+            ValueError: fewer than k heads are ranked.
+        """
+        k = self.recipe.k if k is None else k
+        if not 0 < k <= len(self.heads):
+            raise ValueError(f"k must be 1 to {len(self.heads)}, the heads ranked, but got {k}")
+        return tuple(h.head for h in self.heads[:k])
+
+    def save(self, path: str | Path) -> None:
+        """Write the ranking as JSON, whole or not at all."""
+        text = json.dumps(asdict(self), indent=1, allow_nan=True)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(path.suffix + ".part")
+        part.write_text(text + "\n")
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadRanking:
+        """Read a ranking.
+
+        Raises:
+            ValueError: the file is no head ranking.
+            FileNotFoundError: there is no such file.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+            heads = tuple(
+                RankedHead(HeadId(*h.pop("head")), **h) for h in map(dict, data.pop("heads"))
+            )
+            trials = tuple(tuple(HeadId(*h) for h in t) for t in data.pop("trials"))
+            recipe = Recipe(**data.pop("recipe"))
+            curve = tuple(data.pop("curve"))
+            return cls(heads=heads, trials=trials, recipe=recipe, curve=curve, **data)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"ranking must be a JSON file written by fastground discover, but {path} is not "
+                f"({type(error).__name__}: {error}); make one with: fastground discover MODEL"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and one expression, with the truth where it is known."""
+
+    image: Image
+    expression: str
+    box: tuple[float, float, float, float] | None = None
+    """x1, y1, x2, y2 in pixels."""
+    mask: Any = None
+    """(height, width) bool array."""
+    image_id: int = 0
+    """Samples of one image share it and follow one another."""
+    sample_id: int = 0
+    kind: str = ""
+    """What the expression uses, e.g. attribute, location, relation."""
+    answer: tuple[str, ...] = ()
+    """What a model trained on the data set should answer."""
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """What one expression means in one image."""
+
+    expression: str
+    box: torch.Tensor
+    """(4,) float32 x1, y1, x2, y2 in pixels; zeros where nothing was found."""
+    mask: torch.Tensor
+    """(height, width) bool."""
+    score: float
+    """Mean attention inside the region over the mean outside."""
+    mass: float
+    """Share of the attention inside the region."""
+    found: bool
+    map: torch.Tensor
+    """(grid_h, grid_w) float32: the smoothed maps, summed."""
+    maps: torch.Tensor
+    """(k, grid_h, grid_w) float32: each head's map as captured."""
+    heads: tuple[HeadId, ...]
+    layout: ImageLayout
