@@ -1,0 +1,3 @@
+"""The native core: what csrc/bindings.cpp exposes."""
+
+def build_info() -> dict[str, str]: ...
