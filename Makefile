@@ -1,0 +1,78 @@
+# What a person types. `make` alone lists it. Needs Python >= 3.10, a C++20 compiler and make.
+
+PYTHON ?= python3
+DEMO_SAMPLES ?= 1000
+DEMO_OUT ?= demo
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+CPP := $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.cu)
+PY := python kernels benches tests
+
+.PHONY: help demo test lint format bench gpu-check clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       find the tiny model's heads, evaluate them, write $(DEMO_OUT)/index.html"
+	@echo "                (DEMO_SAMPLES=$(DEMO_SAMPLES), DEMO_OUT=$(DEMO_OUT))"
+	@echo "make test       run the tests"
+	@echo "make lint       check format, style and types;   make format: mend what can be mended"
+	@echo "make bench      run the benchmarks, write benches/results/"
+	@echo "make gpu-check  on a machine with an NVIDIA GPU: tests, memory check, benchmarks"
+	@echo "make clean      remove what was built; the virtual environment .venv stays"
+
+demo: .venv/ready
+	$(BIN)/fastground demo --out $(DEMO_OUT) --num-samples $(DEMO_SAMPLES)
+
+# Plain pytest: `python -m pytest` would put the root first, where kernels/ hides a package.
+test: .venv/ready
+	$(BIN)/pytest
+
+lint: .venv/ready
+	$(BIN)/ruff format --check $(PY)
+	$(BIN)/ruff check $(PY)
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff format $(PY)
+	$(BIN)/ruff check --fix $(PY)
+	$(BIN)/clang-format -i $(CPP)
+
+bench: .venv/bench
+	.ci/bench $(BIN)/python
+
+gpu-check:
+	.ci/gpu-check $(PYTHON)
+
+clean:
+	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find $(PY) -name __pycache__ -prune -exec rm -rf {} +
+
+# The set-up, in two steps that are done again only when what they read has changed: the tools that
+# build, then the package itself. It is installed editable, so that Python edits need no step at all.
+.venv/tools: constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "fastground needs Python 3.10 or newer, but there\
+	 is no $(PYTHON); install it, or name yours: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("fastground needs Python\
+	 3.10 or newer, but $(PYTHON) is %d.%d; name a newer one: make PYTHON=/path/to/python3.12"\
+	 % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "fastground needs Python'\''s venv,\
+	 but $(PYTHON) has none; Debian, Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import pathlib, sys, sysconfig;\
+	 pathlib.Path(sysconfig.get_path("include"), "Python.h").exists() or sys.exit("fastground needs\
+	 the headers of Python, but $(PYTHON) has none; Debian, Ubuntu: apt install python3-dev")'
+	@echo "setting up .venv (a few minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(PIP) install -c constraints.txt "scikit-build-core>=1.1,<2" "pybind11>=3,<4" cmake ninja
+	@touch $@
+
+.venv/ready: .venv/tools pyproject.toml CMakeLists.txt $(CPP)
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null\
+	 || { echo "fastground needs a C++20 compiler, but there is no $${CXX:-c++}; Debian, Ubuntu:\
+	 apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install" >&2; exit 1; }
+	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[test,lint]"
+	@touch $@
+
+.venv/bench: .venv/ready
+	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[bench]"
+	@touch $@
