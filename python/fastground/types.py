@@ -48,7 +48,8 @@ class Recipe:
     empty: str = "inf"
     """The entropy of a map without foreground: +inf (never ranks first) or 0 (as once released)."""
     bottom_row: float | None = None
-    """Drop a head in a sample where the grid's last row holds more than this share; None keeps."""
+    """Drop a head in a sample where a cell of the grid's last row holds more than this share of all
+    attention (as once released, with 0.05); None keeps it."""
     padding_stats: str = "include"
     """Whether the statistics see the cells that only pad the image to its model shape."""
 
@@ -159,6 +160,12 @@ class HeadId(NamedTuple):
         return f"L{self.layer} H{self.head}"
 
 
+_NO_IMAGE = (
+    "layout knows no image, so cells have no pixels; encode the image with "
+    "fastground.models.load(...).encode, or set image_size and cell_size"
+)
+
+
 @dataclass(frozen=True)
 class ImageLayout:
     """Where an image's tokens stand in the sequence, and where their cells lie in the image."""
@@ -198,10 +205,7 @@ class ImageLayout:
         import torch
 
         if self.image_size is None or self.cell_size is None:
-            raise ValueError(
-                "layout knows no image, so cells have no pixels; encode the image with "
-                "fastground.models.load(...).encode, or set image_size and cell_size"
-            )
+            raise ValueError(_NO_IMAGE)
         like = {"dtype": torch.float32, "device": boxes.device}
         scale = torch.tensor(self.cell_size * 2, **like)  # type: ignore[arg-type]
         shift = torch.tensor(self.origin * 2, **like)  # type: ignore[arg-type]
@@ -220,6 +224,41 @@ class ImageLayout:
         y = self.origin[1] + (torch.arange(grid_h) + 0.5) * self.cell_size[1]
         height, width = self.image_size
         return ((y > 0) & (y < height))[:, None] & ((x > 0) & (x < width))[None, :]
+
+    def pixel_centers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the image's pixel centres lie on the grid.
+
+        Returns:
+            (height,) and (width,) float64 in grid units; the floor is a pixel's cell, and what falls
+            outside [0, grid_h) or [0, grid_w) has none.
+
+        Raises:
+            ValueError: the layout does not know its image.
+        """
+        import torch
+
+        if self.image_size is None or self.cell_size is None:
+            raise ValueError(_NO_IMAGE)
+        y, x = (torch.arange(n, dtype=torch.float64) + 0.5 for n in self.image_size)
+        return (y - self.origin[1]) / self.cell_size[1], (x - self.origin[0]) / self.cell_size[0]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One image and its expressions as a model reads them; the image comes before the words."""
+
+    expressions: tuple[str, ...]
+    """As the user wrote them."""
+    token_ids: tuple[torch.Tensor, ...]
+    """Per expression its whole prompt, (tokens,) int64."""
+    asking: tuple[int, ...]
+    """Per expression the index in its prompt of the token that asks."""
+    prefix_length: int
+    """How many first tokens all prompts share; they end with the image's last token."""
+    image_inputs: dict[str, torch.Tensor]
+    """What the model reads of the image beside tokens, once: pixel_values (1, 3, height, width)."""
+    layout: ImageLayout
+    """Where the image's tokens stand, in every prompt alike."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +338,7 @@ class HeadRanking:
     curve: tuple[float, ...]
     """The mean attention sums, ascending, whose elbow is tau."""
     num_samples: int
-    """Samples a trial."""
+    """Samples behind the ranking; a trial holds num_samples // len(trials) of them."""
     trials: tuple[tuple[HeadId, ...], ...]
     """The first k heads of every trial."""
     recipe: Recipe

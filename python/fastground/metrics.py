@@ -1,0 +1,175 @@
+"""Boxes, masks and rankings against the truth. Plain float64 NumPy; no model, no maps kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastground.types import ImageLayout
+
+
+def box_iou(boxes: Any, truth: Any) -> np.ndarray:
+    """Intersection over union of boxes, pair by pair.
+
+    Args:
+        boxes: (..., 4) x1, y1, x2, y2, half-open, so without a +1.
+        truth: (..., 4), broadcast against `boxes`.
+
+    Returns:
+        (...) float64 in [0, 1]; 0 where both are empty.
+    """
+    a, b = np.asarray(boxes, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    intersection = sides.clip(0).prod(axis=-1)
+    area_a, area_b = ((x[..., 2:] - x[..., :2]).clip(0).prod(axis=-1) for x in (a, b))
+    union = area_a + area_b - intersection
+    return np.divide(intersection, union, out=np.zeros(union.shape), where=union > 0)
+
+
+def accuracy(ious: Any, threshold: float = 0.5) -> float:
+    """Share of expressions whose box reaches the threshold: Acc@0.5; nan without expressions."""
+    ious = np.asarray(ious, dtype=np.float64)
+    return float((ious >= threshold).mean()) if ious.size else float("nan")
+
+
+def mask_overlap(mask: Any, truth: Any) -> tuple[int, int]:
+    """Pixels in both masks and pixels in either, of one sample.
+
+    Raises:
+        ValueError: masks of different shapes.
+    """
+    mask, truth = np.asarray(mask, dtype=bool), np.asarray(truth, dtype=bool)
+    if mask.shape != truth.shape:
+        raise ValueError(
+            f"mask must have the truth's shape {truth.shape}, but got {mask.shape}; both are "
+            "(height, width) of the original image"
+        )
+    return int((mask & truth).sum()), int((mask | truth).sum())
+
+
+def mask_scores(intersections: Any, unions: Any) -> tuple[float, float]:
+    """cIoU and gIoU of a split.
+
+    Args:
+        intersections: (samples,) pixels, as `mask_overlap` counts them.
+        unions: (samples,) pixels.
+
+    Returns:
+        cIoU, the sum of intersections over the sum of unions, and gIoU, the mean IoU of the
+        samples. An empty union counts 1. nan without samples.
+    """
+    inter, union = (np.asarray(x, dtype=np.float64) for x in (intersections, unions))
+    if not union.size:
+        return float("nan"), float("nan")
+    each = np.divide(inter, union, out=np.ones(union.shape), where=union > 0)
+    return (float(inter.sum() / union.sum()) if union.sum() > 0 else 1.0), float(each.mean())
+
+
+def points_inside(points: Any, mask: Any) -> np.ndarray:
+    """Whether points lie in a mask: the pointing game.
+
+    Args:
+        points: (..., 2) x, y in pixels, not rounded.
+        mask: (height, width) bool.
+
+    Returns:
+        (...) bool; a point outside the image is a miss.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    x, y = np.moveaxis(np.floor(np.asarray(points, dtype=np.float64)).astype(np.int64), -1, 0)
+    height, width = mask.shape
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return inside & mask[y.clip(0, height - 1), x.clip(0, width - 1)]
+
+
+def map_iou(foreground: Any, mask: Any, layout: ImageLayout) -> np.ndarray:
+    """IoU of binarized maps, resized to the mask, with that mask.
+
+    A pixel has the value of the cell its centre lies in (nearest neighbour), and a pixel in no
+    cell is background. Nothing is resized for it: the intersection is the sum over foreground
+    cells of their mask pixels.
+
+    Args:
+        foreground: (..., grid_h, grid_w) bool, the binarized maps.
+        mask: (height, width) bool, the truth on the original image.
+        layout: where the cells lie.
+
+    Returns:
+        (...) float64 in [0, 1]; 0 where both are empty.
+
+    Raises:
+        ValueError: the mask's shape is not the layout's image size.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    if mask.shape != layout.image_size:
+        raise ValueError(
+            f"mask must have the image's (height, width) {layout.image_size}, but got {mask.shape}"
+        )
+    rows, columns = (
+        np.floor(centers.numpy())[None] == np.arange(n)[:, None]
+        for centers, n in zip(layout.pixel_centers(), layout.grid, strict=True)
+    )
+    rows, columns = rows.astype(np.float64), columns.astype(np.float64)
+    inside = rows @ mask @ columns.T
+    pixels = rows.sum(axis=1)[:, None] * columns.sum(axis=1)
+    cells = np.asarray(foreground, dtype=np.float64)
+    cells = cells.reshape(*cells.shape[:-2], -1)
+    intersection = cells @ inside.reshape(-1)
+    union = cells @ pixels.reshape(-1) + mask.sum() - intersection
+    return np.divide(intersection, union, out=np.zeros(union.shape), where=union > 0)
+
+
+def spearman(a: Any, b: Any) -> float:
+    """Spearman's rank correlation in [-1, 1]; ties share their mean rank.
+
+    Args:
+        a: (n,) numbers.
+        b: (n,) numbers.
+
+    Returns:
+        rho; nan for fewer than two pairs or where one side is constant.
+    """
+    ranks = []
+    for values in (a, b):
+        _, group, size = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(size) - (size - 1) / 2)[group])
+    x, y = (r - r.mean() if r.size else r for r in ranks)
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale > 0 else float("nan")
+
+
+def bootstrap_interval(
+    values: Any,
+    groups: Any = None,
+    *,
+    draws: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of a mean under resampling.
+
+    Args:
+        values: (n,) numbers or bools.
+        groups: (n,) labels drawn together, such as image ids, since the expressions of one image
+            are no independent samples; None draws single values.
+        draws: resamplings.
+        confidence: of the interval, in (0, 1).
+        seed: of the draws.
+
+    Returns:
+        The lower and the upper end; nan without values.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not values.size:
+        return float("nan"), float("nan")
+    labels = np.arange(len(values)) if groups is None else np.asarray(groups)
+    _, group = np.unique(labels, return_inverse=True)
+    total, size = np.bincount(group, values), np.bincount(group)
+    random = np.random.default_rng(seed)
+    means = np.empty(draws)
+    for i in range(draws):
+        drawn = random.integers(len(size), size=len(size))
+        means[i] = total[drawn].sum() / size[drawn].sum()
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -1,0 +1,47 @@
+"""Attention maps -> the two numbers of every head: attention sum and spatial entropy."""
+
+from __future__ import annotations
+
+import torch
+
+from fastground import ops
+from fastground.types import AttentionMaps, HeadStats, Recipe
+
+
+def head_statistics(attention: AttentionMaps, recipe: Recipe = Recipe()) -> HeadStats:
+    """Criterion 1 and criterion 2 of every map, by the recipe's switches.
+
+    The attention sum is over all of the image's tokens; with `padding_stats="exclude"` both
+    numbers see only the rectangle of cells that lie in the image. With `bottom_row`, a map with a
+    larger value in its last row gets the entropy +inf, so that no sample elects that head.
+
+    Args:
+        attention: maps (expressions, heads, grid_h, grid_w) and their layout.
+        recipe: weight, cut, empty, bottom_row and padding_stats are read here.
+
+    Returns:
+        Both (expressions, heads) float32 on the maps' device; the entropy in nats.
+
+    Raises:
+        ValueError: a map holds NaN or infinity, or no cell lies in the image.
+
+    Source: Kang et al., CVPR 2025, equations 2, 3 and 7.
+    """
+    maps, sums = attention.maps, attention.sums
+    if recipe.padding_stats == "exclude":
+        valid = attention.layout.valid()
+        rows, columns = valid.any(dim=1).nonzero().flatten(), valid.any(dim=0).nonzero().flatten()
+        if not len(rows) or not len(columns):
+            raise ValueError(
+                "layout must place some cell in the image, but every cell is padding; check "
+                "image_size, cell_size and origin"
+            )
+        maps = maps[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    stats = ops.head_stats(maps, weight=recipe.weight, cut=recipe.cut, empty=recipe.empty)
+    if recipe.padding_stats == "exclude":
+        sums = stats.attention_sum
+    entropy = stats.entropy
+    if recipe.bottom_row is not None:
+        low = maps[..., -1, :].amax(dim=-1) > recipe.bottom_row
+        entropy = torch.where(low, torch.inf, entropy)
+    return HeadStats(sums.float(), entropy)
