@@ -1,0 +1,113 @@
+"""From a checkpoint to an LVLM that can be asked; one small adapter a family of models."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastground.models.llava import Llava
+from fastground.models.lvlm import LVLM
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ADAPTERS", "LVLM", "load", "wrap"]
+
+ADAPTERS: dict[str, type[LVLM]] = {adapter.model_type: adapter for adapter in (Llava,)}
+"""The supported families by their transformers `model_type`."""
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> LVLM:
+    """A model with its processor, in evaluation mode.
+
+    Args:
+        checkpoint: "tiny" (the embedded model), a folder, or a model's name on the hub. Code that
+            comes with a checkpoint is never run.
+        device: a GPU where there is one, else the CPU.
+        dtype: float32 on the CPU; on a GPU what the weights are stored in.
+
+    Raises:
+        ValueError: there is no such model, it has no processor, or its family is not supported.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    name = str(checkpoint)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype is None and torch.device(device).type == "cpu":
+        dtype = torch.float32
+    with ExitStack() as stack:
+        source = str(stack.enter_context(_embedded())) if name == "tiny" else name
+        config = _read(AutoConfig, source, name, "config.json of a transformers model")
+        _adapter(config.model_type)
+        processor = _read(
+            AutoProcessor, source, name,
+            "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
+            "files); save it there with processor.save_pretrained",
+        )  # fmt: skip
+        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+            raise ValueError(
+                f"checkpoint must hold a processor with images and a tokenizer, but {name!r} has "
+                f"only a {type(processor).__name__}; save one there with processor.save_pretrained"
+            )
+        model = _read(
+            AutoModelForImageTextToText, source, name, "model's weights", dtype=dtype or "auto"
+        )
+    return wrap(model.to(device).eval(), processor, checkpoint=name)
+
+
+def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
+    """A model and a processor that are loaded already.
+
+    Args:
+        checkpoint: what results are labelled with; the model's own name unless given.
+
+    Raises:
+        ValueError: the model's family is not supported.
+    """
+    config = getattr(model, "config", None)
+    if not hasattr(config, "model_type"):
+        raise ValueError(
+            f"model must be a transformers model, but got {type(model).__name__}; "
+            "load one with fastground.models.load"
+        )
+    adapter = _adapter(config.model_type)
+    return adapter(model, processor, checkpoint or config.name_or_path or config.model_type)
+
+
+def _adapter(model_type: str) -> type[LVLM]:
+    if model_type not in ADAPTERS:
+        raise ValueError(
+            f"model must be one of the supported families ({', '.join(ADAPTERS)}), but its "
+            f"model_type is {model_type!r}"
+        )
+    return ADAPTERS[model_type]
+
+
+def _embedded() -> Any:
+    folder = files("fastground.tiny") / "checkpoint"
+    if not folder.is_dir():
+        raise ValueError(
+            "checkpoint 'tiny' must be part of the installation, but its folder is missing; "
+            "reinstall fastground"
+        )
+    return as_file(folder)
+
+
+def _read(kind: Any, source: str, name: str, what: str, **keywords: Any) -> Any:
+    try:
+        return kind.from_pretrained(source, trust_remote_code=False, **keywords)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"checkpoint must be 'tiny', a folder or a model on the hub, with a {what}; "
+            f"{name!r} could not be read: {first}"
+        ) from error

@@ -1,0 +1,115 @@
+"""From pixels of an image to pixels of the model's input and back, to the pixel.
+
+Every supported image processor does at most three things to the frame, in this order:
+
+    pad to a square        x -> x + pad         pad = (longer side - width) // 2, likewise y
+    resize                 x -> x / scale       scale = side before / side after, per axis
+    crop the centre        x -> x - cut         cut = (side - crop) // 2, negative where it pads
+
+so a model pixel x is the original pixel origin + scale * x, per axis. `Frame` holds that affine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the model's input lies in the original image."""
+
+    size: tuple[int, int]
+    """(height, width) of the model's input in its own pixels."""
+    origin: tuple[float, float]
+    """(x, y) of its top left corner in original pixels; negative where padding precedes."""
+    scale: tuple[float, float]
+    """(x, y) original pixels a model pixel."""
+
+
+def frame(image_processor: Any, size: tuple[int, int]) -> Frame:
+    """What a transformers image processor of the CLIP kind does with an image of this size.
+
+    Args:
+        image_processor: has do_resize, size, do_center_crop, crop_size, and perhaps do_pad with
+            pad_to_square (LLaVA's).
+        size: (height, width) of the image.
+
+    Raises:
+        ValueError: the processor resizes by another rule than shortest_edge or height and width.
+    """
+    height, width = size
+    x = y = 0.0
+    if pads_to_square(image_processor):
+        side = max(height, width)
+        x, y = -float((side - width) // 2), -float((side - height) // 2)
+        height = width = side
+    scale_x = scale_y = 1.0
+    if image_processor.do_resize:
+        resized_h, resized_w = _resized(image_processor.size, height, width)
+        scale_x, scale_y = width / resized_w, height / resized_h
+        height, width = resized_h, resized_w
+    if getattr(image_processor, "do_center_crop", False):
+        crop_h, crop_w = image_processor.crop_size["height"], image_processor.crop_size["width"]
+        x += (width - crop_w) // 2 * scale_x
+        y += (height - crop_h) // 2 * scale_y
+        height, width = crop_h, crop_w
+    return Frame((height, width), (x, y), (scale_x, scale_y))
+
+
+def pads_to_square(image_processor: Any) -> bool:
+    """Whether the processor pads to a square before it resizes, as LLaVA-1.5 was trained."""
+    return hasattr(image_processor, "pad_to_square") and bool(image_processor.do_pad)
+
+
+def crops_sides(image_processor: Any) -> bool:
+    """Whether the processor cuts away the longer side's ends, so that the model never sees them."""
+    return (
+        bool(getattr(image_processor, "do_center_crop", False))
+        and bool(image_processor.do_resize)
+        and bool(image_processor.size.get("shortest_edge"))
+        and not pads_to_square(image_processor)
+    )
+
+
+def read_image(image: Any) -> Image.Image:
+    """The image in RGB, from a PIL image or a path to one.
+
+    Raises:
+        ValueError: `image` is neither, or the file holds no image, or has no pixels.
+        FileNotFoundError: there is no such file.
+    """
+    if isinstance(image, (str, Path)):
+        if not Path(image).is_file():
+            raise FileNotFoundError(f"image must be a file, but there is none at {str(image)!r}")
+        try:
+            with Image.open(image) as opened:
+                image = opened.convert("RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(
+                f"image must be a file that Pillow can read (PNG, JPEG, ...), but {str(image)!r} "
+                f"is not ({error}); convert it first"
+            ) from error
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"image must be a PIL image or a path to one, but got {type(image).__name__}; "
+            "turn an array into an image with PIL.Image.fromarray"
+        )
+    if 0 in image.size:
+        raise ValueError(f"image must have pixels, but its (width, height) is {image.size}")
+    return image.convert("RGB")
+
+
+def _resized(rule: Any, height: int, width: int) -> tuple[int, int]:
+    edge = rule.get("shortest_edge")
+    if edge and not rule.get("longest_edge"):
+        longer = int(edge * max(height, width) / min(height, width))
+        return (longer, edge) if width <= height else (edge, longer)
+    if rule.get("height") and rule.get("width"):
+        return rule["height"], rule["width"]
+    raise ValueError(
+        f"image_processor.size must hold shortest_edge, or height and width, but got {dict(rule)}"
+    )

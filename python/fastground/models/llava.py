@@ -1,0 +1,107 @@
+"""LLaVA-1.5 and its kin: `LlavaForConditionalGeneration` with a CLIP-like vision tower.
+
+The module tree it expects:
+
+    model.vision_tower            CLIPVisionModel or SiglipVisionModel
+    model.multi_modal_projector   one image token a patch, nothing merged
+    model.language_model          LlamaModel, causal
+    lm_head
+
+One image is a run of image tokens in raster order: one a patch, after CLIP's class token where
+`vision_feature_select_strategy` is "full". Image tokens come before the words and see only what is
+before them, so all expressions may share them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastground.models.geometry import crops_sides, frame
+from fastground.models.lvlm import LVLM
+from fastground.types import ImageLayout, Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+)
+"""What LLaVA-1.5 was instructed with; models without a chat template were not."""
+
+CLASS_TOKENS = {
+    ("clip_vision_model", "default"): 0,
+    ("clip_vision_model", "full"): 1,
+    ("siglip_vision_model", "full"): 0,
+}
+"""Image tokens before the first patch, by vision tower and feature selection."""
+
+
+class Llava(LVLM):
+    """Images padded to a square, patches in raster order, words after the image."""
+
+    model_type = "llava"
+
+    def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
+        super().__init__(model, processor, checkpoint)
+        tower, strategy = (
+            model.config.vision_config.model_type,
+            model.config.vision_feature_select_strategy,
+        )
+        if (tower, strategy) not in CLASS_TOKENS:
+            known = "; ".join(f"{t} with {s}" for t, s in CLASS_TOKENS)
+            raise ValueError(
+                "model must be a LLaVA whose vision_config.model_type and "
+                f"vision_feature_select_strategy are one of {known}; but got {tower} with {strategy}"
+            )
+        self.class_tokens = CLASS_TOKENS[tower, strategy]
+        self.image_processor = _see_all(processor.image_processor)
+
+    def words(self, recipe: Recipe) -> tuple[str, str]:
+        """The chat template; or plain: a system sentence for models of chat, image, expression."""
+        if recipe.template == "chat":
+            return self.chat()
+        system = f"{SYSTEM} " if getattr(self.processor, "chat_template", None) else ""
+        return f"{system}{self.processor.image_token}\n", ""
+
+    def look(self, image: Image) -> tuple[dict[str, torch.Tensor], ImageLayout]:
+        """Pixel values, and one cell a patch of the vision tower."""
+        patch = self.model.config.vision_config.patch_size
+        size = (image.height, image.width)
+        pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        lies = frame(self.image_processor, size)
+        if tuple(pixel_values.shape[-2:]) != lies.size:
+            raise ValueError(
+                f"image_processor must make the {lies.size} pixels that its configuration says, "
+                f"but made {tuple(pixel_values.shape[-2:])}; use a CLIP or LLaVA image processor"
+            )
+        grid_h, grid_w = lies.size[0] // patch, lies.size[1] // patch
+        first, cells = self.class_tokens, grid_h * grid_w
+        layout = ImageLayout(
+            grid=(grid_h, grid_w),
+            tokens=tuple(range(first, first + cells)),
+            all_tokens=tuple(range(first + cells)) if first else None,
+            image_size=size,
+            cell_size=(lies.scale[0] * patch, lies.scale[1] * patch),
+            origin=lies.origin,
+        )
+        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+        return {"pixel_values": pixel_values}, layout
+
+
+def _see_all(image_processor: Any) -> Any:
+    """The processor, or one that pads to a square instead of cropping the sides away.
+
+    LLaVA-1.5 was trained on padded squares; published checkpoints name a processor that crops.
+    """
+    if not crops_sides(image_processor):
+        return image_processor
+    from transformers import LlavaImageProcessorPil
+
+    names = (
+        "size", "crop_size", "resample", "do_rescale", "rescale_factor", "do_normalize",
+        "image_mean", "image_std",
+    )  # fmt: skip
+    same = {name: getattr(image_processor, name) for name in names}
+    return LlavaImageProcessorPil(do_pad=True, **same)

@@ -1,0 +1,181 @@
+"""What every supported model family shares: from an image and expressions to token ids.
+
+An adapter (one small module a family) answers four questions and nothing else: which words stand
+around an expression; what the image becomes and in which grid; how a cell lies over the image's
+pixels; whether expressions may share the image's prefix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fastground.models.geometry import read_image
+from fastground.types import Encoded, ImageLayout, Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+_MARK = "\ufffc"
+"""Stands for the expression while a chat template is rendered."""
+
+
+class LVLM:
+    """A frozen vision-language model with its processor, ready to be asked."""
+
+    model_type: ClassVar[str]
+    """The transformers configuration's name for the family."""
+    shares_prefix: ClassVar[bool] = True
+    """Whether image tokens see nothing after them, so that expressions may share them."""
+
+    def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
+        text = model.config.get_text_config(decoder=True)
+        self.model = model
+        self.processor = processor
+        self.checkpoint = checkpoint
+        self.architecture: dict[str, Any] = {
+            "model_type": model.config.model_type,
+            "num_layers": text.num_hidden_layers,
+            "num_heads": text.num_attention_heads,
+        }
+
+    def __repr__(self) -> str:
+        a = self.architecture
+        return (
+            f"{type(self).__name__}({self.checkpoint!r}, {a['num_layers']} layers x "
+            f"{a['num_heads']} heads, {self.model.dtype}, {self.model.device})"
+        )
+
+    def words(self, recipe: Recipe) -> tuple[str, str]:
+        """The prompt before and after the expression; the image token stands once in the first.
+
+        Raises:
+            ValueError: the processor has no such template.
+        """
+        raise NotImplementedError
+
+    def look(self, image: Image) -> tuple[dict[str, torch.Tensor], ImageLayout]:
+        """What the model reads of the image, and its layout as if its tokens began at 0."""
+        raise NotImplementedError
+
+    def encode(self, image: Any, expressions: list[str], recipe: Recipe) -> Encoded:
+        """One image and its expressions as token ids, with the tokens that ask.
+
+        Args:
+            image: PIL image, or a path to one.
+            expressions: at least one; each is put into `recipe.template`, with a final "." where
+                `recipe.ensure_period` asks for it.
+            recipe: template, query and ensure_period are read.
+
+        Raises:
+            ValueError: `image` is no image; an expression is empty or has words that the tokenizer
+                does not know; the processor has no such template.
+            FileNotFoundError: `image` is a path without a file.
+        """
+        image = read_image(image)
+        texts = [_sentence(e, recipe) for e in _checked(expressions, self.processor.image_token)]
+        before, after = self.words(recipe)
+        image_inputs, layout = self.look(image)
+        num_tokens = len(layout.all_tokens or layout.tokens)
+        before = before.replace(self.processor.image_token, self.processor.image_token * num_tokens)
+        rows, spans = self._tokenize([before + t + after for t in texts])
+        image_id = self.model.config.image_token_id
+        start = rows[0].index(image_id)
+        stop = start + num_tokens
+        if any(r[:stop] != rows[0][:stop] or r.count(image_id) != num_tokens for r in rows):
+            raise ValueError(
+                f"processor must keep the {num_tokens} image tokens together before the words; "
+                "its tokenizer and the model's configuration do not belong together"
+            )
+        asking = []
+        for text, row, span in zip(texts, rows, spans, strict=True):
+            first, last = len(before), len(before) + len(text)
+            self._know(text, [(row[i], span[i]) for i in _inside(span, first, last)], first)
+            last = last + len(after) if recipe.query == "last_prompt" else last
+            asking.append(_inside(span, first, last)[-1])
+        import torch
+
+        return Encoded(
+            expressions=tuple(expressions),
+            token_ids=tuple(torch.tensor(row) for row in rows),
+            asking=tuple(asking),
+            prefix_length=stop,
+            image_inputs=image_inputs,
+            layout=replace(
+                layout,
+                tokens=tuple(start + i for i in layout.tokens),
+                all_tokens=layout.all_tokens and tuple(start + i for i in layout.all_tokens),
+            ),
+        )
+
+    def chat(self) -> tuple[str, str]:
+        """The processor's own chat template around an image and an expression.
+
+        Raises:
+            ValueError: the processor has none.
+        """
+        if not getattr(self.processor, "chat_template", None):
+            raise ValueError(
+                f"recipe.template 'chat' needs a processor with a chat template, but that of "
+                f"{self.checkpoint!r} has none; use template='plain'"
+            )
+        content = [{"type": "image"}, {"type": "text", "text": _MARK}]
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        before, _, after = prompt.partition(_MARK)
+        return before, after
+
+    def _tokenize(self, prompts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        tokenizer = self.processor.tokenizer
+        if not tokenizer.is_fast:
+            raise ValueError(
+                "processor.tokenizer must be a fast tokenizer (it says which token holds which "
+                f"letters), but {type(tokenizer).__name__} is not; load it with AutoTokenizer"
+            )
+        begins = bool(tokenizer.bos_token) and prompts[0].startswith(tokenizer.bos_token)
+        out = tokenizer(prompts, add_special_tokens=not begins, return_offsets_mapping=True)
+        return out["input_ids"], out["offset_mapping"]
+
+    def _know(self, text: str, tokens: list[tuple[int, tuple[int, int]]], first: int) -> None:
+        tokenizer = self.processor.tokenizer
+        unknown = [text[a - first : b - first] for i, (a, b) in tokens if i == tokenizer.unk_token_id]
+        if not unknown:
+            return
+        message = (
+            f"expression must use words that the tokenizer knows, but {text!r} has "
+            f"{', '.join(map(repr, unknown))}"
+        )
+        vocabulary = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+        if len(vocabulary) <= 256:
+            known = sorted(w for w in vocabulary if w.isalpha())
+            message += f"; {self.checkpoint} knows: {' '.join(known)}"
+        raise ValueError(message + "; say it in other words")
+
+
+def _checked(expressions: list[str], image_token: str) -> list[str]:
+    if isinstance(expressions, str) or not expressions:
+        raise ValueError(
+            f"expressions must be a list of at least one string, but got {expressions!r}"
+        )
+    for expression in expressions:
+        if not isinstance(expression, str) or not expression.strip():
+            raise ValueError(
+                f"expression must say something, such as 'the red mug', but got {expression!r}"
+            )
+        if image_token in expression:
+            raise ValueError(
+                f"expression must not hold the image token {image_token!r}, but got {expression!r}"
+            )
+    return list(expressions)
+
+
+def _sentence(expression: str, recipe: Recipe) -> str:
+    expression = expression.strip()
+    return expression if expression.endswith(".") or not recipe.ensure_period else expression + "."
+
+
+def _inside(spans: list[tuple[int, int]], first: int, last: int) -> list[int]:
+    """Tokens that hold a letter of prompt[first:last]; the last may reach beyond it."""
+    return [i for i, (a, b) in enumerate(spans) if first < b and a < last and a < b]
