@@ -1,0 +1,198 @@
+"""The grounder: a model, its localization heads, and images to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastground import models
+from fastground.attention import attention_maps
+from fastground.grounding import ground
+from fastground.models import LVLM
+from fastground.ranking import greedy, kept_heads
+from fastground.stats import head_statistics
+from fastground.types import AttentionMaps, Grounding, HeadId, HeadRanking, Recipe
+
+Segmenter = Callable[[Image.Image, Grounding], Any]
+"""Makes a (height, width) bool mask of an image and a grounding's box."""
+
+_RANKING = "ranking.json"
+
+
+class Grounder:
+    """Points at what an expression means, with a few heads of a frozen model.
+
+    `grounder(image, "the red mug")` gives a `Grounding`, a list of expressions a list of them; all
+    expressions of an image go through the model in one forward that ends at the deepest head.
+    """
+
+    def __init__(
+        self,
+        lvlm: LVLM,
+        ranking: HeadRanking,
+        *,
+        segmenter: Segmenter | None = None,
+        recipe: Recipe | None = None,
+    ) -> None:
+        """A grounder of a loaded model.
+
+        Args:
+            lvlm: from `fastground.models`.
+            ranking: of the same architecture; its first k heads are used.
+            segmenter: turns a grounding into a mask; the attention map itself does unless given.
+            recipe: the ranking's own unless given.
+
+        Raises:
+            ValueError: the ranking is of another architecture, or has fewer than k heads.
+        """
+        for name, value in lvlm.architecture.items():
+            other = ranking.architecture.get(name)
+            if other != value:
+                raise ValueError(
+                    f"ranking must be of a model like {lvlm.checkpoint!r} with {name} {value!r}, "
+                    f"but it is of {ranking.checkpoint!r} with {name} {other!r}; make one with: "
+                    f"fastground discover {lvlm.checkpoint}"
+                )
+        self.lvlm = lvlm
+        self.ranking = ranking
+        self.recipe = ranking.recipe if recipe is None else recipe
+        self.segmenter = segmenter
+        self.heads: tuple[HeadId, ...] = ranking.top(self.recipe.k)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path,
+        ranking: HeadRanking | str | Path | None = None,
+        segmenter: Segmenter | None = None,
+        recipe: Recipe | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Grounder:
+        """A grounder of a checkpoint.
+
+        Args:
+            checkpoint: "tiny" (the embedded model), a folder, or a name on the hub.
+            ranking: a head ranking or the file of one; the checkpoint's own, which "tiny" has and
+                a folder may have as ranking.json, unless given.
+            segmenter: as in the constructor.
+            recipe: as in the constructor.
+            device: a GPU where there is one, else the CPU.
+            dtype: of the weights.
+
+        Raises:
+            ValueError: no such model, a ranking of another architecture, or no ranking at all.
+            FileNotFoundError: no such ranking file.
+        """
+        if ranking is None:
+            ranking = _own_ranking(str(checkpoint))
+        if not isinstance(ranking, HeadRanking):
+            ranking = HeadRanking.load(ranking)
+        lvlm = models.load(checkpoint, device=device, dtype=dtype)
+        return cls(lvlm, ranking, segmenter=segmenter, recipe=recipe)
+
+    def __repr__(self) -> str:
+        return f"Grounder({self.lvlm!r}, {', '.join(map(str, self.heads))})"
+
+    @overload
+    def __call__(self, image: Any, expression: str) -> Grounding: ...
+    @overload
+    def __call__(self, image: Any, expression: list[str]) -> list[Grounding]: ...
+
+    def __call__(self, image: Any, expression: str | list[str]) -> Grounding | list[Grounding]:
+        """Where in the image the expression's object is.
+
+        Args:
+            image: a PIL image, the path of one, or a (height, width, 3) uint8 array.
+            expression: what to look for, or a list of such texts.
+
+        Returns:
+            One grounding; for a list of expressions as many, in order.
+
+        Raises:
+            ValueError: no image; an expression that is empty or has words the model does not know.
+            FileNotFoundError: there is no such image file.
+        """
+        if isinstance(image, np.ndarray):
+            image = _from_array(image)
+        one = isinstance(expression, str)
+        expressions = [expression] if isinstance(expression, str) else list(expression)
+        if not expressions:
+            return []
+        if self.recipe.selection == "greedy":
+            attention = attention_maps(self.lvlm, image, expressions, recipe=self.recipe)
+            chosen = self._greedy(attention)
+        else:
+            attention = attention_maps(
+                self.lvlm, image, expressions, recipe=self.recipe, heads=self.heads
+            )
+            chosen = None
+        found = ground(attention, expressions, recipe=self.recipe, chosen=chosen)
+        if self.segmenter is not None:
+            found = [self._segmented(image, grounding) for grounding in found]
+        return found[0] if one else found
+
+    def _greedy(self, attention: AttentionMaps) -> torch.Tensor:
+        """(expressions, k) positions of each expression's own best heads."""
+        shape = self.lvlm.architecture["num_layers"], self.lvlm.architecture["num_heads"]
+        sums, entropies = (
+            x.cpu().numpy().reshape(-1, *shape) for x in head_statistics(attention, self.recipe)
+        )
+        kept = None
+        if self.recipe.scope == "mean":
+            means = np.zeros(shape)
+            for head in self.ranking.heads:
+                means[head.head] = head.attention_sum
+            kept = kept_heads(means, self.recipe, tau=self.ranking.tau)
+        return torch.from_numpy(greedy(sums, entropies, self.recipe, kept=kept))
+
+    def _segmented(self, image: Any, grounding: Grounding) -> Grounding:
+        from dataclasses import replace
+
+        from fastground.models.geometry import read_image
+
+        assert self.segmenter is not None
+        mask = torch.as_tensor(self.segmenter(read_image(image), grounding), dtype=torch.bool)
+        if mask.shape != grounding.mask.shape:
+            raise ValueError(
+                f"segmenter must return a (height, width) mask {tuple(grounding.mask.shape)}, but "
+                f"returned {tuple(mask.shape)}"
+            )
+        return replace(grounding, mask=mask)
+
+
+def _own_ranking(checkpoint: str) -> Path:
+    """The ranking that lies beside a checkpoint's weights.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = Path(checkpoint)
+    if checkpoint == "tiny":
+        folder = Path(models.__file__).parent.parent / "tiny" / "checkpoint"
+    if not (folder / _RANKING).is_file():
+        raise ValueError(
+            f"ranking must be given for {checkpoint!r}, which has none of its own; discover its "
+            f"heads first: fastground discover {checkpoint} --out runs/heads, then pass "
+            "ranking='runs/heads/ranking.json'"
+        )
+    return folder / _RANKING
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[2] != 3)
+    ):
+        raise ValueError(
+            "image must be (height, width, 3) or (height, width) uint8 where it is an array, but "
+            f"got shape {array.shape} {array.dtype}"
+        )
+    return Image.fromarray(array)
