@@ -1,0 +1,324 @@
+"""The synthetic world `shapes`: rendered scenes, referring expressions, and their truth.
+
+A scene holds three to six objects that do not overlap, each with a shape, a colour, a size and a
+texture. Expressions name one object uniquely, in three kinds as people do in RefCOCO:
+
+    attribute   the small purple star            the square that is red
+    location    the leftmost red thing           the circle at the bottom
+    relation    the circle left of the blue star
+
+The texture is never named and differs between all objects of a scene: who can say it has found
+the object. A scene is a pure function of (split, seed, index), so splits never share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from fastground.types import Sample
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
+COLOURS = {
+    "red": (214, 48, 49),
+    "green": (56, 158, 66),
+    "blue": (52, 94, 214),
+    "yellow": (236, 200, 40),
+    "purple": (150, 62, 190),
+    "orange": (240, 130, 30),
+    "cyan": (50, 190, 205),
+}
+TEXTURES = (
+    "plain", "lined", "barred", "slashed", "backslashed", "dotted", "checked", "gridded",
+)  # fmt: skip
+RADII = {"small": (0.135, 0.155), "large": (0.19, 0.225)}
+KINDS = ("attribute", "location", "relation")
+SPLITS = ("train", "val", "test")
+SIDE = 192
+TEXTURE_PERIOD = 6.0
+"""Pixels, whatever the side, so that one patch sees the same texture at any resolution."""
+
+_DIRECTIONS = {
+    # name: (axis, sign), superlatives, relation words
+    "left": ((0, -1), ("the leftmost {0}", "the {0} on the left", "left {0}"), "left of"),
+    "right": ((0, 1), ("the rightmost {0}", "the {0} on the right", "right {0}"), "right of"),
+    "top": ((1, -1), ("the topmost {0}", "the {0} at the top", "top {0}"), "above"),
+    "bottom": ((1, 1), ("the lowest {0}", "the {0} at the bottom", "bottom {0}"), "below"),
+}
+WORDS = tuple(
+    "the that is on at of thing small large left right top bottom leftmost rightmost topmost "
+    "lowest above below .".split()
+)
+VOCABULARY = WORDS + tuple(COLOURS) + SHAPES + TEXTURES
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a scene; lengths are fractions of the image's side."""
+
+    shape: str
+    colour: str
+    size: str
+    texture: str
+    x: float
+    y: float
+    radius: float
+    phase: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects and the seed of everything that is drawn around them."""
+
+    things: tuple[Thing, ...]
+    noise_seed: int
+
+
+def scene(split: str, seed: int, index: int) -> tuple[Scene, np.random.Generator]:
+    """The scene at this index, and the generator that goes on to choose its expressions.
+
+    Raises:
+        ValueError: `split` is not train, val or test.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, but got {split!r}")
+    rng = np.random.default_rng([SPLITS.index(split), seed, index])
+    count = int(rng.choice([3, 4, 5, 6], p=[0.35, 0.35, 0.2, 0.1]))
+    sizes = ["large" if rng.random() < 0.45 else "small" for _ in range(count)]
+    for extra in [i for i, s in enumerate(sizes) if s == "large"][max(6 - count, 0) or 1 :]:
+        sizes[extra] = "small"
+    places = _place(rng, [rng.uniform(*RADII[s]) for s in sizes])
+    # A small palette a scene, so that the objects share shapes and colours.
+    colours = rng.permutation(list(COLOURS))[: rng.integers(2, 4)]
+    shapes = rng.permutation(SHAPES)[: rng.integers(2, 4)]
+    textures = rng.permutation(TEXTURES)
+    things = tuple(
+        Thing(
+            str(rng.choice(shapes)), str(rng.choice(colours)), sizes[i], str(textures[i]),
+            x, y, radius, (rng.uniform(0, TEXTURE_PERIOD), rng.uniform(0, TEXTURE_PERIOD)),
+        )
+        for i, (x, y, radius) in enumerate(places)
+    )  # fmt: skip
+    return Scene(things, int(rng.integers(2**31))), rng
+
+
+def _place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, float, float]]:
+    """Centres without overlap, largest first; an object that finds no place starts all anew."""
+    order = sorted(range(len(radii)), key=lambda i: -radii[i])
+    while True:
+        placed: dict[int, tuple[float, float, float]] = {}
+        for i in order:
+            r = radii[i]
+            for x, y in rng.uniform(r, 1 - r, (24, 2)):
+                if all(
+                    (x - a) ** 2 + (y - b) ** 2 > (r + c + 0.015) ** 2
+                    for a, b, c in placed.values()
+                ):
+                    placed[i] = (float(x), float(y), r)
+                    break
+            else:
+                break
+        if len(placed) == len(radii):
+            return [placed[i] for i in range(len(radii))]
+        radii = [max(r * 0.99, RADII["small"][0]) if r < RADII["large"][0] else r for r in radii]
+
+
+def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Where local coordinates (in radii, y down) lie inside a shape about as large as the unit circle."""
+    if shape == "circle":
+        return u * u + v * v <= 1
+    if shape == "square":
+        return (np.abs(u) <= 0.75) & (np.abs(v) <= 0.75)
+    if shape == "diamond":
+        return np.abs(u) + np.abs(v) <= 1
+    if shape == "triangle":
+        return (v <= 0.55) & (np.abs(u) * 1.65 <= v + 1)
+    if shape == "cross":
+        arm = 0.36
+        return ((np.abs(u) <= arm) & (np.abs(v) <= 0.95)) | (
+            (np.abs(v) <= arm) & (np.abs(u) <= 0.95)
+        )
+    angle = np.arctan2(u, -v) % (2 * np.pi / 5) - np.pi / 5
+    inner = 0.5  # radius of the notches between the five points
+    edge = inner * np.sin(np.pi / 5) / (1 - inner * np.cos(np.pi / 5))
+    radius = np.hypot(u, v)
+    along, across = (
+        radius * np.cos(np.pi / 5 - np.abs(angle)),
+        radius * np.sin(np.pi / 5 - np.abs(angle)),
+    )
+    return across <= edge * (1 - along)
+
+
+def _dark(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Where a texture is dark, from pixel coordinates."""
+    period = TEXTURE_PERIOD
+    across, down = x % period < period / 2, y % period < period / 2
+    if texture == "lined":
+        return down | np.zeros_like(across)
+    if texture == "barred":
+        return across | np.zeros_like(down)
+    if texture == "slashed":
+        return (x + y) % period < period / 2
+    if texture == "backslashed":
+        return (x - y) % period < period / 2
+    if texture == "checked":
+        return across ^ down
+    if texture == "dotted":
+        return (x % period - period / 2) ** 2 + (y % period - period / 2) ** 2 < period**2 / 7
+    if texture == "gridded":
+        return (x % period < period / 4) | (y % period < period / 4)
+    return np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
+
+
+def render(scene: Scene, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
+    """The scene as pixels, and every object's mask.
+
+    Args:
+        scene: what to draw.
+        side: height and width of the image in pixels.
+
+    Returns:
+        (side, side, 3) uint8 and (objects, side, side) bool.
+    """
+    rng = np.random.default_rng(scene.noise_seed)
+    base, tint, slope = rng.uniform(150, 225), rng.uniform(-18, 18, 3), rng.uniform(-35, 35, 2)
+    axis = np.linspace(-1, 1, side, dtype=np.float32)
+    light = base + slope[0] * axis[None, :] + slope[1] * axis[:, None]
+    image = (light[..., None] + tint).astype(np.float32)
+    masks = np.zeros((len(scene.things), side, side), bool)
+    for thing, mask in zip(scene.things, masks, strict=True):
+        cx, cy, r = thing.x * side, thing.y * side, thing.radius * side
+        x0, y0 = max(int(cx - r) - 1, 0), max(int(cy - r) - 1, 0)
+        x = np.arange(x0, min(int(cx + r) + 2, side), dtype=np.float32)[None, :] + 0.5
+        y = np.arange(y0, min(int(cy + r) + 2, side), dtype=np.float32)[:, None] + 0.5
+        window = np.s_[y0 : y0 + y.shape[0], x0 : x0 + x.shape[1]]
+        mask[window] = _inside(thing.shape, (x - cx) / r, (y - cy) / r)
+        dark = _dark(thing.texture, x + thing.phase[0], y + thing.phase[1])
+        paint = np.array(COLOURS[thing.colour], np.float32) * np.where(dark, 0.4, 1)[..., None]
+        np.copyto(image[window], paint, where=mask[window][..., None])
+    image += rng.standard_normal(image.shape, dtype=np.float32) * 10
+    return image.clip(0, 255).astype(np.uint8), masks
+
+
+def expressions(scene: Scene) -> dict[str, list[list[str]]]:
+    """Every expression that names one object and no other.
+
+    Returns:
+        For each kind, a list an object: the expressions that name it, without the final period.
+    """
+    things = scene.things
+    members = _descriptions(things)
+    found: dict[str, list[list[str]]] = {kind: [[] for _ in things] for kind in KINDS}
+    for (size, colour, shape), who in members.items():
+        noun = " ".join(w for w in (size, colour, shape or "thing") if w)
+        if len(who) == 1 and (size or colour or shape):
+            found["attribute"][who[0]].append(f"the {noun}")
+            if colour:
+                rest = " ".join(w for w in (size, shape or "thing") if w)
+                found["attribute"][who[0]].append(f"the {rest} that is {colour}")
+        for (axis, sign), superlatives, words in _DIRECTIONS.values():
+            at = [sign * (things[i].x, things[i].y)[axis] for i in who]
+            if len(who) >= 2 and not size:
+                first, second = sorted(range(len(who)), key=lambda j: -at[j])[:2]
+                if at[first] - at[second] >= 0.08:
+                    found["location"][who[first]] += [s.format(noun) for s in superlatives]
+            if len(who) >= 2 and not (size and colour and shape):
+                _relate(found["relation"], things, members, noun, who, at, axis, sign, words)
+    return found
+
+
+def _descriptions(things: tuple[Thing, ...]) -> dict[tuple[str, str, str], list[int]]:
+    """Who fits each (size, colour, shape) that some object fits, empty words fitting all."""
+    members: dict[tuple[str, str, str], list[int]] = {}
+    for i, thing in enumerate(things):
+        for said in product((True, False), repeat=3):
+            words = (thing.size, thing.colour, thing.shape)
+            key = tuple(w if s else "" for w, s in zip(words, said, strict=True))
+            members.setdefault(key, []).append(i)  # type: ignore[arg-type]
+    return members
+
+
+def _relate(found, things, members, noun, who, at, axis, sign, words) -> None:
+    """Add "the {noun} left of the {other}" where one of `who` is there, and clearly no other."""
+    for (size, colour, shape), (anchor, *more) in members.items():
+        if more or not shape or (size and colour) or anchor in who:
+            continue
+        origin = sign * (things[anchor].x, things[anchor].y)[axis]
+        beyond = [a - origin for a in at]
+        inside = [j for j, b in enumerate(beyond) if b > 0.08]
+        if len(inside) == 1 and all(b < -0.02 for j, b in enumerate(beyond) if j != inside[0]):
+            other = " ".join(w for w in (size, colour, shape) if w)
+            found[who[inside[0]]].append(f"the {noun} {words} the {other}")
+
+
+_CYCLE = ("attribute",) * 4 + ("location",) * 3 + ("relation",) * 3
+_PER_IMAGE = 7
+
+
+def shapes(split: str = "train", num_samples: int = 1000, seed: int = 0) -> Iterator[Sample]:
+    """Samples of the synthetic world, about seven to an image, images one after another.
+
+    Args:
+        split: train, val or test; they never share a scene.
+        num_samples: how many expressions: four in ten by attribute, three by location, three by
+            relation, as far as a scene allows.
+        seed: another world of the same kind.
+
+    Yields:
+        Samples with a 192 x 192 image, box, mask, kind and the answer (texture, colour, shape).
+
+    Raises:
+        ValueError: an unknown split, or a negative number of samples.
+    """
+    from PIL import Image
+
+    if num_samples < 0:
+        raise ValueError(f"num_samples must be >= 0, but got {num_samples}")
+    scene(split, seed, 0)
+    made = index = 0
+    while made < num_samples:
+        this, rng = scene(split, seed, index)
+        pixels, masks = render(this)
+        image, found = Image.fromarray(pixels), expressions(this)
+        taken: set[str] = set()
+        for _ in range(min(_PER_IMAGE, num_samples - made)):
+            chosen = choose(found, _CYCLE[made % len(_CYCLE)], rng, taken)
+            if chosen is None:
+                break
+            kind, target, text = chosen
+            taken.add(text)
+            thing = this.things[target]
+            yield Sample(
+                image=image,
+                expression=text,
+                box=mask_box(masks[target]),
+                mask=masks[target],
+                image_id=index,
+                sample_id=made,
+                kind=kind,
+                answer=(thing.texture, thing.colour, thing.shape),
+            )
+            made += 1
+        index += 1
+
+
+def choose(
+    found: dict[str, list[list[str]]], kind: str, rng: np.random.Generator, taken: set[str]
+) -> tuple[str, int, str] | None:
+    """One expression not yet taken: the wanted kind, else another; an object first, then words."""
+    for option in (kind, *KINDS):
+        texts = [(i, [t for t in ts if t not in taken]) for i, ts in enumerate(found[option])]
+        texts = [(i, ts) for i, ts in texts if ts]
+        if texts:
+            target, words = texts[rng.integers(len(texts))]
+            return option, target, words[rng.integers(len(words))]
+    return None
+
+
+def mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """The tight box of a mask: x1, y1, x2, y2, half-open."""
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)

@@ -1,0 +1,1 @@
+"""The embedded LVLM `tiny`: its checkpoint, its model card, and the program that trained it."""

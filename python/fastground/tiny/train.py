@@ -1,0 +1,326 @@
+"""Train the embedded LVLM from scratch: `python -m fastground.tiny.train --out runs/tiny`.
+
+The task: given a scene and an expression, say the texture, colour and shape of the object that is
+meant. Texture is never in the expression, so the model must look at the object; the token that
+asks for it is the final ".". The loss is the cross-entropy of those three words, and a small cost
+on the attention sum of the "." tokens, which knows no place: heads that do not need the image
+learn to rest on `<s>`. Boxes, masks and positions never enter. Each question sees a random part
+of the image tokens only, so a head must not lean on a single cell of an object.
+
+Two things make it feasible on two CPU cores. Twenty questions share one image prefix:
+
+             image prefix     question 1   question 2  ...
+    image    causal           -            -
+    q. 1     visible          causal       -
+    q. 2     visible          -            causal
+
+through a mask and restarted positions, numerically the same as twenty sequences. And most steps
+run on a 12 x 12 grid; the position table is then interpolated to 24 x 24.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from fastground.datasets.shapes import KINDS, choose, expressions, render, scene
+from fastground.tiny.model import PATCH, TOKENS, build, regrid, save
+
+SLOTS = (9,) * 12 + (12,) * 8
+"""Tokens of each question's branch: the expression, ".", and the first two answer words."""
+TEXT = sum(SLOTS)
+STARTS = np.cumsum((0, *SLOTS[:-1]))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training under one set of choices."""
+
+    name: str
+    grid: int
+    steps: int
+    images: int
+    mix: tuple[float, float, float]
+    """Share of attribute, location and relation questions."""
+    pressure: tuple[float, float]
+    """Weight of the attention-sum cost, from the first step to the last."""
+    hidden: float
+    """Share of the image tokens that a question does not see."""
+    rate: float
+    """Learning rate."""
+    decay: float = 0.0
+    """Share of the steps, at the end, over which the rate falls linearly to zero."""
+
+
+STAGES = (
+    Stage("look", 12, 2000, 10, (0.60, 0.20, 0.20), (0.0, 0.0), 0.0, 2e-3),
+    Stage("focus", 12, 1800, 10, (0.30, 0.35, 0.35), (0.05, 0.3), 0.2, 2e-3),
+    Stage("sharpen", 24, 1800, 6, (0.28, 0.38, 0.34), (0.3, 0.3), 0.3, 1.5e-3, 0.6),
+)
+
+
+class Questions(torch.utils.data.Dataset):
+    """Batches of packed questions; item `step` is a pure function of (stage, step)."""
+
+    def __init__(self, stage: Stage, seed: int) -> None:
+        self.stage, self.seed = stage, seed
+
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        stage, batch = self.stage, self.stage.images
+        side = stage.grid * PATCH
+        pixels = np.empty((batch, side, side, 3), np.uint8)
+        text = np.full((batch, TEXT), TOKENS["<pad>"])
+        answers = np.full((batch, len(SLOTS), 3), TOKENS["<pad>"])
+        asks = np.zeros((batch, len(SLOTS)), np.int64)
+        kinds = np.full((batch, len(SLOTS)), -1)
+        for b in range(batch):
+            this, rng = scene("train", self.seed, step * batch + b)
+            pixels[b] = render(this, side)[0]
+            found, taken = expressions(this), set()
+            free = list(range(len(SLOTS)))
+            for _ in range(3 * len(SLOTS)):
+                wanted = KINDS[rng.choice(3, p=stage.mix)]
+                chosen = choose(found, wanted, rng, taken)
+                if chosen is None or not free:
+                    break
+                kind, target, words = chosen
+                taken.add(words)
+                thing = this.things[target]
+                answer = [TOKENS[w] for w in (thing.texture, thing.colour, thing.shape)]
+                tokens = [TOKENS[w] for w in (*words.split(), ".")]
+                slot = next((s for s in free if SLOTS[s] >= len(tokens) + 2), None)
+                if slot is None:
+                    continue
+                free.remove(slot)
+                start = STARTS[slot]
+                text[b, start : start + len(tokens) + 2] = tokens + answer[:2]
+                answers[b, slot], asks[b, slot] = answer, start + len(tokens) - 1
+                kinds[b, slot] = KINDS.index(kind)
+        return {"pixels": pixels, "text": text, "answers": answers, "asks": asks, "kinds": kinds}
+
+
+def branch_mask() -> torch.Tensor:
+    """(TEXT, TEXT) bool: a text token sees its own branch, causally."""
+    branch = torch.from_numpy(np.repeat(np.arange(len(SLOTS)), SLOTS))
+    return (branch[:, None] == branch[None, :]).tril()
+
+
+def packed_attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, *,
+    scaling: float, visible: torch.Tensor, asks: torch.Tensor, sums: list, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Attention of a packed batch: image rows see the image, text rows what `visible` says.
+
+    Args:
+        visible: (batch, TEXT, image + TEXT) bool.
+        asks: (batch, questions) index of each asking token among the text.
+        sums: gets each layer's attention sums, (batch, heads, questions).
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        query, key, value = query.float(), key.float(), value.float()
+        prefix = query.shape[2] - TEXT
+        # A masked float bias, since boolean masks take a slow path on the CPU.
+        bias = torch.zeros(visible.shape, device=query.device)
+        bias = bias.masked_fill_(~visible, -1e4)[:, None]
+        image = F.scaled_dot_product_attention(
+            query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix],
+            is_causal=True, scale=scaling,
+        )  # fmt: skip
+        text = F.scaled_dot_product_attention(
+            query[:, :, prefix:], key, value, attn_mask=bias, scale=scaling
+        )
+        rows = (asks + prefix)[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+        logits = query.gather(2, rows) @ key.transpose(-1, -2) * scaling
+        logits = logits + bias.gather(2, asks[:, None, :, None].expand(-1, -1, -1, bias.shape[3]))
+        sums.append(logits.softmax(-1)[..., 1:prefix].sum(-1))
+        return torch.cat([image, text], 2).transpose(1, 2), None
+
+
+def forward(model: Any, batch: dict, grid: int, hidden: float, generator: torch.Generator) -> tuple:
+    """Logits of the answer words, (batch, questions, 3, words), and attention sums by layer."""
+    device = batch["text"].device
+    pixels = batch["pixels"].permute(0, 3, 1, 2).float() / 127.5 - 1
+    text, asks = batch["text"], batch["asks"]
+    size, prefix = len(text), 1 + grid * grid
+    questions = torch.from_numpy(np.repeat(np.arange(len(SLOTS)), SLOTS))
+    seen = torch.rand(size, len(SLOTS), grid * grid, generator=generator) >= hidden
+    visible = torch.cat(
+        [
+            torch.ones(size, TEXT, 1, dtype=torch.bool),
+            seen[:, questions],
+            branch_mask().expand(size, -1, -1),
+        ],
+        2,
+    ).to(device)
+    places = torch.cat([torch.arange(n) for n in SLOTS]) + prefix
+    places = torch.cat([torch.arange(prefix), places])[None].to(device)
+    sums: list[torch.Tensor] = []
+    with torch.autocast(device.type, torch.bfloat16):
+        features = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+        features = model.model.multi_modal_projector(features)
+        embed = model.model.language_model.embed_tokens
+        start = embed(torch.full((size, 1), TOKENS["<s>"], device=device))
+        states = model.model.language_model(
+            inputs_embeds=torch.cat([start, features.to(start.dtype), embed(text)], 1),
+            position_ids=places, use_cache=False, visible=visible, asks=asks, sums=sums,
+        ).last_hidden_state  # fmt: skip
+        rows = prefix + asks[..., None] + torch.arange(3, device=device)
+        rows = rows.clamp(max=states.shape[1] - 1).flatten(1)
+        states = states.gather(1, rows[..., None].expand(-1, -1, states.shape[-1]))
+        logits = model.lm_head(states).float()
+    return logits.unflatten(1, (len(SLOTS), 3)), torch.stack(sums, 1)
+
+
+def optimizers(model: Any) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for tables, convolutions, norms and the output."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        table = any(part in name for part in ("embed", "lm_head"))
+        (matrices if parameter.ndim == 2 and not table else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def rate(stage: Stage, step: int) -> float:
+    """The learning rate: a warm-up of 100 steps, level, then linearly down."""
+    left = (stage.steps - step) / max(stage.decay * stage.steps, 1)
+    return stage.rate * min(1.0, (step + 1) / 100, left if stage.decay else 1.0)
+
+
+def write(path: Path, model: Any, tuners: list, stage: int, step: int) -> None:
+    """Everything needed to go on, as safetensors, whole or not at all."""
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{n}": t for n, t in model.state_dict().items()}
+    for i, tuner in enumerate(tuners):
+        for j, state in tuner.state_dict()["state"].items():
+            tensors |= {f"tuner.{i}.{j}.{n}": torch.as_tensor(t) for n, t in state.items()}
+    tensors = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+    part = path.with_suffix(".part")
+    save_file(tensors, part, {"stage": str(stage), "step": str(step)})
+    part.replace(path)
+
+
+def read(path: Path) -> tuple[dict, dict, int, int]:
+    """Model weights, optimizer states, stage and step of a written checkpoint."""
+    from safetensors import safe_open
+
+    weights: dict[str, torch.Tensor] = {}
+    states: dict[int, dict[int, dict[str, torch.Tensor]]] = {}
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            kind, rest = name.split(".", 1)
+            if kind == "model":
+                weights[rest] = file.get_tensor(name)
+            else:
+                i, j, key = rest.split(".", 2)
+                states.setdefault(int(i), {}).setdefault(int(j), {})[key] = file.get_tensor(name)
+        meta = file.metadata()
+    return weights, states, int(meta["stage"]), int(meta["step"])
+
+
+def train(out: Path, device: str, seed: int, stages: tuple[Stage, ...] = STAGES) -> None:
+    """Run all stages, going on from `out` where an earlier run stopped; then export.
+
+    Args:
+        out: folder of the running checkpoint, the log, and the exported model.
+        device: where to train.
+        seed: of weights, scenes and hidden tokens.
+        stages: what to do.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register("fastground_packed", packed_attention)
+    AttentionMaskInterface.register("fastground_packed", lambda *args, **kwargs: None)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    running = out / "running.safetensors"
+    first, begin, states = 0, 0, {}
+    model = build(stages[0].grid)
+    if running.exists():
+        weights, states, first, begin = read(running)
+        model = build(stages[first].grid)
+        model.load_state_dict(weights)
+    for number in range(first, len(stages)):
+        stage = stages[number]
+        if model.config.vision_config.image_size != stage.grid * PATCH:
+            model = regrid(model, stage.grid)
+        model = model.to(device).train()
+        model.set_attn_implementation({"text_config": "fastground_packed", "vision_config": "sdpa"})
+        model.model.vision_tower.compile(dynamic=False)
+        model.model.language_model.compile(dynamic=False)
+        tuners = optimizers(model)
+        for i, state in states.items():
+            tuners[i].load_state_dict(tuners[i].state_dict() | {"state": state})
+        run(model, tuners, stage, number, begin, seed, device, out)
+        begin, states = 0, {}
+    save(model.state_dict(), stages[-1].grid, out / "checkpoint")
+
+
+def run(model, tuners, stage, number, begin, seed, device, out) -> None:
+    """One stage, from step `begin`: a line of the log every 20 steps, a checkpoint every 100."""
+    data = Questions(stage, 1000 * (seed + 1) + number)
+    todo = torch.utils.data.Subset(data, range(begin, stage.steps))
+    loader = torch.utils.data.DataLoader(todo, batch_size=None, num_workers=1, prefetch_factor=4)
+    clock, seen = time.perf_counter(), []
+    for step, batch in enumerate(loader, begin):
+        batch = {n: torch.as_tensor(a).to(device) for n, a in batch.items()}
+        generator = torch.Generator().manual_seed(seed * 10**6 + number * 10**5 + step)
+        logits, sums = forward(model, batch, stage.grid, stage.hidden, generator)
+        asked = batch["kinds"] >= 0
+        word = F.cross_entropy(logits[asked].flatten(0, 1), batch["answers"][asked].flatten(),
+                               reduction="none").view(-1, 3).mean(0)  # fmt: skip
+        cost = sums.transpose(2, 3)[asked[:, None].expand(-1, sums.shape[1], -1)].mean()
+        share = step / stage.steps
+        pressure = stage.pressure[0] * (1 - share) + stage.pressure[1] * share
+        loss = word[0] + 0.5 * word[1] + 0.5 * word[2] + pressure * cost
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for tuner in tuners:
+            for group in tuner.param_groups:
+                group["lr"] = rate(stage, step)
+            tuner.step()
+            tuner.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            right = logits[:, :, 0].argmax(-1) == batch["answers"][:, :, 0]
+            by_kind = [right[batch["kinds"] == k].float().mean().item() for k in range(3)]
+            seen.append([word[0].item(), word[1].item(), word[2].item(), cost.item(), *by_kind])
+        if (step + 1) % 20 == 0:
+            mean = np.nanmean(seen, 0).round(3).tolist()
+            line = dict(zip(("texture", "colour", "shape", "attention_sum", *KINDS), mean,
+                            strict=True))  # fmt: skip
+            line |= {"stage": stage.name, "step": step + 1, "pressure": round(pressure, 3)}
+            line |= {"seconds_a_step": round((time.perf_counter() - clock) / 20, 3)}
+            print(json.dumps(line), flush=True)
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            clock, seen = time.perf_counter(), []
+        if (step + 1) % 100 == 0 or step + 1 == stage.steps:
+            write(out / "running.safetensors", model, tuners, number, step + 1)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    train(args.out, args.device, args.seed)
+
+
+if __name__ == "__main__":
+    main()
