@@ -33,7 +33,8 @@ def meant(scene, text):
         "top": (1, -1), "topmost": (1, -1), "bottom": (1, 1), "lowest": (1, 1),
     }.items():  # fmt: skip
         if direction in words:
-            return [max(fitting(words), key=lambda i: sign * (scene.things[i].x, scene.things[i].y)[axis])]  # noqa: B023, E501  # fmt: skip
+            place = [sign * (t.x, t.y)[axis] for t in scene.things]
+            return [max(fitting(words), key=place.__getitem__)]
     return fitting(words)
 
 
@@ -66,7 +67,9 @@ def test_stream_is_deterministic_grouped_and_mixed():
     first = list(datasets.shapes("test", 300))
     again = list(datasets.load("shapes", split="test", num_samples=300))
     assert [s.expression for s in first] == [s.expression for s in again]
-    assert all(np.array_equal(a.image, b.image) for a, b in zip(first[::30], again[::30]))
+    assert all(
+        np.array_equal(a.image, b.image) for a, b in zip(first[::30], again[::30], strict=True)
+    )
     ids = [s.image_id for s in first]
     assert ids == sorted(ids) and 5 < len(first) / len(set(ids)) <= 7
     kinds = Counter(s.kind for s in first)

@@ -48,10 +48,10 @@ _DIRECTIONS = {
     "top": ((1, -1), ("the topmost {0}", "the {0} at the top", "top {0}"), "above"),
     "bottom": ((1, 1), ("the lowest {0}", "the {0} at the bottom", "bottom {0}"), "below"),
 }
-WORDS = tuple(
-    "the that is on at of thing small large left right top bottom leftmost rightmost topmost "
-    "lowest above below .".split()
-)
+WORDS = (
+    "the", "that", "is", "on", "at", "of", "thing", "small", "large", "left", "right", "top",
+    "bottom", "leftmost", "rightmost", "topmost", "lowest", "above", "below", ".",
+)  # fmt: skip
 VOCABULARY = WORDS + tuple(COLOURS) + SHAPES + TEXTURES
 
 
@@ -127,7 +127,7 @@ def _place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, fl
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Where local coordinates (in radii, y down) lie inside a shape about as large as the unit circle."""
+    """Where local coordinates (in radii, y down) lie inside a shape of about unit radius."""
     if shape == "circle":
         return u * u + v * v <= 1
     if shape == "square":
