@@ -1,0 +1,119 @@
+"""Scores: against counting pixels, scipy, and by their properties."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from fastground import metrics
+from fastground.types import ImageLayout
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+stable = settings(derandomize=True, deadline=None, database=None)
+
+
+@st.composite
+def pixel_box(draw):
+    x, y = draw(st.integers(0, 9)), draw(st.integers(0, 9))
+    return x, y, draw(st.integers(x, 10)), draw(st.integers(y, 10))
+
+
+def drawn(box):
+    mask = np.zeros((10, 10), dtype=bool)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    return mask
+
+
+@stable
+@given(pixel_box(), pixel_box())
+def test_box_iou_counts_pixels(a, b):
+    both, either = (drawn(a) & drawn(b)).sum(), (drawn(a) | drawn(b)).sum()
+    expected = both / either if either else 0
+    assert metrics.box_iou(a, b) == pytest.approx(expected)
+    assert metrics.box_iou(b, a) == metrics.box_iou(a, b)
+    assert metrics.mask_overlap(drawn(a), drawn(b)) == (both, either)
+
+
+def test_box_iou_of_batches():
+    boxes = np.array([[0, 0, 2, 2], [5, 5, 6, 6]])
+    assert metrics.box_iou(boxes, [0, 0, 1, 2]).tolist() == [0.5, 0.0]
+    assert metrics.box_iou(boxes[:, None], boxes).tolist() == [[1, 0], [0, 1]]
+
+
+def test_accuracy_counts_the_border():
+    assert metrics.accuracy([0.5, 0.49999, 1.0, 0.0]) == 0.5
+    assert np.isnan(metrics.accuracy([]))
+
+
+def test_ciou_and_giou():
+    assert metrics.mask_scores([1, 30], [10, 30]) == (31 / 40, pytest.approx((0.1 + 1) / 2))
+    assert metrics.mask_scores([0, 5], [0, 10]) == (0.5, 0.75)  # an empty union counts 1
+    assert metrics.mask_scores([0], [0]) == (1.0, 1.0)
+    assert np.isnan(metrics.mask_scores([], [])).all()
+
+
+def test_points_inside_the_mask():
+    mask = np.zeros((4, 6), dtype=bool)
+    mask[1, 2] = True
+    points = [[2.0, 1.0], [2.99, 1.99], [3.0, 1.5], [-0.1, 1.5], [2.5, 4.0], [1e9, -1e9]]
+    assert metrics.points_inside(points, mask).tolist() == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("image", [(24, 24), (30, 20), (17, 23)])
+def test_map_iou_is_the_iou_of_the_resized_map(image):
+    random = np.random.default_rng(4)
+    side = max(image)
+    layout = ImageLayout(
+        (6, 6),
+        tuple(range(36)),
+        image_size=image,
+        cell_size=(side / 6, side / 6),
+        origin=(-float((side - image[1]) // 2), -float((side - image[0]) // 2)),
+    )
+    maps = random.random((5, 6, 6)) > 0.6
+    mask = random.random(image) > 0.7
+    y, x = (np.floor(c.numpy()).astype(int) for c in layout.pixel_centers())
+    for one, iou in zip(maps, metrics.map_iou(maps, mask, layout), strict=True):
+        resized = one[np.ix_(y, x)]
+        assert iou == pytest.approx((resized & mask).sum() / (resized | mask).sum())
+    assert metrics.map_iou(np.zeros((6, 6)), np.zeros(image), layout) == 0
+
+
+def test_map_iou_outside_a_cropped_image_is_background():
+    layout = ImageLayout((2, 2), (0, 1, 2, 3), None, (4, 8), (2.0, 2.0), (2.0, 0.0))
+    mask = np.ones((4, 8), dtype=bool)
+    assert metrics.map_iou(np.ones((2, 2)), mask, layout) == 0.5
+
+
+@stable
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=30))
+def test_spearman_is_scipys(pairs):
+    a, b = np.array(pairs).T
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        assert np.isnan(metrics.spearman(a, b))
+    else:
+        assert metrics.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
+
+
+def test_spearman_of_too_few():
+    assert np.isnan(metrics.spearman([], [])) and np.isnan(metrics.spearman([1], [2]))
+
+
+def test_bootstrap_holds_the_mean_and_is_wider_by_image():
+    random = np.random.default_rng(0)
+    images = np.repeat(np.arange(50), 10)
+    hits = random.random(50)[images] > 0.5  # all ten of an image hit or miss together
+    low, high = metrics.bootstrap_interval(hits)
+    wide_low, wide_high = metrics.bootstrap_interval(hits, images)
+    assert wide_low < low < hits.mean() < high < wide_high
+    error = np.sqrt(hits.mean() * (1 - hits.mean()) / 500)
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert metrics.bootstrap_interval(hits) == (low, high)
+    assert np.isnan(metrics.bootstrap_interval([])).all()
+
+
+def test_masks_of_other_shapes_are_refused():
+    layout = ImageLayout((1, 1), (0,), None, (4, 4), (4.0, 4.0))
+    with pytest.raises(ValueError, match=r"truth's shape \(4, 4\), but got \(4, 5\)"):
+        metrics.mask_overlap(np.ones((4, 5)), np.ones((4, 4)))
+    with pytest.raises(ValueError, match=r"\(height, width\) \(4, 4\), but got \(5, 4\)"):
+        metrics.map_iou(np.ones((1, 1)), np.ones((5, 4)), layout)
