@@ -1,0 +1,296 @@
+"""Every operation in plain PyTorch: the readable definition that all implementations are held to.
+
+Arguments are not checked here; `fastground.ops` does that. Maps are (..., grid_h, grid_w) of any
+floating dtype on any device. A map that holds NaN or infinity, or whose sum overflows float64, has
+NaN for every number, no foreground and no box.
+
+Source: Kang et al., CVPR 2025 (arXiv 2503.06287), sections 3 and 4; deviations are named below.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from fastground.types import Boxes, HeadStats, Recipe
+
+EPS = 1e-3
+"""The eps of the cuts "mean+eps" and "2mean+eps"."""
+
+
+# One attention map -> its numbers.
+
+
+def attention_sum(maps: torch.Tensor) -> torch.Tensor:
+    """The sum of each map: (...) float32, summed in float64."""
+    total = maps.double().sum((-2, -1))
+    return torch.where(total.isfinite(), total, math.nan).float()
+
+
+def mean(maps: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean of each map over its valid cells: (..., 1, 1) float64; NaN without any.
+
+    Never outside the map's own range, so that rounding cannot turn a constant map to foreground.
+    """
+    cells = maps.double()
+    keep = torch.ones_like(cells, dtype=torch.bool) if valid is None else valid
+    total = torch.where(keep, cells, 0).sum((-2, -1), keepdim=True)
+    average = total / keep.sum((-2, -1), keepdim=True)
+    low = torch.where(keep, cells, math.inf).amin((-2, -1), keepdim=True)
+    high = torch.where(keep, cells, -math.inf).amax((-2, -1), keepdim=True)
+    return torch.where(average.isfinite(), average.maximum(low).minimum(high), math.nan)
+
+
+def binarize(maps: torch.Tensor, *, cut: str = "mean") -> torch.Tensor:
+    """Where a map strictly exceeds its cut: (..., grid_h, grid_w) bool, compared in float64."""
+    average = mean(maps)
+    level = {"mean": average, "mean+eps": average + EPS, "2mean+eps": 2 * average + EPS}[cut]
+    return maps.double() > level  # false against NaN
+
+
+def label(maps: torch.Tensor, *, cut: str = "mean") -> torch.Tensor:
+    """The 8-connected regions, numbered from 1 in raster order of their first cell; 0 is none.
+
+    Every cell takes the earliest cell that it can reach, one step at a time, until nothing changes.
+
+    Args:
+        maps: (..., grid_h, grid_w) floating, cut first, or bool as it is.
+
+    Returns:
+        (..., grid_h, grid_w) int32.
+    """
+    mask = maps if maps.dtype == torch.bool else binarize(maps, cut=cut)
+    grid_h, grid_w = mask.shape[-2:]
+    cells = grid_h * grid_w
+    mask = mask.reshape(-1, 1, grid_h, grid_w)
+    rank = torch.arange(cells, 0, -1, device=mask.device).reshape(grid_h, grid_w).float()
+    reached = torch.where(mask, rank, 0)  # the earlier the cell, the larger its rank
+    while True:
+        grown = torch.where(mask, F.max_pool2d(reached, 3, stride=1, padding=1), 0)
+        if torch.equal(grown, reached):
+            break
+        reached = grown
+    number = (mask & (reached == rank)).flatten(1).cumsum(1)
+    first = (cells - reached).long().flatten(1).clamp(max=cells - 1)
+    labels = torch.where(mask.flatten(1), number.gather(1, first), 0)
+    return labels.reshape(maps.shape).int()
+
+
+def head_stats(
+    maps: torch.Tensor, *, weight: str = "area", cut: str = "mean", empty: str = "inf"
+) -> HeadStats:
+    """The attention sum and the spatial entropy of each map."""
+    return HeadStats(attention_sum(maps), entropy(maps, weight=weight, cut=cut, empty=empty))
+
+
+def entropy(
+    maps: torch.Tensor, *, weight: str = "area", cut: str = "mean", empty: str = "inf"
+) -> torch.Tensor:
+    """The spatial entropy of each map: (...) float32, nats.
+
+    -sum p ln p over the map's regions, p a region's share of the foreground: of its cells, or with
+    weight="mass" of its attention above the map's mean (where that is negative, 0). Without any
+    foreground +inf, so that a flat map never ranks first; with empty="zero", 0.
+
+    Source: equations 3 and 7; weight "mass" and empty "zero" as in the authors' released code.
+    """
+    grid_h, grid_w = maps.shape[-2:]
+    labels = label(maps, cut=cut).flatten(-2).long()
+    share = torch.ones_like(labels, dtype=torch.float64)
+    if weight == "mass":
+        share = (maps.double() - mean(maps)).clamp(min=0).flatten(-2)
+    most = ((grid_h + 1) // 2) * ((grid_w + 1) // 2)  # isolated cells that fit the grid
+    sizes = share.new_zeros(*labels.shape[:-1], most + 1).scatter_add(-1, labels, share)[..., 1:]
+    total = sizes.sum(-1, keepdim=True)
+    result = torch.special.entr(sizes / total).sum(-1).clamp(min=0)
+    result = torch.where(total[..., 0] > 0, result, math.inf if empty == "inf" else 0.0)
+    return torch.where(mean(maps)[..., 0, 0].isfinite(), result, math.nan).float()
+
+
+# k maps -> box.
+
+
+def gaussian(kernel_size: int, sigma: float) -> list[float]:
+    """The taps of the smoothing, normalised after truncation; sigma 0 is a single 1."""
+    if kernel_size == 1 or sigma == 0:
+        return [1.0]
+    offsets = [i - kernel_size // 2 for i in range(kernel_size)]
+    taps = [math.exp(-0.5 * (x / sigma) * (x / sigma)) for x in offsets]
+    return [tap / sum(taps) for tap in taps]
+
+
+def border_cells(size: int, radius: int, border: str) -> list[int]:
+    """The cell that each place of a line stands for when it is extended by radius on both sides.
+
+    "reflect101" is dcb|abcd|cba, "reflect" is dcba|abcd|dcba. Where the line is shorter than the
+    radius the reflection repeats; under "reflect101" a line of one cell repeats that cell.
+    """
+    places = range(-radius, size + radius)
+    if border == "reflect101":
+        period = max(2 * size - 2, 1)
+        return [min(i % period, period - i % period) % size for i in places]
+    return [min(i % (2 * size), 2 * size - 1 - i % (2 * size)) for i in places]
+
+
+def smooth(
+    maps: torch.Tensor, *, kernel_size: int = 7, sigma: float = 1.0, border: str = "reflect101"
+) -> torch.Tensor:
+    """Each map after a separable Gaussian: (..., grid_h, grid_w) float32, computed in float64."""
+    return _smooth(maps, gaussian(kernel_size, sigma), border).float()
+
+
+def combine(maps: torch.Tensor, *, recipe: Recipe) -> torch.Tensor:
+    """The combined map, the smoothed maps summed: (..., grid_h, grid_w) float32.
+
+    Args:
+        maps: (..., k, grid_h, grid_w), the k heads of one expression.
+        recipe: kernel_size, sigma and border are read.
+    """
+    smoothed = _smooth(maps, gaussian(recipe.kernel_size, recipe.sigma), recipe.border)
+    total = smoothed[..., 0, :, :]
+    for i in range(1, maps.shape[-3]):
+        total = total + smoothed[..., i, :, :]
+    return total.float()
+
+
+def _smooth(maps: torch.Tensor, taps: list[float], border: str) -> torch.Tensor:
+    """Rows first, then columns; the taps are added from the first to the last."""
+    cells = maps.double()
+    finite = cells.sum((-2, -1), keepdim=True).isfinite()
+    for dim in (-2, -1):
+        size = cells.shape[dim]
+        index = torch.tensor(border_cells(size, len(taps) // 2, border), device=maps.device)
+        extended = cells.index_select(dim, index)
+        cells = extended.narrow(dim, 0, size) * taps[0]
+        for t, tap in enumerate(taps[1:], start=1):
+            cells = cells + extended.narrow(dim, t, size) * tap
+    return torch.where(finite, cells, math.nan)
+
+
+class Region(NamedTuple):
+    """What may become the box of one combined map."""
+
+    size: float
+    """What the recipe compares: hull area, cells or mass."""
+    area: float
+    """In cells: of the hull, or the number of cells."""
+    box: tuple[int, int, int, int]
+    """x1, y1, x2, y2 in grid units."""
+    cells: torch.Tensor
+    """(grid_h, grid_w) bool."""
+
+
+def boxes(
+    maps: torch.Tensor, *, recipe: Recipe | None = None, valid: torch.Tensor | None = None
+) -> Boxes:
+    """The box of the region that k heads' maps agree on, with what supports it.
+
+    The combined map is cut at its mean over the valid cells; of the 8-connected regions of what
+    exceeds it, one is kept: by recipe.region the one with the largest convex hull of its cells'
+    corners ("hull"), the most cells ("component"), the largest sum ("mass"), or all foreground as
+    one ("all"). Ties: the larger sum, then raster order. The box is the tight box of the kept
+    region, cell (i, j) covering [j, j+1) x [i, i+1). The kept region's cells are those whose centre
+    lies in the hull for "hull", else its own; mass and score see valid cells only.
+
+    Args:
+        maps: (..., k, grid_h, grid_w), the k heads of one expression.
+        recipe: kernel_size, sigma, border, region and padding are read; the default is the paper's.
+        valid: (..., grid_h, grid_w) bool, the cells that may belong to a region; not looked at
+            where recipe.padding is "include".
+    """
+    recipe = recipe or Recipe()
+    combined = combine(maps, recipe=recipe)
+    if valid is None or recipe.padding == "include":
+        valid = torch.ones(combined.shape[-2:], dtype=torch.bool)
+    valid = valid.to(maps.device).expand(combined.shape)
+    foreground = valid & (combined.double() > mean(combined, valid))
+    batch, grid = combined.shape[:-2], combined.shape[-2:]
+    found = [
+        _box(c, v, n, recipe.region)
+        for c, v, n in zip(
+            combined.double().cpu().reshape(-1, *grid),
+            valid.cpu().reshape(-1, *grid),
+            label(foreground).cpu().reshape(-1, *grid),
+            strict=True,
+        )
+    ]
+    table = torch.tensor(found, dtype=torch.float64).reshape(*batch, 8).to(maps.device)
+    area, mass, score = table[..., 4].float(), table[..., 5].float(), table[..., 6].float()
+    return Boxes(table[..., :4].float(), area, mass, score, table[..., 7] > 0)
+
+
+def _box(
+    combined: torch.Tensor, valid: torch.Tensor, labels: torch.Tensor, region: str
+) -> list[float]:
+    """x1, y1, x2, y2, area, mass, score, found of one combined map."""
+    if not combined.sum().isfinite():
+        return [0, 0, 0, 0, 0, math.nan, math.nan, 0]
+    parts = [labels == i for i in range(1, int(labels.max()) + 1)]
+    if not parts:
+        return [0] * 8
+    if region == "all":
+        parts = [labels > 0]
+    sums = [float(combined[part].sum()) for part in parts]
+    kept = [_region(part, total, region) for part, total in zip(parts, sums, strict=True)]
+    best = max(range(len(kept)), key=lambda i: (kept[i].size, sums[i], -i))
+    inside = kept[best].cells & valid
+    outside = valid & ~inside
+    mass = combined[inside].sum() / combined[valid].sum()
+    score = combined[inside].mean() / combined[outside].mean() if outside.any() else math.inf
+    return [*kept[best].box, kept[best].area, float(mass), float(score), 1]
+
+
+def _region(part: torch.Tensor, total: float, region: str) -> Region:
+    rows, columns = (index.tolist() for index in part.nonzero(as_tuple=True))
+    box = (min(columns), min(rows), max(columns) + 1, max(rows) + 1)
+    count = float(len(rows))
+    if region != "hull":
+        return Region(total if region == "mass" else count, count, box, part)
+    corners = {
+        (x + a, y + b) for x, y in zip(columns, rows, strict=True) for a in (0, 1) for b in (0, 1)
+    }
+    hull = convex_hull(corners)
+    area = polygon_area(hull)
+    return Region(area, area, box, centres_inside(hull, part.shape))
+
+
+Point = tuple[int, int]
+
+
+def convex_hull(points: set[Point]) -> list[Point]:
+    """The corners (x, y) of the convex hull, no three on a line, by Andrew's monotone chain."""
+    ordered = sorted(points)
+
+    def half(points: list[Point]) -> list[Point]:
+        chain: list[Point] = []
+        for p in points:
+            while len(chain) > 1 and _turn(chain[-2], chain[-1], p) <= 0:
+                chain.pop()
+            chain.append(p)
+        return chain[:-1]
+
+    return half(ordered) + half(ordered[::-1])
+
+
+def _turn(a: Point, b: Point, c: Point) -> int:
+    """Twice the signed area of the triangle a, b, c."""
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+
+def polygon_area(polygon: list[Point]) -> float:
+    """The area inside, by the shoelace formula."""
+    return sum(_turn(polygon[0], b, c) for b, c in pairwise(polygon)) / 2
+
+
+def centres_inside(polygon: list[Point], grid: torch.Size) -> torch.Tensor:
+    """Which cells of the grid have their centre in the convex polygon or on its edge: bool."""
+    y = torch.arange(grid[0])[:, None] * 2 + 1  # doubled, so that all stays whole
+    x = torch.arange(grid[1])[None, :] * 2 + 1
+    inside = torch.ones(grid, dtype=torch.bool)
+    for a, b in zip(polygon, polygon[1:] + polygon[:1], strict=True):
+        inside &= (b[0] - a[0]) * (y - 2 * a[1]) - (b[1] - a[1]) * (x - 2 * a[0]) >= 0
+    return inside
