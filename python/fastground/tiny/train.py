@@ -7,15 +7,8 @@ on the attention sum of the "." tokens, which knows no place: heads that do not 
 learn to rest on `<s>`. Boxes, masks and positions never enter. Each question sees a random part
 of the image tokens only, so a head must not lean on a single cell of an object.
 
-Two things make it feasible on two CPU cores. Twenty questions share one image prefix:
-
-             image prefix     question 1   question 2  ...
-    image    causal           -            -
-    q. 1     visible          causal       -
-    q. 2     visible          -            causal
-
-through a mask and restarted positions, numerically the same as twenty sequences. And most steps
-run on a 12 x 12 grid; the position table is then interpolated to 24 x 24.
+Two things make it feasible on two CPU cores: twenty questions share one image prefix
+(questions.py), and most steps run on a 12 x 12 grid; the position table is then interpolated.
 """
 
 from __future__ import annotations
@@ -23,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,38 +23,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fastground.datasets.shapes import KINDS, choose, expressions, render, scene
+from fastground.datasets.shapes import KINDS
 from fastground.tiny.model import PATCH, TOKENS, build, regrid, save
-
-GROUPS = 4
-SLOTS = (9, 9, 9, 12, 12) * GROUPS
-"""Tokens of each question's branch: the expression, ".", and the first two answer words.
-
-Branches attend in groups of five, so that few keys are only masked away.
-"""
-TEXT = sum(SLOTS)
-STARTS = np.cumsum((0, *SLOTS[:-1]))
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of training under one set of choices."""
-
-    name: str
-    grid: int
-    steps: int
-    images: int
-    mix: tuple[float, float, float]
-    """Share of attribute, location and relation questions."""
-    pressure: tuple[float, float]
-    """Weight of the attention-sum cost, from the first step to the last."""
-    hidden: float
-    """Share of the image tokens that a question does not see."""
-    rate: float
-    """Learning rate."""
-    decay: float = 0.0
-    """Share of the steps, at the end, over which the rate falls linearly to zero."""
-
+from fastground.tiny.questions import GROUPS, SLOTS, TEXT, Questions, Stage, branch_mask
 
 STAGES = (
     Stage("look", 12, 2000, 10, (0.60, 0.20, 0.20), (0.0, 0.0), 0.0, 2e-3),
@@ -71,53 +34,8 @@ STAGES = (
 )
 
 
-class Questions(torch.utils.data.Dataset):
-    """Batches of packed questions; item `step` is a pure function of (stage, step)."""
-
-    def __init__(self, stage: Stage, seed: int) -> None:
-        self.stage, self.seed = stage, seed
-
-    def __len__(self) -> int:
-        return self.stage.steps
-
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        stage, batch = self.stage, self.stage.images
-        side = stage.grid * PATCH
-        pixels = np.empty((batch, side, side, 3), np.uint8)
-        text = np.full((batch, TEXT), TOKENS["<pad>"])
-        answers = np.full((batch, len(SLOTS), 3), TOKENS["<pad>"])
-        asks = np.zeros((batch, len(SLOTS)), np.int64)
-        kinds = np.full((batch, len(SLOTS)), -1)
-        for b in range(batch):
-            this, rng = scene("train", self.seed, step * batch + b)
-            pixels[b] = render(this, side)[0]
-            found, taken = expressions(this), set()
-            free = list(range(len(SLOTS)))
-            for _ in range(3 * len(SLOTS)):
-                wanted = KINDS[rng.choice(3, p=stage.mix)]
-                chosen = choose(found, wanted, rng, taken)
-                if chosen is None or not free:
-                    break
-                kind, target, words = chosen
-                taken.add(words)
-                thing = this.things[target]
-                answer = [TOKENS[w] for w in (thing.texture, thing.colour, thing.shape)]
-                tokens = [TOKENS[w] for w in (*words.split(), ".")]
-                slot = next((s for s in free if SLOTS[s] >= len(tokens) + 2), None)
-                if slot is None:
-                    continue
-                free.remove(slot)
-                start = STARTS[slot]
-                text[b, start : start + len(tokens) + 2] = tokens + answer[:2]
-                answers[b, slot], asks[b, slot] = answer, start + len(tokens) - 1
-                kinds[b, slot] = KINDS.index(kind)
-        return {"pixels": pixels, "text": text, "answers": answers, "asks": asks, "kinds": kinds}
-
-
-def branch_mask() -> torch.Tensor:
-    """(TEXT, TEXT / GROUPS) bool: of its group, a text token sees its own branch, causally."""
-    branch = torch.from_numpy(np.repeat(np.arange(len(SLOTS)), SLOTS)).view(GROUPS, -1)
-    return (branch[:, :, None] == branch[:, None, :]).tril().flatten(0, 1)
+WRITE_EVERY = 100
+"""Steps between two checkpoints."""
 
 
 def packed_attention(
@@ -161,8 +79,38 @@ def packed_attention(
         return torch.cat([image, out], 2).transpose(1, 2), None
 
 
-def forward(model: Any, batch: dict, grid: int, hidden: float, generator: torch.Generator) -> tuple:
-    """Logits of the answer words, (batch, questions, 3, words), and attention sums by layer."""
+def use_packed_attention(model: Any) -> Any:
+    """The model, its text part attending by `packed_attention`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register("fastground_packed", packed_attention)
+    AttentionMaskInterface.register("fastground_packed", lambda *args, **kwargs: None)
+    model.set_attn_implementation({"text_config": "fastground_packed", "vision_config": "sdpa"})
+    return model
+
+
+def forward(
+    model: Any,
+    batch: dict[str, torch.Tensor],
+    grid: int,
+    hidden: float,
+    generator: torch.Generator,
+    precision: torch.dtype = torch.bfloat16,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model answers to a packed batch, and where its asking tokens look.
+
+    Args:
+        model: with `packed_attention` as its text model's attention.
+        batch: an item of `Questions`, as tensors.
+        grid: cells of the image's side.
+        hidden: share of the image tokens that a question does not see.
+        generator: chooses them.
+        precision: of the matrix products.
+
+    Returns:
+        Logits of the answer words (batch, questions, 3, words), and attention sums
+        (batch, layers, heads, questions).
+    """
     device = batch["text"].device
     pixels = batch["pixels"].permute(0, 3, 1, 2).float() / 127.5 - 1
     text, asks = batch["text"], batch["asks"]
@@ -180,7 +128,7 @@ def forward(model: Any, batch: dict, grid: int, hidden: float, generator: torch.
     places = torch.cat([torch.arange(n) for n in SLOTS]) + prefix
     places = torch.cat([torch.arange(prefix), places])[None].to(device)
     sums: list[torch.Tensor] = []
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
         features = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
         features = model.model.multi_modal_projector(features)
         embed = model.model.language_model.embed_tokens
@@ -280,7 +228,9 @@ def read(path: Path) -> tuple[dict, dict, int, int]:
     return weights, states, int(meta["stage"]), int(meta["step"])
 
 
-def train(out: Path, device: str, seed: int, stages: tuple[Stage, ...] = STAGES) -> None:
+def train(
+    out: Path, device: str, seed: int, stages: tuple[Stage, ...] = STAGES, compiled: bool = True
+) -> None:
     """Run all stages, going on from `out` where an earlier run stopped; then export.
 
     Args:
@@ -288,11 +238,8 @@ def train(out: Path, device: str, seed: int, stages: tuple[Stage, ...] = STAGES)
         device: where to train.
         seed: of weights, scenes and hidden tokens.
         stages: what to do.
+        compiled: whether torch.compile fuses the model; needs a C++ compiler on the CPU.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register("fastground_packed", packed_attention)
-    AttentionMaskInterface.register("fastground_packed", lambda *args, **kwargs: None)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     running = out / "running.safetensors"
@@ -306,10 +253,10 @@ def train(out: Path, device: str, seed: int, stages: tuple[Stage, ...] = STAGES)
         stage = stages[number]
         if model.config.vision_config.image_size != stage.grid * PATCH:
             model = regrid(model, stage.grid)
-        model = model.to(device).train()
-        model.set_attn_implementation({"text_config": "fastground_packed", "vision_config": "sdpa"})
-        model.model.vision_tower.compile(dynamic=False)
-        model.model.language_model.compile(dynamic=False)
+        model = use_packed_attention(model).to(device).train()
+        if compiled:
+            model.model.vision_tower.compile(dynamic=False)
+            model.model.language_model.compile(dynamic=False)
         tuners = optimizers(model)
         for i, state in states.items():
             tuners[i].load_state_dict(tuners[i].state_dict() | {"state": state})
@@ -319,7 +266,7 @@ def train(out: Path, device: str, seed: int, stages: tuple[Stage, ...] = STAGES)
 
 
 def run(model, tuners, stage, number, begin, seed, device, out) -> None:
-    """One stage, from step `begin`: a line of the log every 20 steps, a checkpoint every 100."""
+    """One stage, from step `begin`: a line of the log every 20 steps, a checkpoint now and then."""
     data = Questions(stage, 1000 * (seed + 1) + number)
     todo = torch.utils.data.Subset(data, range(begin, stage.steps))
     loader = torch.utils.data.DataLoader(todo, batch_size=None, num_workers=1, prefetch_factor=4)
@@ -356,7 +303,7 @@ def run(model, tuners, stage, number, begin, seed, device, out) -> None:
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             clock, seen = time.perf_counter(), []
-        if (step + 1) % 100 == 0 or step + 1 == stage.steps:
+        if (step + 1) % WRITE_EVERY == 0 or step + 1 == stage.steps:
             write(out / "running.safetensors", model, tuners, number, step + 1)
 
 
