@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastground.types import ImageLayout
+from fastground.types import ImageLayout, Sample
 
 
 def box_iou(boxes: Any, truth: Any) -> np.ndarray:
@@ -173,3 +175,76 @@ def bootstrap_interval(
         means[i] = total[drawn].sum() / size[drawn].sum()
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def mean(values: Any) -> float:
+    """The mean; nan without values."""
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+@dataclass(frozen=True)
+class BoxScores:
+    """How well boxes and peaks match the truth."""
+
+    accuracy: float
+    """Acc@0.5: share of boxes with IoU >= 0.5; a box not found is a miss."""
+    interval: tuple[float, float]
+    """95 % of the accuracy, images resampled."""
+    mean_iou: float
+    pointing: float
+    """Share of peaks inside the true mask; nan without masks."""
+    by_kind: dict[str, float]
+    """Accuracy by what the expressions use."""
+
+
+class BoxTally:
+    """Boxes and peaks against the truth, gathered sample by sample."""
+
+    def __init__(self) -> None:
+        self.ious: list[float] = []
+        self.hits: list[bool] = []
+        self.kinds: list[str] = []
+        self.images: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.ious)
+
+    def add(self, samples: Sequence[Sample], boxes: Any, points: Any = None) -> None:
+        """Count samples in.
+
+        Args:
+            samples: n of them, with true boxes.
+            boxes: (n, 4) in pixels.
+            points: (n, 2) peaks in pixels, counted where a sample has a mask; or None.
+
+        Raises:
+            ValueError: a sample without a box.
+        """
+        for i, sample in enumerate(samples):
+            if sample.box is None:
+                raise ValueError(
+                    f"samples must have true boxes to be scored, but sample {sample.sample_id} "
+                    f"({sample.expression!r}) has none"
+                )
+            self.ious.append(float(box_iou(boxes[i], sample.box)))
+            self.kinds.append(sample.kind)
+            self.images.append(sample.image_id)
+            if points is not None and sample.mask is not None:
+                self.hits.append(bool(points_inside(points[i], sample.mask)))
+
+    def scores(self, seed: int = 0) -> BoxScores:
+        """The scores of what was counted; `seed` is the interval's.
+
+        Raises:
+            ValueError: nothing was.
+        """
+        if not self.ious:
+            raise ValueError("samples must hold at least one sample, but are empty")
+        ious, kinds = np.array(self.ious), np.array(self.kinds)
+        return BoxScores(
+            accuracy=accuracy(ious),
+            interval=bootstrap_interval(ious >= 0.5, self.images, seed=seed),
+            mean_iou=mean(ious),
+            pointing=mean(self.hits),
+            by_kind={str(k): accuracy(ious[kinds == k]) for k in np.unique(kinds) if k},
+        )

@@ -7,16 +7,11 @@ from collections.abc import Iterable, Iterator
 from fastground.types import Sample
 
 
-def by_image(samples: Iterable[Sample], at_most: int = 64) -> Iterator[list[Sample]]:
-    """Runs of samples that follow one another and show the same image.
-
-    Args:
-        samples: a stream; what does not follow one another is not brought together.
-        at_most: samples a run.
-    """
+def by_image(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Runs of samples that follow one another and show the same image, as they stream in."""
     run: list[Sample] = []
     for sample in samples:
-        if run and (len(run) >= at_most or not _same_image(run[0], sample)):
+        if run and not _same_image(run[0], sample):
             yield run
             run = []
         run.append(sample)

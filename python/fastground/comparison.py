@@ -1,0 +1,243 @@
+"""The method beside what it must beat, scored on the same maps.
+
+`compare` reads every head's map of each held-out sample once and scores from it the method, its
+ablations, random heads, the oracle and the grid's ceiling. Heads are chosen on the training split
+alone; nothing here is fitted to a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fastground import ops
+from fastground.attention import attention_maps, right_answers
+from fastground.datasets.images import by_image
+from fastground.grounding import boxes_in_pixels, boxes_on_grid, peaks, truth_boxes
+from fastground.metrics import BoxScores, BoxTally, bootstrap_interval, mean, spearman
+from fastground.ranking import greedy, kept_heads, rank
+from fastground.stats import head_statistics
+from fastground.table import HeadTable
+from fastground.types import AttentionMaps, HeadId, HeadRanking, Recipe, Sample
+
+if TYPE_CHECKING:
+    from fastground.models import LVLM
+
+MOST_NAMED = 8
+"""A row of more heads than these does not list them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One choice of heads, scored."""
+
+    name: str
+    scores: BoxScores
+    """Means over the draws, for random heads."""
+    heads: tuple[HeadId, ...] = ()
+    """The heads, where they are the same for all samples."""
+    accuracy_std: float = 0.0
+    """Standard deviation over the draws, for random heads."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The method beside its ablations, chance, the oracle and the ceiling, on the same maps."""
+
+    rows: tuple[Row, ...]
+    """The method first."""
+    num_samples: int
+    answer_accuracy: float
+    """Share of questions that greedy decoding answers right; nan without answers."""
+    rho: float
+    """Spearman's correlation of selection frequency and mean mask IoU on the training split, over
+    the heads elected in at least 1 % of the samples; nan without masks."""
+    rho_heads: int
+    """How many heads those are."""
+    agreement: tuple[int, int]
+    """Trials whose first k heads are the ranking's, as a set; and trials."""
+    shared_with_oracle: int
+    """How many of the method's k heads are among the oracle's."""
+    recipe: Recipe
+
+    def row(self, name: str) -> Row:
+        """The row of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return {row.name: row for row in self.rows}[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name, as JSON keeps it."""
+        return asdict(self)
+
+
+def compare(
+    lvlm: LVLM,
+    table: HeadTable,
+    ranking: HeadRanking,
+    samples: Iterable[Sample],
+    *,
+    draws: int = 10,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Comparison:
+    """The method and what it must beat, from one reading of every head's map.
+
+    The rows, all under the ranking's recipe: its k heads by both criteria; k by one criterion
+    alone; k chosen in every sample anew; one head; five heads; all heads; k random heads; the k of
+    highest mean mask IoU on the training split; the true mask instead of heads. Random heads come
+    from the layers that may be chosen, the oracle's from all; neither oracle nor ceiling is there
+    without masks.
+
+    Args:
+        lvlm: the model.
+        table: its head statistics on the training split.
+        ranking: made from that table.
+        samples: held-out, with true boxes; those of an image one after another.
+        draws: of random heads.
+        seed: of the draws and of the intervals.
+        progress: called with the number of samples done.
+
+    Raises:
+        ValueError: no samples, one without a box, or a table that is not the ranking's.
+    """
+    recipe = ranking.recipe
+    table.check(recipe)
+    shape = table.sums.shape[1:]
+    sets = _fixed_sets(table, ranking, draws, seed)
+    oracle = sets.get(f"{recipe.k} oracle heads")
+    means = table.sums.mean(axis=0, dtype=np.float64)
+    kept = kept_heads(means, recipe, tau=ranking.tau) if recipe.scope == "mean" else None
+    own = f"{recipe.k} heads, own for each sample"
+    ceiling = "ceiling: the true mask"
+    tallies = {name: [BoxTally() for _ in members] for name, members in sets.items()}
+    tallies |= {own: [BoxTally()], ceiling: [BoxTally()]}
+    right: list[bool] = []
+    done = 0
+    for group in by_image(samples):
+        attention = attention_maps(
+            lvlm, group[0].image, [s.expression for s in group], recipe=recipe
+        )
+        stats = (x.cpu().numpy().reshape(-1, *shape) for x in head_statistics(attention, recipe))
+        chosen = greedy(*stats, recipe, kept=kept)
+        found = _score_sets(attention, {**sets, own: chosen[:, None]}, recipe)
+        for name, (boxes, points) in found.items():
+            for i, tally in enumerate(tallies[name]):
+                tally.add(group, boxes[:, i], points[:, i])
+        if all(s.mask is not None for s in group):
+            masks = torch.stack([torch.as_tensor(s.mask, dtype=torch.bool) for s in group])
+            boxes = truth_boxes(masks, attention.layout, recipe).numpy()
+            tallies[ceiling][0].add(group, boxes)
+        if all(s.answer for s in group):
+            right += right_answers(lvlm, group, recipe=recipe)
+        done += len(group)
+        if progress is not None:
+            progress(done)
+    if not done:
+        raise ValueError("samples must hold at least one sample, but are empty")
+    order = [*[*sets][:3], own, *[*sets][3:], ceiling]
+    best = set(ranking.top())
+    frequent = [h for h in ranking.heads if h.frequency >= 0.01]
+    rho = float("nan")
+    if table.ious is not None:
+        ious = np.nanmean(table.ious, axis=0, dtype=np.float64)
+        rho = spearman([h.frequency for h in frequent], [ious[h.head] for h in frequent])
+    return Comparison(
+        rows=tuple(_row(n, tallies[n], sets.get(n), shape, seed) for n in order if tallies[n][0]),
+        num_samples=done,
+        answer_accuracy=mean(right),
+        rho=rho,
+        rho_heads=len(frequent),
+        agreement=(sum(set(t) == best for t in ranking.trials), len(ranking.trials)),
+        shared_with_oracle=0 if oracle is None else len(best & set(_head_ids(oracle[0], shape))),
+        recipe=recipe,
+    )
+
+
+def _fixed_sets(
+    table: HeadTable, ranking: HeadRanking, draws: int, seed: int
+) -> dict[str, np.ndarray]:
+    """By row name (sets, k): the flat numbers of heads that are the same for all samples."""
+    recipe, (layers, heads) = ranking.recipe, table.sums.shape[1:]
+    k = recipe.k
+
+    def flat(of: HeadRanking, count: int) -> np.ndarray:
+        return np.array([[h.layer * heads + h.head for h in of.top(count)]])
+
+    def alone(criterion: str) -> HeadRanking:
+        changed = recipe.replace(criteria=criterion)
+        return rank(table.sums, table.entropies, recipe=changed, trials=1)
+
+    sets = {
+        f"{k} heads, both criteria": flat(ranking, k),
+        f"{k} heads, attention sum only": flat(alone("attention_sum"), k),
+        f"{k} heads, entropy only": flat(alone("entropy"), k),
+        "1 head, both criteria": flat(ranking, 1),
+        "5 heads, both criteria": flat(ranking, 5),
+        "all heads": np.arange(layers * heads)[None],
+    }
+    random = np.random.default_rng(seed)
+    pool = np.arange(recipe.skip_layers * heads, layers * heads)
+    sets[f"{k} random heads"] = np.stack(
+        [random.choice(pool, k, replace=False) for _ in range(draws)]
+    )
+    if table.ious is not None:
+        ious = np.nanmean(table.ious, axis=0, dtype=np.float64).reshape(-1)
+        sets[f"{k} oracle heads"] = np.argsort(-ious, kind="stable")[None, :k]
+    return sets
+
+
+def _score_sets(
+    attention: AttentionMaps, sets: dict[str, np.ndarray], recipe: Recipe
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By row name boxes (n, sets, 4) and peaks (n, sets, 2) in pixels; one call for each k."""
+    n = len(attention.maps)
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for k in {members.shape[-1] for members in sets.values()}:
+        names = [name for name, members in sets.items() if members.shape[-1] == k]
+        index = np.concatenate(
+            [np.broadcast_to(sets[name], (n, *sets[name].shape[-2:])) for name in names], axis=1
+        )
+        chosen = torch.from_numpy(index).to(attention.maps.device)
+        maps = torch.take_along_dim(
+            attention.maps[:, None], chosen[..., None, None], dim=2
+        )  # (n, sets, k, grid_h, grid_w)
+        boxes = boxes_in_pixels(boxes_on_grid(maps, attention.layout, recipe), attention.layout)
+        points = peaks(ops.combine(maps, recipe=recipe), attention.layout, recipe)
+        parts = np.cumsum([sets[name].shape[-2] for name in names])[:-1]
+        each = (np.split(x.cpu().numpy(), parts, axis=1) for x in (boxes, points))
+        found |= dict(zip(names, zip(*each, strict=True), strict=True))
+    return found
+
+
+def _row(
+    name: str,
+    tallies: list[BoxTally],
+    members: np.ndarray | None,
+    shape: tuple[int, ...],
+    seed: int,
+) -> Row:
+    scores = [tally.scores(seed) for tally in tallies]
+    if len(scores) == 1:
+        named = members is not None and members.size <= MOST_NAMED
+        return Row(name, scores[0], _head_ids(members[0], shape) if named else ())
+    hits = np.mean([np.array(tally.ious) >= 0.5 for tally in tallies], axis=0)
+    each = [s.accuracy for s in scores]
+    means = BoxScores(
+        accuracy=mean(each),
+        interval=bootstrap_interval(hits, tallies[0].images, seed=seed),
+        mean_iou=mean([s.mean_iou for s in scores]),
+        pointing=mean([s.pointing for s in scores]),
+        by_kind={k: mean([s.by_kind[k] for s in scores]) for k in scores[0].by_kind},
+    )
+    return Row(name, means, accuracy_std=float(np.std(each, ddof=1)))
+
+
+def _head_ids(flat: np.ndarray, shape: tuple[int, ...]) -> tuple[HeadId, ...]:
+    return tuple(HeadId(int(i) // shape[1], int(i) % shape[1]) for i in flat)
