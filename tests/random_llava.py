@@ -2,7 +2,7 @@
 
 import torch
 
-WORDS = "a the red blue small mug dog left right of on in what is this x y z".split()
+WORDS = ["a", "the", "red", "blue", "small", "mug", "dog", "left", "on", "of", "what", "is", "x"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 CHAT = (
     "{% for m in messages %}USER: {% for c in m['content'] %}"

@@ -28,19 +28,12 @@ MAX_TOKENS = 2048
 """Default length of a pack: the mask and the attention grow with its square."""
 
 
-def pack(
-    encoded: Encoded, *, mask_dtype: torch.dtype | None = None
-) -> tuple[dict[str, Any], torch.Tensor]:
+def pack(encoded: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
     """Model inputs of one sequence that holds every expression.
 
-    Args:
-        encoded: the image and its expressions.
-        mask_dtype: bool (sdpa) unless given; a float dtype gives the additive mask that eager
-            attention needs.
-
     Returns:
-        (inputs, rows): input_ids (1, T), attention_mask (1, 1, T, T), position_ids (1, T) and the
-        image's own; rows (N, 2) int64, batch index and sequence position of each asking token.
+        (inputs, rows): input_ids (1, T), attention_mask (1, 1, T, T) bool, position_ids (1, T) and
+        the image's own; rows (N, 2) int64, batch index and sequence position of each asking token.
     """
     import torch
 
@@ -55,7 +48,7 @@ def pack(
     rows = torch.stack([torch.zeros_like(starts), starts + torch.tensor(encoded.asking)], dim=1)
     return {
         "input_ids": input_ids[None],
-        "attention_mask": visible if mask_dtype is None else _additive(visible, mask_dtype),
+        "attention_mask": visible,
         "position_ids": positions[None],
         **encoded.image_inputs,
     }, rows
@@ -115,8 +108,9 @@ def split(encoded: Encoded, *, packed: bool = True, max_tokens: int = MAX_TOKENS
     ]
 
 
-def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask that eager attention adds to its logits: 0 where visible, else the least number."""
     import torch
 
-    hidden = torch.full(visible.shape, torch.finfo(dtype).min, dtype=dtype)
+    hidden = torch.full(visible.shape, torch.finfo(dtype).min, dtype=dtype, device=visible.device)
     return hidden.masked_fill_(visible, 0)

@@ -10,6 +10,7 @@ Source: Kang et al., CVPR 2025 (arXiv 2503.06287), sections 3 and 4; deviations 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -34,15 +35,14 @@ def attention_sum(maps: torch.Tensor) -> torch.Tensor:
 def mean(maps: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
     """The mean of each map over its valid cells: (..., 1, 1) float64; NaN without any.
 
-    Never outside the map's own range, so that rounding cannot turn a constant map to foreground.
+    At least the map's least cell, so that rounding cannot turn a constant map to foreground.
     """
     cells = maps.double()
     keep = torch.ones_like(cells, dtype=torch.bool) if valid is None else valid
     total = torch.where(keep, cells, 0).sum((-2, -1), keepdim=True)
     average = total / keep.sum((-2, -1), keepdim=True)
     low = torch.where(keep, cells, math.inf).amin((-2, -1), keepdim=True)
-    high = torch.where(keep, cells, -math.inf).amax((-2, -1), keepdim=True)
-    return torch.where(average.isfinite(), average.maximum(low).minimum(high), math.nan)
+    return torch.where(average.isfinite(), average.maximum(low), math.nan)
 
 
 def binarize(maps: torch.Tensor, *, cut: str = "mean") -> torch.Tensor:
@@ -203,14 +203,21 @@ def boxes(
             where recipe.padding is "include".
     """
     recipe = recipe or Recipe()
-    combined = combine(maps, recipe=recipe)
-    if valid is None or recipe.padding == "include":
-        valid = torch.ones(combined.shape[-2:], dtype=torch.bool)
-    valid = valid.to(maps.device).expand(combined.shape)
+    valid = None if recipe.padding == "include" else valid
+    return regions(combine(maps, recipe=recipe), region=recipe.region, valid=valid)
+
+
+def regions(
+    combined: torch.Tensor, *, region: str = "hull", valid: torch.Tensor | None = None
+) -> Boxes:
+    """What `boxes` keeps of combined maps, (..., grid_h, grid_w)."""
+    if valid is None:
+        valid = torch.ones_like(combined, dtype=torch.bool)
+    valid = valid.expand(combined.shape)
     foreground = valid & (combined.double() > mean(combined, valid))
     batch, grid = combined.shape[:-2], combined.shape[-2:]
     found = [
-        _box(c, v, n, recipe.region)
+        _box(c, v, n, region)
         for c, v, n in zip(
             combined.double().cpu().reshape(-1, *grid),
             valid.cpu().reshape(-1, *grid),
@@ -218,7 +225,7 @@ def boxes(
             strict=True,
         )
     ]
-    table = torch.tensor(found, dtype=torch.float64).reshape(*batch, 8).to(maps.device)
+    table = torch.tensor(found, dtype=torch.float64).reshape(*batch, 8).to(combined.device)
     area, mass, score = table[..., 4].float(), table[..., 5].float(), table[..., 6].float()
     return Boxes(table[..., :4].float(), area, mass, score, table[..., 7] > 0)
 
@@ -294,3 +301,51 @@ def centres_inside(polygon: list[Point], grid: torch.Size) -> torch.Tensor:
     for a, b in zip(polygon, polygon[1:] + polygon[:1], strict=True):
         inside &= (b[0] - a[0]) * (y - 2 * a[1]) - (b[1] - a[1]) * (x - 2 * a[0]) >= 0
     return inside
+
+
+# Cached keys -> attention of the asking tokens.
+
+
+def attention_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *,
+    heads: Sequence[int] | None = None,
+    visible: torch.Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """The attention of the asking tokens over all visible keys.
+
+    Head h reads key head h // (H / Hkv), as in grouped-query attention.
+
+    Args:
+        query: (B, R, H, D), after rotary.
+        key: (B, Hkv, T, D), after rotary, not repeated.
+        heads: the C chosen heads, in this order; all H unless given.
+        visible: None (all), or (B, T) or (B, R, T): bool, or added to the logits.
+        scale: factor on the logits; D**-0.5 unless given.
+        softcap: None, or the logits become softcap * tanh(logits / softcap).
+
+    Returns:
+        (B, R, C, T) float32, each row summing to 1; zeros where a row sees no key.
+    """
+    num_heads, head_dim = query.shape[2:]
+    group = num_heads // key.shape[1]
+    if heads is None:
+        asking = query.float().unflatten(2, (-1, group))
+        logits = torch.einsum("brkgd,bktd->brkgt", asking, key.float()).flatten(2, 3)
+    else:
+        keys = key[:, [head // group for head in heads]].float()
+        logits = torch.einsum("brhd,bhtd->brht", query[:, :, list(heads)].float(), keys)
+    logits = logits * (head_dim**-0.5 if scale is None else scale)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if visible is not None:
+        seen = visible[:, None, None] if visible.ndim == 2 else visible[:, :, None]
+        if seen.dtype == torch.bool:
+            logits = logits.masked_fill(~seen, -math.inf)
+        else:
+            logits = logits + seen.float()
+    blind = (logits == -math.inf).all(-1, keepdim=True)
+    return logits.softmax(-1).masked_fill(blind, 0)

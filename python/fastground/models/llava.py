@@ -52,8 +52,8 @@ class Llava(LVLM):
         if (tower, strategy) not in CLASS_TOKENS:
             known = "; ".join(f"{t} with {s}" for t, s in CLASS_TOKENS)
             raise ValueError(
-                "model must be a LLaVA whose vision_config.model_type and "
-                f"vision_feature_select_strategy are one of {known}; but got {tower} with {strategy}"
+                "model must be a LLaVA whose vision_config.model_type and vision_feature_select_"
+                f"strategy are one of {known}; but got {tower} with {strategy}"
             )
         self.class_tokens = CLASS_TOKENS[tower, strategy]
         self.image_processor = _see_all(processor.image_processor)

@@ -140,7 +140,9 @@ class LVLM:
 
     def _know(self, text: str, tokens: list[tuple[int, tuple[int, int]]], first: int) -> None:
         tokenizer = self.processor.tokenizer
-        unknown = [text[a - first : b - first] for i, (a, b) in tokens if i == tokenizer.unk_token_id]
+        unknown = [
+            text[a - first : b - first] for i, (a, b) in tokens if i == tokenizer.unk_token_id
+        ]
         if not unknown:
             return
         message = (
