@@ -1,0 +1,351 @@
+"""The command line: ground, discover, evaluate, report, info, demo.
+
+Results go to stdout, as text for people or with --json as JSON alone; progress and errors go to
+stderr. Exit codes: 0 done, 2 bad input (one line says what and the way out), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastground import terminal
+from fastground.types import HeadRanking, Recipe
+
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
+"""What a figure can be written as."""
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for a wrong command line; it has no public name of its own."""
+
+app = typer.Typer(
+    name="fastground",
+    help="Where a frozen vision-language model looks: boxes from its localization heads.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help='"tiny" (ships along), a folder, or a name on the hub.')]
+Dataset = Annotated[str, typer.Option(help="The data set.")]
+NumSamples = Annotated[int, typer.Option(min=1, help="How many expressions.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the samples and of their parts.")]
+Ranking = Annotated[
+    Path | None, typer.Option(help="What discover wrote, file or folder; the model's own if not.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, nothing else.")]
+Profile = Annotated[
+    str | None, typer.Option(help="All choices at once: paper, repo-2025-06 or repo-2025-08.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", metavar="NAME=VALUE", help="One choice of the method; repeatable."),
+]
+
+
+@app.command(epilog='Example: fastground ground photo.png "the small red star" --out found.png')
+def ground(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    expression: Annotated[list[str], typer.Argument(help="What to look for; one or more.")],
+    checkpoint: Annotated[str, typer.Option(help="The model, as for discover.")] = "tiny",
+    ranking: Ranking = None,
+    out: Annotated[Path | None, typer.Option(help="A picture of the maps and the box.")] = None,
+    profile: Profile = None,
+    recipe: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Find what an expression means in an image."""
+    if out is not None and out.suffix.lower() not in PICTURES:
+        raise ValueError(f"--out must end in one of {', '.join(PICTURES)}, but got {str(out)!r}")
+    grounder = _grounder(checkpoint, ranking, profile, recipe)
+    found = grounder(str(image), expression)
+    if out is not None:
+        from PIL import Image
+
+        from fastground import figures
+
+        with Image.open(image) as opened:
+            picture = opened.convert("RGB")
+        if len(found) == 1:
+            drawn = figures.figure(found[0], picture)
+        else:
+            drawn = figures.contact_sheet(found, [picture] * len(found))
+        figures.save(drawn, out)
+    if as_json:
+        terminal.print_json(
+            image=str(image),
+            checkpoint=checkpoint,
+            recipe=grounder.recipe.to_dict(),
+            groundings=[
+                {
+                    "expression": g.expression,
+                    "found": g.found,
+                    "box": [float(v) for v in g.box],
+                    "score": g.score,
+                    "mass": g.mass,
+                    "heads": [list(h) for h in g.heads],
+                }
+                for g in found
+            ],
+        )
+        return
+    for g in found:
+        if g.found:
+            corners = ", ".join(f"{float(v):.1f}" for v in g.box)
+            print(f"{g.expression}: box {corners} (x1, y1, x2, y2), score {g.score:.2f}")
+        else:
+            print(f"{g.expression}: nothing found")
+
+
+@app.command(epilog="Example: fastground discover tiny --num-samples 1000 --out runs/tiny")
+def discover(
+    model: Model,
+    dataset: Dataset = "shapes",
+    split: Annotated[str, typer.Option(help="Never the one evaluated on.")] = "train",
+    num_samples: NumSamples = 1000,
+    trials: Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")] = 5,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="A folder for ranking.json and its table.")] = (
+        None
+    ),
+    profile: Profile = None,
+    recipe: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Find a model's localization heads on training expressions; no box is read."""
+    chosen = recipe_of(Recipe(), profile, recipe)
+    from fastground import datasets, discovery, models
+
+    samples = datasets.load(dataset, split=split, num_samples=num_samples, seed=seed)
+    lvlm = models.load(model)
+    with (
+        terminal.progress("discovering heads", num_samples) as advance,
+        terminal.interruptible() as stop,
+    ):
+        ranking = discovery.discover(
+            lvlm.model, lvlm.processor, stop.until(samples), recipe=chosen, trials=trials,
+            seed=seed, checkpoint=model, dataset=dataset, split=split, progress=advance, out=out,
+        )  # fmt: skip
+    if as_json:
+        terminal.print_json(**terminal.ranking_json(ranking))
+    else:
+        terminal.show(terminal.ranking_table(ranking))
+        if out is not None:
+            print(f"wrote {out / discovery.RANKING_FILE}")
+    _leave(stop, ranking.num_samples)
+
+
+@app.command(epilog="Example: fastground report runs/tiny --out runs/tiny/report")
+def report(
+    ranking: Annotated[Path, typer.Argument(help="What discover wrote, file or folder.")],
+    out: Annotated[Path, typer.Option(help="A folder for index.html.")] = Path("report"),
+    as_json: Json = False,
+) -> None:
+    """Write a page on a ranking: the elbow, the election, the heads."""
+    from fastground import report as reports
+
+    path = reports.write(out, HeadRanking.load(_ranking_file(ranking)))
+    if as_json:
+        terminal.print_json(page=str(path))
+    else:
+        print(f"wrote {path}")
+
+
+@app.command(epilog="Example: fastground evaluate tiny --num-samples 1000")
+def evaluate(
+    model: Model,
+    dataset: Dataset = "shapes",
+    split: Annotated[str, typer.Option(help="Never the one discovered on.")] = "test",
+    num_samples: NumSamples = 1000,
+    seed: Seed = 0,
+    ranking: Ranking = None,
+    table: Annotated[
+        bool,
+        typer.Option(
+            "--table", help="Beside ablations and chance; --ranking is discover's folder."
+        ),
+    ] = False,
+    profile: Profile = None,
+    recipe: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model's groundings on held-out expressions."""
+    if table and (ranking is None or not ranking.is_dir()):
+        raise ValueError(
+            "--table needs --ranking FOLDER, what discover wrote with --out; make it with: "
+            f"fastground discover {model} --out FOLDER"
+        )
+    from fastground import comparison, datasets, discovery, evaluation
+    from fastground.table import HeadTable
+
+    samples = datasets.load(dataset, split=split, num_samples=num_samples, seed=seed)
+    grounder = _grounder(model, ranking, profile, recipe)
+    with (
+        terminal.progress("evaluating", num_samples) as advance,
+        terminal.interruptible() as stop,
+    ):
+        if table:
+            heads = HeadTable.load(ranking / discovery.TABLE_FILE)  # type: ignore[operator]
+            found = discovery.rank_table(heads, grounder.recipe, seed=seed)
+            scores: Any = comparison.compare(
+                grounder.lvlm, heads, found, stop.until(samples), seed=seed, progress=advance
+            )
+        else:
+            scores = evaluation.evaluate(grounder, stop.until(samples), progress=advance)
+    if as_json:
+        terminal.print_json(
+            model=model, dataset=dataset, split=split, recipe=grounder.recipe.to_dict(),
+            scores=scores.to_dict(),
+        )  # fmt: skip
+    elif table:
+        terminal.show(terminal.comparison_table(scores))
+        for name, value in terminal.comparison_facts(scores):
+            print(f"{name}: {value}")
+    else:
+        heads_used = ", ".join(map(str, grounder.heads))
+        terminal.show(terminal.scores_table(scores, f"{model} on {dataset} {split}: {heads_used}"))
+    _leave(stop, scores.num_samples)
+
+
+@app.command(epilog="Example: fastground demo --out demo --num-samples 1000")
+def demo(
+    out: Annotated[Path, typer.Option(help="A folder for index.html and its pictures.")] = (
+        Path("demo")
+    ),
+    num_samples: NumSamples = 1000,
+    trials: Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")] = 5,
+    seed: Seed = 0,
+    profile: Profile = None,
+    recipe: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Discover the heads of the model that ships along, compare, and tell it on a page."""
+    chosen = recipe_of(Recipe(), profile, recipe)
+    from contextlib import redirect_stdout
+
+    from fastground import demo as demonstration
+
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        told = demonstration.run(
+            out, num_samples=num_samples, trials=trials, seed=seed, recipe=chosen
+        )
+    if as_json:
+        terminal.print_json(**told)
+
+
+@app.command(epilog="Example: fastground info --json")
+def info(as_json: Json = False) -> None:
+    """Say what is installed, and what runs where and why."""
+    from fastground import info as installation
+
+    facts = installation.facts()
+    if as_json:
+        terminal.print_json(**facts)
+        return
+    for name, value in facts["versions"].items():
+        print(f"{name:13} {value or 'not installed'}")
+    print(f"{'native core':13} {', '.join(f'{k} {v}' for k, v in facts['build'].items())}")
+    cuda = facts["cuda"]
+    print(f"{'CUDA':13} {', '.join(cuda['devices']) or 'no: ' + cuda['why']}")
+    print(f"{'models':13} {', '.join(facts['models'])}")
+    for ranking in facts["rankings"]:
+        print(
+            f"{'ranking':13} {ranking['checkpoint']}: {', '.join(ranking['heads'])} "
+            f"({ranking['num_samples']:,} expressions of {ranking['dataset']} {ranking['split']})"
+        )
+    terminal.show(terminal.operations_table(facts["operations"]))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and leave the process with its exit code."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except typer.Exit as leaving:
+        code = leaving.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        terminal.say("interrupted")
+        code = 130
+    except UsageError as error:
+        message = error.format_message().rstrip(".")
+        if message:  # without any arguments the help has been shown, and says it all
+            terminal.say(f"{message}; see fastground --help")
+        code = 2
+    except (ValueError, OSError) as error:
+        terminal.say(" ".join(str(error).split()))
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def recipe_of(base: Recipe, profile: str | None, changes: list[str] | None) -> Recipe:
+    """The recipe of the options --profile and --recipe.
+
+    Args:
+        base: what holds without --profile.
+        profile: a name of `Recipe.profile`, or None.
+        changes: "name=value" each.
+
+    Raises:
+        ValueError: an unknown profile, field or value.
+    """
+    recipe = base if profile is None else Recipe.profile(profile)
+    kinds = {field.name: str(field.type) for field in fields(Recipe)}
+    values: dict[str, Any] = {}
+    for change in changes or ():
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise ValueError(f"--recipe must be name=value, such as k=5, but got {change!r}")
+        values[name] = _value(name, text, kinds.get(name, "str"))
+    return recipe.replace(**values)
+
+
+def _value(name: str, text: str, kind: str) -> Any:
+    if kind == "bool" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if "None" in kind and text.lower() == "none":
+        return None
+    for number, makes in (("int", int), ("float", float)):
+        if number in kind:
+            try:
+                return makes(text)
+            except ValueError:
+                break
+    if "str" in kind:
+        return text
+    raise ValueError(f"recipe.{name} must be {kind}, but got {text!r}")
+
+
+def _leave(stop: terminal.Stop, done: int) -> None:
+    """Exit with 130 if Ctrl-C was pressed; the result is told already."""
+    if stop.asked:
+        terminal.say(f"interrupted; the result is of {done:,} expressions")
+        raise typer.Exit(130)
+
+
+def _grounder(
+    checkpoint: str, ranking: Path | None, profile: str | None, changes: list[str] | None
+) -> Any:
+    from fastground.grounder import Grounder
+
+    source = None if ranking is None else _ranking_file(ranking)
+    grounder = Grounder.from_pretrained(checkpoint, source)
+    if profile is None and not changes:
+        return grounder
+    recipe = recipe_of(grounder.ranking.recipe, profile, changes)
+    return Grounder(grounder.lvlm, grounder.ranking, recipe=recipe)
+
+
+def _ranking_file(path: Path) -> Path:
+    file = path / "ranking.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(
+            f"ranking must be a file or folder written by fastground discover, but {path} is not "
+            "there; make one with: fastground discover MODEL --out FOLDER"
+        )
+    return file
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The whole way on the model that ships along: discover, compare, ground, and tell it on a page."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastground import datasets, discovery, figures, models, report, terminal
+from fastground.attention import attention_maps
+from fastground.comparison import Comparison, compare
+from fastground.datasets.images import by_image
+from fastground.grounder import Grounder
+from fastground.metrics import box_iou
+from fastground.models import LVLM
+from fastground.report import Example, Walk
+from fastground.stats import head_statistics
+from fastground.types import HeadRanking, Recipe
+
+EXAMPLES = 9
+FAILURES = 3
+LOOKED_AT = 200
+"""Held-out expressions in which the page's examples and failures are looked for."""
+
+
+def run(
+    out: Path, *, checkpoint: str = "tiny", dataset: str = "shapes", num_samples: int = 1000,
+    trials: int = 5, seed: int = 0, recipe: Recipe = Recipe(),
+) -> dict[str, Any]:  # fmt: skip
+    """Run all of it, print the tables, write `out/index.html` and its pictures.
+
+    Args:
+        out: a folder.
+        checkpoint: the model.
+        dataset: the data set; heads come from its training split, scores from its test split.
+        num_samples: expressions of each of the two.
+        trials: disjoint parts of the training expressions on which the ranking is repeated.
+        seed: of the expressions and the parts.
+        recipe: every choice of the method.
+
+    Returns:
+        The page's path, ranking, comparison and seconds a step took, as JSON can hold it.
+    """
+
+    def stream(split: str) -> Any:
+        return datasets.load(dataset, split=split, num_samples=num_samples, seed=seed)
+
+    lvlm = models.load(checkpoint)
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+    with terminal.progress("discovering heads", num_samples) as advance:
+        table = discovery.collect(
+            lvlm, stream("train"), recipe=recipe, dataset=dataset, split="train", progress=advance
+        )
+    ranking = discovery.rank_table(table, trials=trials, seed=seed)
+    seconds["discovery"] = time.perf_counter() - start
+    table.save(out / discovery.TABLE_FILE)
+    ranking.save(out / discovery.RANKING_FILE)
+    terminal.show(terminal.ranking_table(ranking))
+
+    start = time.perf_counter()
+    with terminal.progress("comparing on held-out", num_samples) as advance:
+        comparison = compare(lvlm, table, ranking, stream("test"), seed=seed, progress=advance)
+    seconds["comparison"] = time.perf_counter() - start
+    terminal.show(terminal.comparison_table(comparison))
+    for name, value in terminal.comparison_facts(comparison):
+        print(f"{name}: {value}")
+
+    start = time.perf_counter()
+    page = _tell(out, lvlm, ranking, comparison, stream("test"), seconds)
+    seconds["page"] = time.perf_counter() - start
+    print("\n" + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+    print(f"wrote {page}")
+    return {
+        "page": str(page),
+        "ranking": terminal.ranking_json(ranking),
+        "comparison": comparison.to_dict(),
+        "seconds": seconds,
+    }
+
+
+def _tell(
+    out: Path, lvlm: LVLM, ranking: HeadRanking, comparison: Comparison, samples: Any,
+    seconds: dict[str, float],
+) -> Path:  # fmt: skip
+    """Ground the first held-out expressions and write the page."""
+    grounder = Grounder(lvlm, ranking)
+    found: list[Example] = []
+    for group in by_image(islice(samples, LOOKED_AT)):
+        groundings = grounder(group[0].image, [s.expression for s in group])
+        for sample, grounding in zip(group, groundings, strict=True):
+            iou = float(box_iou(grounding.box.cpu().numpy(), np.array(sample.box)))
+            found.append(Example(sample, grounding, iou))
+    examples = _one_an_image(found)[:EXAMPLES]
+    others = [e for e in found if all(e is not shown for shown in examples)]
+    failures = _one_an_image([e for e in others if e.iou < 0.5])[:FAILURES]
+    clear = max(found, key=lambda e: (e.sample.kind == "relation", e.iou))
+    best = comparison.rows[0].scores
+    same, trials = comparison.agreement
+    shape = ranking.architecture
+    page = report.write(
+        out,
+        ranking,
+        comparison=comparison,
+        facts=[
+            ("of the boxes right (Acc@0.5)", f"{100 * best.accuracy:.0f} %"),
+            ("point at the object", f"{100 * best.pointing:.0f} %"),
+            (
+                f"of {shape['num_layers'] * shape['num_heads']} heads read",
+                f"{ranking.recipe.k}",
+            ),
+            ("trials with the same heads", f"{same} of {trials}"),
+        ],
+        walk=_walk(lvlm, ranking.recipe, clear),
+        examples=examples,
+        failures=failures,
+        details=[
+            *terminal.comparison_facts(comparison),
+            ("run times", ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items())),
+        ],
+    )
+    one = clear.grounding
+    figures.save(figures.figure(one, clear.sample.image, clear.sample.box), out / "grounding.png")
+    sheet = figures.contact_sheet(
+        [e.grounding for e in examples],
+        [e.sample.image for e in examples],
+        [e.sample.box for e in examples],
+        columns=3,
+    )
+    figures.save(sheet, out / "examples.png")
+    return page
+
+
+def _one_an_image(examples: list[Example]) -> list[Example]:
+    """The first of every image, in order."""
+    first: dict[int, Example] = {}
+    for example in examples:
+        first.setdefault(example.sample.image_id, example)
+    return list(first.values())
+
+
+def _walk(lvlm: LVLM, recipe: Recipe, example: Example) -> Walk:
+    """Every head's map of one example, and its sequence as people read it."""
+    image, expression = example.sample.image, example.sample.expression
+    attention = attention_maps(lvlm, image, [expression], recipe=recipe)
+    encoded = lvlm.encode(image, [expression], recipe)
+    ids = encoded.token_ids[0].tolist()
+    image_id = lvlm.model.config.image_token_id
+    shown = [i for i, t in enumerate(ids) if t != image_id or i == ids.index(image_id)]
+    words = lvlm.processor.tokenizer.convert_ids_to_tokens([ids[i] for i in shown])
+    tokens = [report.IMAGE if ids[i] == image_id else w for i, w in zip(shown, words, strict=True)]
+    asking = shown.index(encoded.asking[0])
+    return Walk(example, tokens, asking, attention, head_statistics(attention, recipe))

@@ -1,0 +1,327 @@
+"""Pictures: a map over its image, regions, boxes, one grounding as a strip; charts of a ranking.
+
+Panels are PIL images; charts and figures are matplotlib's, drawn without a display. Both libraries
+are imported on use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from fastground.types import Grounding, HeadRanking, ImageLayout
+
+BOX = (255, 122, 26)
+"""The colour of what was found: orange, which stays apart from blue for every kind of sight."""
+TRUTH = (64, 196, 255)
+"""The colour of the truth, always dashed."""
+PANEL = 384
+"""Least width of a panel with lines in it, in pixels."""
+
+
+class Theme(NamedTuple):
+    """Colours of a chart."""
+
+    ink: str
+    faint: str
+    none: str
+    """Of frequency 0."""
+    full: str
+    """Of frequency 1, and of what was chosen."""
+
+
+LIGHT = Theme("#26282c", "#c9ccd3", "#f1efe9", "#d85f00")
+DARK = Theme("#e4e6ea", "#4a4e57", "#2a2e36", "#ff9a4d")
+
+
+def overlay(image: Image, map: Any, layout: ImageLayout) -> Image:
+    """The image in grey, with the map as light over it, at the image's own size.
+
+    Args:
+        image: the original.
+        map: (grid_h, grid_w), not negative; shown relative to its largest value.
+        layout: where the map's cells lie in the image.
+    """
+    import matplotlib
+    import numpy as np
+    from PIL import Image as Images
+
+    share = _on_image(map, layout)
+    light = matplotlib.colormaps["inferno"](share)[..., :3]
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] / 255
+    alpha = (0.25 + 0.7 * share)[..., None]
+    mixed = (1 - alpha) * (0.75 * grey) + alpha * light
+    return Images.fromarray((255 * mixed).round().astype(np.uint8))
+
+
+def regions(map: Any, labels: Any) -> Image:
+    """The cells above the map's cut, each connected region in its own colour.
+
+    Args:
+        map: (grid_h, grid_w).
+        labels: (grid_h, grid_w) int, 0 is background.
+    """
+    import matplotlib
+    import numpy as np
+    from PIL import Image as Images
+
+    labels, share = np.asarray(labels), np.asarray(map, dtype=np.float32)
+    share = share / max(float(share.max()), 1e-30)
+    colours = np.array([matplotlib.colormaps["tab10"](i)[:3] for i in range(10)])
+    picture = np.where(
+        (labels > 0)[..., None], colours[(labels - 1) % 10], 0.1 + 0.25 * share[..., None]
+    )
+    cells = Images.fromarray((255 * picture).round().astype(np.uint8))
+    zoom = max(1, math.ceil(PANEL / cells.width))
+    return cells.resize((cells.width * zoom, cells.height * zoom), Images.Resampling.NEAREST)
+
+
+def boxed(
+    image: Image,
+    box: Sequence[float] | None,
+    truth: Sequence[float] | None = None,
+    mask: Any = None,
+) -> Image:
+    """The image with what was found in solid orange and the truth in dashed blue.
+
+    Args:
+        image: the original.
+        box: x1, y1, x2, y2 in the image's pixels; None where nothing was found.
+        truth: likewise, where it is known.
+        mask: (height, width) bool, tinted, where given.
+    """
+    import numpy as np
+    from PIL import Image as Images
+    from PIL import ImageDraw
+
+    picture = image.convert("RGB")
+    if mask is not None:
+        pixels = np.asarray(picture, dtype=np.float32)
+        tint = np.where(np.asarray(mask)[..., None], 0.6 * pixels + 0.4 * np.array(BOX), pixels)
+        picture = Images.fromarray(tint.round().astype(np.uint8))
+    zoom = _zoom(image)
+    picture = enlarged(picture)
+    draw = ImageDraw.Draw(picture)
+    width = max(3, picture.width // 110)
+    if truth is not None:
+        for line in _dashes([v * zoom for v in truth], 4 * width):
+            draw.line(line, fill=(0, 0, 0), width=width + 2)
+            draw.line(line, fill=TRUTH, width=width)
+    if box is not None:
+        corners = [v * zoom for v in box]
+        draw.rectangle(corners, outline=(0, 0, 0), width=width + 2)
+        inner = [corners[0] + 1, corners[1] + 1, corners[2] - 1, corners[3] - 1]
+        if inner[0] < inner[2] and inner[1] < inner[3]:
+            draw.rectangle(inner, outline=BOX, width=width)
+    return picture
+
+
+def figure(grounding: Grounding, image: Image, truth: Sequence[float] | None = None) -> Figure:
+    """One grounding from left to right: the image, each head's map, their sum, the box.
+
+    Args:
+        grounding: what was found.
+        image: the image it was found in.
+        truth: the true box in pixels, dashed, where it is known.
+    """
+    panels = [("the image", enlarged(image.convert("RGB")))]
+    for head, map in zip(grounding.heads, grounding.maps.float().cpu(), strict=True):
+        panels.append((str(head), overlay(image, map, grounding.layout)))
+    panels.append(("smoothed and summed", overlay(image, grounding.map.cpu(), grounding.layout)))
+    title = f"box, score {grounding.score:.1f}" if grounding.found else "nothing found"
+    panels.append((title, boxed(image, _found(grounding), truth, grounding.mask.cpu())))
+    drawn, axes = _figure(2.2 * len(panels), 2.9, columns=len(panels))
+    for axis, (name, panel) in zip(axes, panels, strict=True):
+        axis.imshow(panel)
+        axis.set_title(name, fontsize=9)
+        axis.axis("off")
+    drawn.suptitle(grounding.expression, fontsize=12)
+    return drawn
+
+
+def contact_sheet(
+    groundings: Sequence[Grounding],
+    images: Sequence[Image],
+    truths: Sequence[Sequence[float] | None] | None = None,
+    columns: int = 4,
+) -> Figure:
+    """Many groundings on one sheet, each its image with box, truth and expression.
+
+    Raises:
+        ValueError: `groundings` is empty, or the lengths differ.
+    """
+    truths = [None] * len(groundings) if truths is None else truths
+    if not groundings or not len(groundings) == len(images) == len(truths):
+        raise ValueError(
+            "groundings, images and truths must be as many and at least one, but got "
+            f"{len(groundings)}, {len(images)} and {len(truths)}"
+        )
+    rows = math.ceil(len(groundings) / columns)
+    drawn, axes = _figure(2.4 * columns, 2.7 * rows, columns=columns, rows=rows)
+    for axis in axes:
+        axis.axis("off")
+    for axis, grounding, image, truth in zip(axes, groundings, images, truths, strict=False):
+        axis.imshow(boxed(image, _found(grounding), truth))
+        axis.set_title(grounding.expression, fontsize=8, wrap=True)
+    return drawn
+
+
+def attention_sum_curve(ranking: HeadRanking, theme: Theme = LIGHT) -> Figure:
+    """The heads' mean attention sums in ascending order, cut at the elbow; chosen heads marked."""
+    from bisect import bisect_left
+
+    drawn, (axis,) = _figure(5.2, 3.4)
+    curve = ranking.curve
+    places = range(1, len(curve) + 1)
+    kept = len(curve) - bisect_left(curve, ranking.tau)
+    axis.fill_between(places, curve, color=theme.faint, alpha=0.45, linewidth=0)
+    axis.plot(places, curve, color=theme.ink, linewidth=2)
+    axis.axhline(ranking.tau, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
+    axis.annotate(
+        f"τ = {ranking.tau:.2f}: {kept} of {len(curve)} heads reach it",
+        (1, ranking.tau), (2, 4), textcoords="offset points", color=theme.ink, fontsize=10,
+    )  # fmt: skip
+    chosen = ranking.heads[: ranking.recipe.k]
+    sums = [ranked.attention_sum for ranked in chosen]
+    at = [bisect_left(curve, v - 1e-6) + 1 for v in sums]
+    axis.plot(at, sums, "o", color=theme.full, markersize=8)
+    axis.annotate(
+        ",  ".join(str(ranked.head) for ranked in chosen), (min(at), max(sums)), (-10, 0),
+        textcoords="offset points", ha="right", va="center", color=theme.full, fontweight="bold",
+    )  # fmt: skip
+    axis.set_xlabel("heads, by mean attention sum")
+    axis.set_ylabel("mean attention on the image")
+    axis.set_xlim(1, len(curve) + 0.5)
+    axis.set_ylim(0, 1.05 * max((1e-6, *curve)))
+    _dress(axis, theme)
+    return drawn
+
+
+def head_matrix(ranking: HeadRanking, theme: Theme = LIGHT) -> Figure:
+    """Layers by heads: how often each head was elected; the chosen ones framed."""
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    layers = int(ranking.architecture["num_layers"])
+    heads = int(ranking.architecture["num_heads"])
+    frequency = np.zeros((layers, heads))
+    for ranked in ranking.heads:
+        frequency[ranked.head] = ranked.frequency
+    drawn, (axis,) = _figure(5.2, max(2.8, min(5.2, 5.2 * layers / heads)))
+    colours = LinearSegmentedColormap.from_list("frequency", [theme.none, theme.full])
+    shown = axis.imshow(frequency, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    axis.set_xticks(np.arange(heads + 1) - 0.5, minor=True)
+    axis.set_yticks(np.arange(layers + 1) - 0.5, minor=True)
+    axis.grid(which="minor", color=theme.faint, linewidth=0.5)
+    axis.tick_params(which="minor", length=0)
+    for skipped in range(min(ranking.recipe.skip_layers, layers)):
+        axis.add_patch(
+            Rectangle(
+                (-0.5, skipped - 0.5), heads, 1, fill=False, hatch="////", linewidth=0,
+                edgecolor=theme.faint,
+            )
+        )  # fmt: skip
+    for ranked in ranking.heads[: ranking.recipe.k]:
+        layer, head = ranked.head
+        axis.add_patch(
+            Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor=theme.ink, linewidth=2)
+        )
+    axis.set_xlabel("head")
+    axis.set_ylabel("layer")
+    axis.set_xticks(range(0, heads, max(1, heads // 8)))
+    axis.set_yticks(range(0, layers, max(1, layers // 8)))
+    bar = drawn.colorbar(shown, ax=axis, fraction=0.04, pad=0.02)
+    bar.set_label("selection frequency", color=theme.ink)
+    bar.ax.tick_params(colors=theme.ink, length=0)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    _dress(axis, theme)
+    return drawn
+
+
+def save(drawn: Figure, path: Path) -> None:
+    """Write a figure, an SVG without background; the same bytes for the same figure."""
+    import matplotlib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "fastground"}):
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        drawn.savefig(path, transparent=path.suffix == ".svg", dpi=150, metadata=metadata)
+
+
+def enlarged(image: Image) -> Image:
+    """The image at a whole multiple of its size, at least `PANEL` pixels wide."""
+    from PIL import Image as Images
+
+    zoom = _zoom(image)
+    size = (image.width * zoom, image.height * zoom)
+    return image.resize(size, Images.Resampling.BICUBIC) if zoom > 1 else image
+
+
+def _zoom(image: Image) -> int:
+    return max(1, math.ceil(PANEL / image.width))
+
+
+def _found(grounding: Grounding) -> list[float] | None:
+    return [float(v) for v in grounding.box] if grounding.found else None
+
+
+def _on_image(map: Any, layout: ImageLayout) -> Any:
+    """(height, width) float32 in 0..1: the map resized and shifted onto the image's pixels."""
+    import numpy as np
+    from PIL import Image as Images
+
+    if layout.image_size is None or layout.cell_size is None:
+        raise ValueError("layout knows no image, so its map cannot be drawn over one")
+    share = np.asarray(map, dtype=np.float32)
+    share = share / max(float(share.max()), 1e-30)
+    (grid_h, grid_w), (x, y) = share.shape, layout.cell_size
+    size = (round(grid_w * x), round(grid_h * y))
+    wide = Images.fromarray(share).resize(size, Images.Resampling.BILINEAR)
+    left, top = (-round(v) for v in layout.origin)
+    height, width = layout.image_size
+    return np.asarray(wide.crop((left, top, left + width, top + height))).clip(0, 1)
+
+
+def _dashes(box: Sequence[float], step: float) -> list[tuple[float, float, float, float]]:
+    """A box's outline as short lines."""
+    x1, y1, x2, y2 = box
+    lines = []
+    for start, end, at in ((x1, x2, y1), (x1, x2, y2)):
+        for a in _steps(start, end, step):
+            lines.append((a, at, min(a + step / 2, end), at))
+    for start, end, at in ((y1, y2, x1), (y1, y2, x2)):
+        for a in _steps(start, end, step):
+            lines.append((at, a, at, min(a + step / 2, end)))
+    return lines
+
+
+def _steps(start: float, end: float, step: float) -> list[float]:
+    return [start + i * step for i in range(max(0, math.ceil((end - start) / step)))]
+
+
+def _figure(
+    width: float, height: float, *, columns: int = 1, rows: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """A figure that no display and no pyplot state knows of, and its axes in raster order."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(drawn)
+    return drawn, list(drawn.subplots(rows, columns, squeeze=False).ravel())
+
+
+def _dress(axis: Axes, theme: Theme) -> None:
+    axis.tick_params(colors=theme.ink, length=0)
+    for label in (axis.xaxis.label, axis.yaxis.label):
+        label.set_color(theme.ink)
+    for side in axis.spines.values():
+        side.set_visible(False)

@@ -1,0 +1,205 @@
+"""How results look on a terminal: tables and JSON on stdout, bars and messages on stderr."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastground.types import HeadRanking, Sample
+
+
+def say(line: str) -> None:
+    """One line on stderr."""
+    print(f"fastground: {line}", file=sys.stderr)
+
+
+def print_json(**content: Any) -> None:
+    """The content as JSON alone on stdout; null for infinity and NaN, which JSON lacks."""
+    print(json.dumps(_finite(content), indent=1, allow_nan=False))
+
+
+def show(table: Table) -> None:
+    """A table on stdout, as wide as it needs to be where stdout is no terminal."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+class Stop:
+    """Whether Ctrl-C was pressed; a stream then ends at the next sample, what is done counts."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        say("stopping after this image; what is done is kept (once more: stop at once)")
+
+    def until(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """The samples until Ctrl-C."""
+        for sample in samples:
+            if self.asked:
+                return
+            yield sample
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """A block in which the first Ctrl-C only asks to stop."""
+    stop = Stop()
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while the block runs, where stderr is a terminal.
+
+    Args:
+        what: is being done.
+        total: how much of it.
+
+    Yields:
+        A function to call with how many are done.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def ranking_table(ranking: HeadRanking, rows: int = 10) -> Table:
+    """The first heads of a ranking."""
+    where = f"{ranking.dataset} {ranking.split}".strip()
+    table = _table(
+        f"heads of {ranking.checkpoint} on {ranking.num_samples:,} expressions of {where}",
+        ("head", "elected in", "± trials", "attention sum", "entropy"),
+        f"attention-sum threshold {ranking.tau:.3f}; bold: the {ranking.recipe.k} chosen",
+    )
+    for place, ranked in enumerate(ranking.heads[: max(rows, ranking.recipe.k)]):
+        table.add_row(
+            str(ranked.head), f"{100 * ranked.frequency:.1f} %",
+            f"{100 * ranked.frequency_std:.1f}", f"{ranked.attention_sum:.3f}",
+            f"{ranked.entropy:.3f}", style="bold" if place < ranking.recipe.k else None,
+        )  # fmt: skip
+    return table
+
+
+def ranking_json(ranking: HeadRanking) -> dict[str, Any]:
+    """A ranking as JSON holds it, the chosen heads first."""
+    return {"top": [list(h) for h in ranking.top()], **asdict(ranking)}
+
+
+def comparison_table(comparison: Any) -> Table:
+    """The method beside what it must beat; one line a row of a `Comparison`."""
+    kinds = list(comparison.rows[0].scores.by_kind)
+    table = _table(
+        f"{comparison.num_samples:,} held-out expressions",
+        ("", "Acc@0.5", "mean IoU", "pointing", *kinds),
+    )
+    for i, row in enumerate(comparison.rows):
+        scores = row.scores
+        spread = f" ± {100 * row.accuracy_std:.1f}" if row.accuracy_std else ""
+        table.add_row(
+            row.name, f"{100 * scores.accuracy:.1f}{spread}", f"{scores.mean_iou:.3f}",
+            _percent(scores.pointing), *(_percent(scores.by_kind.get(k, _NONE)) for k in kinds),
+            style="bold" if i == 0 else None,
+        )  # fmt: skip
+    return table
+
+
+def comparison_facts(comparison: Any) -> list[tuple[str, str]]:
+    """What a comparison says besides its rows, name and value."""
+    same, trials = comparison.agreement
+    k = comparison.recipe.k
+    return [
+        ("answers right", _percent(comparison.answer_accuracy, " %")),
+        (
+            "rank and mask IoU, Spearman's rho",
+            f"{comparison.rho:.2f} ({comparison.rho_heads} heads)",
+        ),
+        ("the same heads in", f"{same} of {trials} trials"),
+        ("among the oracle's heads", f"{comparison.shared_with_oracle} of {k}"),
+    ]
+
+
+def scores_table(scores: Any, title: str) -> Table:
+    """One line a number of `Scores`."""
+    table = _table(title, ("", ""))
+    low, high = (100 * v for v in scores.interval)
+    lines = [
+        ("expressions", f"{scores.num_samples:,}"),
+        ("Acc@0.5", f"{100 * scores.accuracy:.1f} % (95 %: {low:.1f} to {high:.1f})"),
+        *((f"  {kind}", _percent(value, " %")) for kind, value in scores.by_kind.items()),
+        ("mean box IoU", f"{scores.mean_iou:.3f}"),
+        ("pointing game", _percent(scores.pointing, " %")),
+        ("mask cIoU, gIoU", f"{scores.ciou:.3f}, {scores.giou:.3f}"),
+        ("answers right", _percent(scores.answer_accuracy, " %")),
+    ]
+    for name, value in lines:
+        table.add_row(name, value)
+    return table
+
+
+def operations_table(operations: dict[str, dict[str, str]]) -> Table:
+    """What runs where, one line an operation; every reason once below."""
+    whys = list(dict.fromkeys(where["why"] for where in operations.values() if where.get("why")))
+    notes = "\n".join(f"({i}) {why}" for i, why in enumerate(whys, start=1))
+    table = _table("what runs where", ("operation", "cpu", "cuda", ""), notes or None)
+    for name, where in operations.items():
+        why = where.get("why", "")
+        table.add_row(name, where["cpu"], where["cuda"], f"({whys.index(why) + 1})" if why else "")
+    return table
+
+
+_NONE = float("nan")
+
+
+def _table(title: str, columns: tuple[str, ...], caption: str | None = None) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left")
+    table.caption_justify = "left"
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i > 0 else "left", no_wrap=i > 0)
+    return table
+
+
+def _percent(share: float, unit: str = "") -> str:
+    return f"{100 * share:.1f}{unit}" if share == share else "-"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value
