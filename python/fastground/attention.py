@@ -6,9 +6,8 @@ for. Both discovery and grounding look at the model through this module only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -60,26 +59,6 @@ def attention_maps(
     )
 
 
-def stream(
-    lvlm: LVLM,
-    samples: Iterable[Sample],
-    *,
-    recipe: Recipe,
-    heads: Sequence[HeadId | tuple[int, int]] | None = None,
-) -> Iterator[tuple[list[Sample], AttentionMaps]]:
-    """The samples of each image with their attention maps, one image at a time.
-
-    Args:
-        samples: those of one image (`image_id`) follow one another; read as they are needed.
-        recipe: as in `attention_maps`, like `lvlm` and `heads`.
-    """
-    for _, group in groupby(samples, key=lambda sample: sample.image_id):
-        of_image = list(group)
-        expressions = [sample.expression for sample in of_image]
-        image = of_image[0].image
-        yield of_image, attention_maps(lvlm, image, expressions, recipe=recipe, heads=heads)
-
-
 @torch.no_grad()
 def answers(
     lvlm: LVLM,
@@ -111,6 +90,28 @@ def answers(
                 ids = ids[: ids.index(tokenizer.eos_token_id)]
             words.append(tuple(tokenizer.decode(ids, skip_special_tokens=True).split()))
     return words
+
+
+def right_answers(
+    lvlm: LVLM, samples: Sequence[Sample], *, recipe: Recipe | None = None
+) -> list[bool]:
+    """Whether the model, asked about each expression, says the answer word for word.
+
+    Args:
+        samples: of one image, each with an answer.
+        recipe: as in `answers`.
+    """
+    tokenizer = lvlm.processor.tokenizer
+    words = [" ".join(sample.answer) for sample in samples]
+    longest = max(len(ids) for ids in tokenizer(words, add_special_tokens=False)["input_ids"])
+    said = answers(
+        lvlm, samples[0].image, [sample.expression for sample in samples],
+        recipe=recipe, max_new_tokens=longest,
+    )  # fmt: skip
+    return [
+        mine[: len(sample.answer)] == tuple(sample.answer)
+        for mine, sample in zip(said, samples, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -281,7 +281,7 @@ class AttentionMaps:
             ValueError: a head that was not captured.
         """
         where = {head: i for i, head in enumerate(self.heads)}
-        missing = [str(h) for h in heads if HeadId(*h) not in where]
+        missing = [str(HeadId(*h)) for h in heads if HeadId(*h) not in where]
         if missing:
             raise ValueError(f"heads must have been captured, but {', '.join(missing)} were not")
         index = [where[HeadId(*h)] for h in heads]
@@ -364,8 +364,11 @@ class HeadRanking:
         return tuple(h.head for h in self.heads[:k])
 
     def save(self, path: str | Path) -> None:
-        """Write the ranking as JSON, whole or not at all."""
-        text = json.dumps(asdict(self), indent=1, allow_nan=True)
+        """Write the ranking as JSON, whole or not at all; an infinite entropy is null."""
+        content = asdict(self)
+        for head in content["heads"]:
+            head["entropy"] = None if head["entropy"] == float("inf") else head["entropy"]
+        text = json.dumps(content, indent=1, allow_nan=False)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(path.suffix + ".part")
@@ -383,7 +386,12 @@ class HeadRanking:
         try:
             data = json.loads(Path(path).read_text())
             heads = tuple(
-                RankedHead(HeadId(*h.pop("head")), **h) for h in map(dict, data.pop("heads"))
+                RankedHead(
+                    head=HeadId(*h.pop("head")),
+                    entropy=float("inf") if (entropy := h.pop("entropy")) is None else entropy,
+                    **h,
+                )
+                for h in map(dict, data.pop("heads"))
             )
             trials = tuple(tuple(HeadId(*h) for h in t) for t in data.pop("trials"))
             recipe = Recipe(**data.pop("recipe"))
