@@ -235,8 +235,8 @@ class _Asking:
         if isinstance(rows, str):
             if mask is not None and mask.ndim == 4:
                 raise ValueError(
-                    "rows must be given with a 4-D attention_mask, which does not say which token is "
-                    "last; pass rows=(N, 2), batch index and sequence position"
+                    "rows must be given with a 4-D attention_mask, which names no last token; pass "
+                    "rows=(N, 2), batch index and sequence position"
                 )
             last = torch.full((batch,), length - 1)
             if padding is not None:

@@ -1,0 +1,195 @@
+"""Attention of the asking tokens: the reference against a loop, the kernel against the reference."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastground import ops, reference
+
+CASES = Path(__file__).with_name("attention_rows_cases.py")
+
+
+def tensors(batch=2, rows=3, heads=4, key_heads=2, tokens=9, head_dim=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(batch, rows, heads, head_dim, generator=generator) * 2
+    return query, torch.randn(batch, key_heads, tokens, head_dim, generator=generator)
+
+
+def by_loop(query, key, heads, visible, scale, softcap):
+    """One number at a time, in double precision."""
+    batch, rows, num_heads, _ = query.shape
+    out = torch.zeros(batch, rows, len(heads), key.shape[2], dtype=torch.float64)
+    for b in range(batch):
+        for r in range(rows):
+            for c, head in enumerate(heads):
+                keys = key[b, head // (num_heads // key.shape[1])].double()
+                logits = keys @ query[b, r, head].double() * scale
+                if softcap is not None:
+                    logits = softcap * torch.tanh(logits / softcap)
+                seen = torch.ones(len(logits), dtype=torch.bool)
+                if visible is not None:
+                    row = visible[b] if visible.ndim == 2 else visible[b, r]
+                    seen = row if row.dtype == torch.bool else row > -torch.inf
+                    logits = logits if row.dtype == torch.bool else logits + row.double()
+                weights = torch.exp(logits[seen] - logits[seen].max()) if seen.any() else None
+                if weights is not None:
+                    out[b, r, c, seen] = weights / weights.sum()
+    return out
+
+
+def visibility(kind, batch=2, rows=3, tokens=9):
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.rand(batch, rows, tokens, generator=generator) > 0.4
+    mask[..., 0] = True
+    additive = torch.randn(batch, rows, tokens, generator=generator)
+    return {
+        "all": None,
+        "keys": mask[:, 0],
+        "rows": mask,
+        "additive": additive.masked_fill(~mask, -torch.inf),
+        "additive keys": additive[:, 0],
+    }[kind]
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("heads", [None, [3, 0], [1, 1]])
+@pytest.mark.parametrize("kind", ["all", "keys", "rows", "additive", "additive keys"])
+def test_equals_a_loop(kind, heads, softcap):
+    query, key = tensors()
+    visible = visibility(kind)
+    got = ops.attention_rows(query, key, heads=heads, visible=visible, softcap=softcap)
+    want = by_loop(query, key, heads or range(4), visible, 8**-0.5, softcap)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), want, atol=3e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_grouped_heads_read_their_key_head(key_heads):
+    query, key = tensors(key_heads=key_heads)
+    repeated = key.repeat_interleave(4 // key_heads, dim=1)
+    got = ops.attention_rows(query, key, scale=0.3)
+    want = (torch.einsum("brhd,bhtd->brht", query, repeated) * 0.3).softmax(-1)
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_dtype_is_accumulated_in_float32(dtype):
+    query, key = (x.to(dtype) for x in tensors(head_dim=64))
+    want = ops.attention_rows(query.float(), key.float())
+    torch.testing.assert_close(ops.attention_rows(query, key), want, atol=1e-6, rtol=0)
+
+
+def test_a_row_that_sees_no_key_is_zero():
+    query, key = tensors()
+    visible = torch.ones(2, 3, 9, dtype=torch.bool)
+    visible[1, 2] = False
+    for mask in (visible, torch.zeros(2, 3, 9).masked_fill(~visible, -torch.inf)):
+        rows = ops.attention_rows(query, key, visible=mask)
+        assert (rows[1, 2] == 0).all()
+        torch.testing.assert_close(rows[0].sum(-1), torch.ones(3, 4))
+
+
+def test_nan_stays_nan():
+    query, key = tensors()
+    query[0, 1, 2, 3] = torch.nan
+    rows = ops.attention_rows(query, key)
+    assert rows[0, 1, 2].isnan().all()
+    assert rows[0, 0].isfinite().all()
+
+
+def test_numpy_in_numpy_out_and_strides_as_they_come():
+    query, key = tensors()
+    want = ops.attention_rows(query, key, visible=visibility("rows"))
+    got = ops.attention_rows(query.numpy(), key.numpy(), visible=visibility("rows").numpy())
+    assert isinstance(got, np.ndarray)
+    np.testing.assert_array_equal(got, want.numpy())
+    strided = key.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(
+        ops.attention_rows(query, strided, visible=visibility("rows")), want, atol=1e-6, rtol=0
+    )
+
+
+def test_empty_batches_and_rows_give_empty_results():
+    query, key = tensors()
+    assert ops.attention_rows(query[:, :0], key).shape == (2, 0, 4, 9)
+    assert ops.attention_rows(query[:0], key[:0], heads=[1]).shape == (0, 3, 1, 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query": torch.zeros(3, 4, 8)}, "query must be .batch, rows, num_heads, head_dim."),
+        ({"key": torch.zeros(2, 2, 0, 8)}, "got shapes .* and .2, 2, 0, 8."),
+        ({"key": torch.zeros(2, 2, 9, 7)}, "agree in batch and head_dim"),
+        ({"key": torch.zeros(2, 3, 9, 8)}, "multiple of num_key_value_heads"),
+        ({"heads": [0, 4]}, "heads must be None or at least one index 0 to 3, but got 4"),
+        ({"heads": [-1]}, "but got -1"),
+        ({"heads": []}, "but got none"),
+        ({"visible": torch.ones(2, 8, dtype=torch.bool)}, r"visible must be \(2, 9\)"),
+        ({"softcap": 0.0}, "softcap must be positive"),
+        ({"key": torch.zeros(2, 2, 9, 8, device="meta")}, "holds data"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    query, key = tensors()
+    arguments = {"query": query, "key": key} | change
+    with pytest.raises((ValueError, TypeError), match=message):
+        ops.attention_rows(arguments.pop("query"), arguments.pop("key"), **arguments)
+
+
+def test_wrong_kinds_are_named():
+    query, key = tensors()
+    with pytest.raises(TypeError, match="query must be floating, but got int64"):
+        ops.attention_rows(query.long(), key)
+    with pytest.raises(TypeError, match="visible must be bool or floating"):
+        ops.attention_rows(query, key, visible=torch.ones(2, 9, dtype=torch.int64))
+
+
+def test_reference_is_what_runs_on_the_cpu():
+    query, key = tensors()
+    assert torch.equal(ops.attention_rows(query, key), reference.attention_rows(query, key))
+    assert ops.implementations()["attention_rows"]["cpu"] == "reference (PyTorch)"
+
+
+def run(mode, tmp_path, **environment):
+    """The kernel's checks in a process of their own: its interpreter must be chosen at import."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, CASES, mode],
+        env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_kernel_equals_the_reference_in_triton_s_interpreter(tmp_path):
+    lines = run("interpret", tmp_path, TRITON_INTERPRET="1")
+    assert len(lines) == 3 * 3 * 4 * 2
+
+
+def test_kernel_compiles_for_sm_90_without_spills(tmp_path):
+    lines = run("compile", tmp_path)
+    assert len(lines) == 2 * 4 + 1
+    for line in lines:
+        assert " 0 bytes spill stores, 0 bytes spill loads" in line, line
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", ["all", "keys", "rows", "additive"])
+def test_kernel_equals_the_reference_on_a_gpu(dtype, kind):
+    query, key = (x.to("cuda", dtype) for x in tensors(2, 5, 8, 2, 620, 128))
+    visible = visibility(kind, rows=5, tokens=620)
+    visible = visible if visible is None else visible.cuda()
+    for heads in (None, [5, 0, 7]):
+        got = ops.attention_rows(query, key, heads=heads, visible=visible)
+        want = reference.attention_rows(query, key, heads=heads, visible=visible)
+        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
