@@ -1,0 +1,56 @@
+"""Eleven samples on four images, a random LLaVA that reads them, and its head table."""
+
+from functools import cache
+
+import numpy as np
+from fastground import models
+from fastground.discovery import collect, rank_table
+from fastground.types import Recipe, Sample
+from PIL import Image
+from random_llava import random_llava
+
+RECIPE = Recipe(skip_layers=1, top_n=3, k=2, kernel_size=3, elbow=0.2)
+
+
+@cache
+def lvlm():
+    model, processor = random_llava(seed=1, grid=6)
+    return models.wrap(model, processor, checkpoint="random")
+
+
+@cache
+def samples():
+    random = np.random.default_rng(0)
+    expressions = [
+        "the red mug",
+        "a small blue dog on the left",
+        "what is x",
+        "the dog on the mug.",
+    ]
+    out = []
+    for image_id, count in enumerate([3, 4, 1, 3]):
+        size = (18 + 6 * image_id, 24)
+        image = Image.fromarray(random.integers(0, 255, (*size, 3), dtype=np.uint8))
+        for i in range(count):
+            mask = np.zeros(size, dtype=bool)
+            y, x = random.integers(0, 12, 2)
+            mask[y : y + 9, x : x + 9] = True
+            rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+            box = (columns[0], rows[0], columns[-1] + 1.0, rows[-1] + 1.0)
+            out.append(
+                Sample(
+                    image, expressions[i], tuple(map(float, box)), mask, image_id, len(out),
+                    "location" if i == 1 else "attribute", ("red", "mug"),
+                )
+            )  # fmt: skip
+    return tuple(out)
+
+
+@cache
+def table():
+    return collect(lvlm(), samples(), recipe=RECIPE, dataset="small", split="train")
+
+
+@cache
+def ranking():
+    return rank_table(table(), trials=3)

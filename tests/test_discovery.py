@@ -1,0 +1,118 @@
+"""Discovery on a small random LLaVA: the table is right, is all that ranking needs, and is kept."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import small_world
+from fastground import ops
+from fastground.attention import attention_maps
+from fastground.datasets.images import by_image
+from fastground.discovery import RANKING_FILE, TABLE_FILE, collect, discover, rank_table
+from fastground.metrics import map_iou
+from fastground.ranking import rank
+from fastground.stats import head_statistics
+from fastground.table import HeadTable
+from fastground.types import HeadRanking
+
+
+def test_the_table_holds_each_samples_numbers():
+    table, lvlm = small_world.table(), small_world.lvlm()
+    assert table.sums.shape == table.entropies.shape == table.ious.shape == (11, 3, 4)
+    assert table.sums.dtype == table.entropies.dtype == table.ious.dtype == np.float32
+    assert table.sample_ids.tolist() == list(range(11))
+    assert table.image_ids.tolist() == [0] * 3 + [1] * 4 + [2] + [3] * 3
+    for i in (0, 4, 7, 10):
+        sample = small_world.samples()[i]
+        alone = attention_maps(
+            lvlm, sample.image, [sample.expression], recipe=small_world.RECIPE, packed=False
+        )
+        stats = head_statistics(alone)
+        assert np.allclose(table.sums[i].ravel(), stats.attention_sum[0], atol=1e-5)
+        assert np.allclose(table.entropies[i].ravel(), stats.entropy[0], atol=1e-5)
+        ious = map_iou(ops.binarize(alone.maps[0]).numpy(), sample.mask, alone.layout)
+        assert np.allclose(table.ious[i].ravel(), ious, atol=1e-5)
+
+
+def test_ranking_reads_the_table_and_never_the_model():
+    table = small_world.table()
+    recipe = small_world.RECIPE.replace(top_n=2, elbow="chord", k=1)
+    ranking = rank_table(table, recipe, trials=2, seed=4)
+    expected = rank(table.sums, table.entropies, recipe=recipe, trials=2, seed=4)
+    assert ranking.heads == expected.heads and ranking.trials == expected.trials
+    assert (ranking.checkpoint, ranking.dataset, ranking.split) == ("random", "small", "train")
+    assert ranking.architecture == {"model_type": "llava", "num_layers": 3, "num_heads": 4}
+    assert {"torch", "transformers"} <= set(ranking.versions)
+
+
+def test_a_table_refuses_a_recipe_that_asks_for_other_numbers():
+    table = small_world.table()
+    for change in ({"weight": "mass"}, {"bottom_row": 0.1}, {"template": "chat"}):
+        (name,) = change
+        with pytest.raises(ValueError, match=f"recipe.{name} must be .*collect a table"):
+            rank_table(table, table.recipe.replace(**change))
+
+
+def test_discover_is_collect_then_rank_and_writes_both(tmp_path):
+    lvlm, done = small_world.lvlm(), []
+    ranking = discover(
+        lvlm.model, lvlm.processor, iter(small_world.samples()), recipe=small_world.RECIPE,
+        trials=3, checkpoint="random", dataset="small", split="train", progress=done.append,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    assert ranking == small_world.ranking()
+    assert done == [3, 7, 8, 11]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted(
+        [RANKING_FILE, TABLE_FILE]
+    )
+    assert HeadRanking.load(tmp_path / "run" / RANKING_FILE) == ranking
+    table = HeadTable.load(tmp_path / "run" / TABLE_FILE)
+    assert rank_table(table, trials=3) == ranking
+    for name in ("sums", "entropies", "ious", "sample_ids", "image_ids"):
+        assert np.array_equal(getattr(table, name), getattr(small_world.table(), name))
+
+
+def test_a_table_without_masks_has_no_ious(tmp_path):
+    blind = [dataclasses.replace(s, mask=None, box=None) for s in small_world.samples()[:3]]
+    table = collect(small_world.lvlm(), blind, recipe=small_world.RECIPE)
+    assert table.ious is None
+    table.save(tmp_path / "table.safetensors")
+    assert HeadTable.load(tmp_path / "table.safetensors").ious is None
+    some = collect(small_world.lvlm(), [*blind[:2], small_world.samples()[2]])
+    assert np.isnan(some.ious[:2]).all() and np.isfinite(some.ious[2]).all()
+
+
+def test_interrupted_or_failed_discovery_leaves_no_file(tmp_path):
+    def interrupted():
+        yield from small_world.samples()[:5]
+        raise KeyboardInterrupt
+
+    lvlm = small_world.lvlm()
+    with pytest.raises(KeyboardInterrupt):
+        discover(lvlm.model, lvlm.processor, interrupted(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_input_is_said(tmp_path):
+    lvlm = small_world.lvlm()
+    with pytest.raises(ValueError, match="at least one sample"):
+        discover(lvlm.model, lvlm.processor, [])
+    with pytest.raises(ValueError, match="trials must be 1 to the 2 samples"):
+        discover(lvlm.model, lvlm.processor, small_world.samples()[:2], trials=3)
+    with pytest.raises(ValueError, match="model must be"):
+        discover("llava", lvlm.processor, small_world.samples())
+    with pytest.raises(FileNotFoundError, match="there is none at"):
+        HeadTable.load(tmp_path / "none")
+    (tmp_path / "text").write_text("no table")
+    with pytest.raises(ValueError, match="written by fastground discover"):
+        HeadTable.load(tmp_path / "text")
+
+
+def test_samples_of_one_image_come_together_and_others_never():
+    samples = small_world.samples()
+    assert [len(g) for g in by_image(samples)] == [3, 4, 1, 3]
+    same_id = [dataclasses.replace(s, image_id=0) for s in samples]
+    assert [len(g) for g in by_image(same_id)] == [3, 4, 1, 3]
+    copies = [dataclasses.replace(s, image=s.image.copy()) for s in samples]
+    assert [len(g) for g in by_image(copies)] == [3, 4, 1, 3]
+    assert list(by_image([])) == []

@@ -1,0 +1,205 @@
+"""Scores and the comparison table: against answers known beforehand, and against the grounder."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import small_world
+import torch
+from fastground.attention import right_answers
+from fastground.comparison import compare
+from fastground.evaluation import evaluate
+from fastground.grounder import Grounder
+from fastground.metrics import box_iou, points_inside, spearman
+from fastground.types import HeadId
+
+
+class Told:
+    """A grounder that knows the truth and tells it, but for the samples it is to get wrong."""
+
+    def __init__(self, wrong=()):
+        self.wrong = wrong
+        self.grounder = Grounder(small_world.lvlm(), small_world.ranking())
+
+    def __call__(self, image, expressions):
+        found = self.grounder(image, expressions)
+        of = {s.expression: s for s in small_world.samples() if s.image is image}
+        return [self.tell(g, of[g.expression]) for g in found]
+
+    def tell(self, grounding, sample):
+        box = torch.tensor(sample.box)
+        if sample.sample_id in self.wrong:
+            return dataclasses.replace(grounding, box=box + 100, mask=~torch.tensor(sample.mask))
+        return dataclasses.replace(grounding, box=box, mask=torch.tensor(sample.mask))
+
+
+def test_the_truth_scores_one_and_what_is_wrong_counts():
+    scores = evaluate(Told(), small_world.samples())
+    assert (scores.num_samples, scores.accuracy, scores.mean_iou) == (11, 1, 1)
+    assert (scores.ciou, scores.giou, scores.interval) == (1, 1, (1, 1))
+    assert scores.by_kind == {"attribute": 1, "location": 1}
+    assert np.isnan(scores.answer_accuracy)  # nobody to ask
+    scores = evaluate(Told(wrong=(1, 4)), small_world.samples())
+    assert scores.accuracy == scores.mean_iou == scores.giou == pytest.approx(9 / 11)
+    assert scores.by_kind["location"] == pytest.approx(1 / 3)  # samples 1 and 4 of 1, 4, 9
+    assert scores.by_kind["attribute"] == 1
+    assert scores.ciou < scores.giou
+    assert scores.interval[0] < scores.accuracy <= scores.interval[1]
+    assert json.loads(json.dumps(scores.to_dict()))["num_samples"] == 11
+
+
+def test_without_masks_there_is_no_mask_score_and_without_boxes_none_at_all():
+    blind = [dataclasses.replace(s, mask=None) for s in small_world.samples()]
+    grounder = Grounder(small_world.lvlm(), small_world.ranking())
+    scores = evaluate(grounder, blind)
+    assert np.isnan([scores.ciou, scores.giou, scores.pointing]).all()
+    assert scores.accuracy == evaluate(grounder, small_world.samples()).accuracy
+    with pytest.raises(ValueError, match="must have true boxes"):
+        evaluate(grounder, [dataclasses.replace(blind[0], box=None)])
+    with pytest.raises(ValueError, match="at least one sample"):
+        evaluate(grounder, [])
+
+
+def test_the_pointing_game_counts_peaks():
+    grounder = Grounder(small_world.lvlm(), small_world.ranking())
+    hits = []
+    for sample in small_world.samples():
+        found = grounder(sample.image, sample.expression)
+        combined = found.map.masked_fill(~found.layout.valid(), -1)
+        row, column = divmod(int(combined.argmax()), 6)
+        (width, height), (left, top) = found.layout.cell_size, found.layout.origin
+        point = ((column + 0.5) * width + left, (row + 0.5) * height + top)
+        hits.append(bool(points_inside(point, sample.mask)))
+    assert evaluate(grounder, small_world.samples()).pointing == pytest.approx(np.mean(hits))
+
+
+def test_right_answers_are_those_that_greedy_decoding_says():
+    lvlm, samples = small_world.lvlm(), small_world.samples()[3:7]
+    tokenizer = lvlm.processor.tokenizer
+    said = []
+    for sample in samples:
+        encoded = lvlm.encode(sample.image, [sample.expression], small_world.RECIPE)
+        ids = encoded.token_ids[0]
+        for _ in range(2):
+            with torch.no_grad():
+                logits = lvlm.model(input_ids=ids[None], **encoded.image_inputs).logits
+            ids = torch.cat([ids, logits[0, -1:].argmax(-1)])
+        said.append(tuple(tokenizer.decode(ids[-2:], skip_special_tokens=True).split()))
+    known = [dataclasses.replace(s, answer=a) for s, a in zip(samples, said, strict=True) if a]
+    assert known and all(right_answers(lvlm, known, recipe=small_world.RECIPE))
+    wrong = [dataclasses.replace(s, answer=("x", "x", "x")) for s in known]
+    assert not any(right_answers(lvlm, wrong, recipe=small_world.RECIPE))
+
+
+def compared(**changes):
+    return compare(
+        small_world.lvlm(), small_world.table(), small_world.ranking(), small_world.samples(),
+        **{"draws": 4} | changes,
+    )  # fmt: skip
+
+
+def test_every_row_of_the_table_is_there():
+    table = compared()
+    names = [row.name for row in table.rows]
+    assert names == [
+        "2 heads, both criteria",
+        "2 heads, attention sum only",
+        "2 heads, entropy only",
+        "2 heads, own for each sample",
+        "1 head, both criteria",
+        "5 heads, both criteria",
+        "all heads",
+        "2 random heads",
+        "2 oracle heads",
+        "ceiling: the true mask",
+    ]
+    assert table.num_samples == 11
+    for row in table.rows:
+        assert 0 <= row.scores.accuracy <= 1 and 0 <= row.scores.mean_iou <= 1
+        low, high = row.scores.interval
+        assert low <= row.scores.accuracy <= high
+        assert set(row.scores.by_kind) == {"attribute", "location"}
+    assert table.row("all heads").heads == ()
+    assert table.row("2 random heads").accuracy_std >= 0
+    assert json.loads(json.dumps(table.to_dict()))["rows"][0]["scores"]["accuracy"] >= 0
+    with pytest.raises(KeyError):
+        table.row("no heads")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("2 heads, both criteria", {}),
+        ("1 head, both criteria", {"k": 1}),
+        ("5 heads, both criteria", {"k": 5}),
+        ("2 heads, own for each sample", {"selection": "greedy"}),
+    ],
+)
+def test_a_row_is_what_the_grounder_scores(name, change):
+    recipe = small_world.RECIPE.replace(**change)
+    grounder = Grounder(small_world.lvlm(), small_world.ranking(), recipe=recipe)
+    scores, row = evaluate(grounder, small_world.samples()), compared().row(name).scores
+    assert row.accuracy == scores.accuracy and row.pointing == scores.pointing
+    assert row.mean_iou == pytest.approx(scores.mean_iou, abs=1e-6)
+    assert row.by_kind == scores.by_kind and row.interval == scores.interval
+
+
+def test_the_oracle_reads_the_training_table_and_the_facts_are_computed():
+    comparison, table, ranking = compared(), small_world.table(), small_world.ranking()
+    mean = table.ious.mean(axis=0)
+    best = sorted(np.ndindex(3, 4), key=lambda h: -mean[h])[:2]
+    assert comparison.row("2 oracle heads").heads == tuple(HeadId(*h) for h in best)
+    assert comparison.shared_with_oracle == len(set(best) & set(ranking.top()))
+    elected = [h for h in ranking.heads if h.frequency > 0]
+    assert comparison.rho_heads == len(elected)
+    assert comparison.rho == pytest.approx(
+        spearman([h.frequency for h in elected], [mean[h.head] for h in elected])
+    )
+    same = sum(set(t) == set(ranking.top()) for t in ranking.trials)
+    assert comparison.agreement == (same, 3)
+
+
+def test_the_ceiling_is_near_one_where_cells_are_small_and_nothing_is_smoothed():
+    ranking = dataclasses.replace(
+        small_world.ranking(), recipe=small_world.RECIPE.replace(kernel_size=1)
+    )
+    sharp = compare(small_world.lvlm(), small_world.table(), ranking, small_world.samples())
+    assert sharp.row("ceiling: the true mask").scores.mean_iou > 0.5
+    assert sharp.row("ceiling: the true mask").scores.mean_iou > sharp.rows[0].scores.mean_iou
+
+
+def test_without_masks_neither_oracle_nor_ceiling_nor_correlation():
+    table = dataclasses.replace(small_world.table(), ious=None)
+    blind = [dataclasses.replace(s, mask=None, answer=()) for s in small_world.samples()]
+    comparison = compare(small_world.lvlm(), table, small_world.ranking(), blind, draws=2)
+    assert [row.name for row in comparison.rows][-1] == "2 random heads"
+    assert np.isnan([comparison.rho, comparison.answer_accuracy]).all()
+    assert comparison.shared_with_oracle == 0
+
+
+def test_the_draws_are_what_their_mean_says():
+    row = compared(draws=3, seed=5).row("2 random heads")
+    assert row == compared(draws=3, seed=5).row("2 random heads")
+    random, accuracies = np.random.default_rng(5), []
+    for _ in range(3):
+        heads = random.choice(np.arange(4, 12), 2, replace=False)
+        ranked = {h.head: h for h in small_world.ranking().heads}
+        first = [ranked[HeadId(int(h) // 4, int(h) % 4)] for h in heads]
+        rest = [h for h in small_world.ranking().heads if h not in first]
+        ranking = dataclasses.replace(small_world.ranking(), heads=(*first, *rest))
+        grounder = Grounder(small_world.lvlm(), ranking)
+        ious = [box_iou(grounder(s.image, s.expression).box, s.box) for s in small_world.samples()]
+        accuracies.append(np.mean(np.array(ious) >= 0.5))
+    assert row.scores.accuracy == pytest.approx(np.mean(accuracies))
+    assert row.accuracy_std == pytest.approx(np.std(accuracies, ddof=1))
+
+
+def test_bad_input_is_said():
+    with pytest.raises(ValueError, match="at least one sample"):
+        compare(small_world.lvlm(), small_world.table(), small_world.ranking(), [])
+    other = dataclasses.replace(
+        small_world.ranking(), recipe=small_world.RECIPE.replace(cut="mean+eps")
+    )
+    with pytest.raises(ValueError, match="cut must be 'mean'"):
+        compare(small_world.lvlm(), small_world.table(), other, small_world.samples())
