@@ -504,8 +504,7 @@ def _refuse(bad: torch.Tensor, nan: str) -> None:
         first = bad.flatten().nonzero()[0, 0].item()
         raise ValueError(
             f"maps must be finite and their sums fit the result, but {int(bad.sum())} of "
-            f"{bad.numel()} do not, first {first}; mask with -inf before the softmax only where a "
-            'key is left, or pass nan="propagate"'
+            f'{bad.numel()} are not, the first at {first}; pass nan="propagate" to have NaN there'
         )
 
 

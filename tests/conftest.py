@@ -1,0 +1,56 @@
+"""What all tests share: hypothesis settings that repeat, and the implementations under test."""
+
+from dataclasses import dataclass
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+hypothesis.settings.register_profile(
+    "fastground",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("fastground")
+
+
+@dataclass
+class Implementation:
+    """Calls an operation with its arrays on the device, and brings the results back to the CPU."""
+
+    name: str
+    device: str
+
+    def __call__(self, operation, *arrays, **keywords):
+        place = lambda x: x.to(self.device) if isinstance(x, torch.Tensor) else x  # noqa: E731
+        keywords = {name: place(value) for name, value in keywords.items()}
+        result = operation(*map(place, arrays), **keywords)
+        if isinstance(result, torch.Tensor):
+            return self._back(result)
+        return type(result)(*map(self._back, result))
+
+    def _back(self, result):
+        assert result.device.type == self.device
+        return result.cpu()
+
+
+@pytest.fixture(params=["reference", "native", "cuda"])
+def implementation(request, monkeypatch):
+    """Every implementation of the operations on maps; those absent here are skipped."""
+    if request.param != "cuda":
+        monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", request.param)
+        return Implementation(request.param, "cpu")
+    monkeypatch.delenv("FASTGROUND_IMPLEMENTATION", raising=False)
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    return Implementation("cuda", "cuda")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
