@@ -231,7 +231,11 @@ class _Asking:
             raise ValueError("model must be called with input_ids or inputs_embeds")
         batch, length = source.shape[:2]
         padding = None if mask is None or mask.ndim != 2 else mask[:, -length:].cpu().bool()
-        self.needs_mask = mask is not None and (mask.ndim == 4 or not bool(mask.all()))
+        past = given.get("past_key_values")
+        cached = past is not None and past.get_seq_length() > 0
+        self.needs_mask = (cached and length > 1) or (
+            mask is not None and (mask.ndim == 4 or not bool(mask.all()))
+        )
         if isinstance(rows, str):
             if mask is not None and mask.ndim == 4:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Attention of the asking tokens: the reference against a loop, the kernel against the reference."""
+"""Attention of the asking tokens: reference against a loop, kernel against reference."""
 
 import os
 import subprocess

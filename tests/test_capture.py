@@ -1,0 +1,289 @@
+"""Capture against eager output_attentions, on random LLaVAs with sharpened attention."""
+
+import pytest
+import torch
+from fastground.capture import capture
+from fastground.types import HeadId, ImageLayout
+from PIL import Image
+from random_llava import random_llava
+
+TEXTS = ["the red mug.", "a dog on the left of the small blue mug.", "x."]
+
+
+def inputs_of(processor, side="right", texts=TEXTS, seed=0):
+    processor.tokenizer.padding_side = side
+    colours = torch.randint(
+        0, 256, (16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+    image = Image.fromarray(colours.numpy())
+    prompts = [f"<image>\n{text}" for text in texts]
+    return processor(images=[image] * len(texts), text=prompts, padding=True, return_tensors="pt")
+
+
+def eager(model, inputs):
+    """(batch, layers * heads, tokens, tokens) of the model itself."""
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = model(**inputs, output_attentions=True).attentions
+    model.set_attn_implementation("sdpa")
+    return torch.cat(attentions, dim=1)
+
+
+def on_image(attentions, inputs, rows):
+    """What eager's rows (N, 2) give the image: (N, heads, 16)."""
+    found = []
+    for b, position in rows.tolist():
+        image = inputs["input_ids"][b] == 4
+        found.append(attentions[b][:, position][:, image])
+    return torch.stack(found)
+
+
+def last_rows(inputs):
+    mask = inputs["attention_mask"]
+    last = [int(row.nonzero().max()) for row in mask]
+    return torch.tensor([[b, position] for b, position in enumerate(last)])
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return random_llava(0)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("seed", "kv_heads"), [(0, 2), (1, 1), (2, 4)])
+def test_equals_eager_with_padding(seed, kv_heads, side):
+    model, processor = random_llava(seed, kv_heads=kv_heads)
+    inputs = inputs_of(processor, side, seed=seed)
+    assert not inputs["attention_mask"].all()
+    want = on_image(eager(model, inputs), inputs, last_rows(inputs))
+    assert want.max() > 0.3  # not flat, or the comparison would say little
+    with torch.no_grad(), capture(model) as captured:
+        model(**inputs)
+    assert captured.maps.maps.shape == (3, 12, 4, 4)
+    torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
+    torch.testing.assert_close(captured.sums, want.sum(-1), atol=2e-6, rtol=0)
+    assert captured.maps.heads[:5] == (*(HeadId(0, h) for h in range(4)), HeadId(1, 0))
+
+
+def test_wrong_positions_would_be_seen(llava):
+    # The negative control: the row beside the asking one differs by far more than the tolerance.
+    model, processor = llava
+    inputs = inputs_of(processor)
+    rows = last_rows(inputs)
+    attentions = eager(model, inputs)
+    shifted = on_image(attentions, inputs, rows - torch.tensor([0, 1]))
+    assert (shifted - on_image(attentions, inputs, rows)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_logits_are_the_same_bit_for_bit_and_the_model_is_restored(llava, implementation, side):
+    model, processor = llava
+    model.set_attn_implementation(implementation)
+    inputs = inputs_of(processor, side)
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with capture(model) as captured:
+            logits = model(**inputs).logits
+        again = model(**inputs).logits
+    want = on_image(eager(model, inputs), inputs, last_rows(inputs))
+    torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
+    model.set_attn_implementation(implementation)
+    assert torch.equal(logits, plain)
+    assert torch.equal(again, plain)
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        assert config._attn_implementation == implementation
+    assert not model._forward_pre_hooks
+    model.set_attn_implementation("sdpa")
+
+
+def test_any_rows_several_a_sequence(llava):
+    model, processor = llava
+    inputs = inputs_of(processor)
+    rows = torch.tensor([[1, 20], [0, 18], [1, 3], [1, 19], [2, 17]])
+    want = on_image(eager(model, inputs), inputs, rows)
+    with torch.no_grad(), capture(model, rows=rows) as captured:
+        model(**inputs)
+    torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
+    assert (captured.maps.maps[2].flatten(1)[:, 3:] == 0).all()  # token 3 sees three image tokens
+
+
+@pytest.mark.parametrize("stop_after", [None, 1])
+def test_chosen_heads_in_their_order(llava, stop_after):
+    model, processor = llava
+    inputs = inputs_of(processor)
+    heads = [(1, 3), (0, 2), (1, 0)]
+    with torch.no_grad():
+        with capture(model) as whole:
+            plain = model(**inputs).logits
+        with capture(model, heads=heads, stop_after=stop_after) as captured:
+            model(**inputs)
+        assert torch.equal(model(**inputs).logits, plain)
+    assert captured.maps.heads == tuple(HeadId(*h) for h in heads)
+    torch.testing.assert_close(captured.maps.maps, whole.maps.select(heads).maps, atol=1e-6, rtol=0)
+
+
+def test_stopping_leaves_the_block_and_later_layers_untouched(llava):
+    model, processor = llava
+    inputs = inputs_of(processor)
+    ran = []
+    hooks = [
+        layer.mlp.register_forward_hook(lambda *_, n=n: ran.append(n))
+        for n, layer in enumerate(model.model.language_model.layers)
+    ]
+    reached = False
+    with torch.no_grad(), capture(model, stop_after=1) as captured:
+        model(**inputs)
+        reached = True
+    for hook in hooks:
+        hook.remove()
+    assert not reached
+    assert ran == [0]
+    assert captured.maps.heads[-1] == HeadId(1, 3)
+    assert len(captured.maps.heads) == 8
+
+
+def test_cached_prefix_with_a_given_layout(llava):
+    # Image and first words cached, then the rest: the keys are the same, the queries fewer.
+    model, processor = llava
+    inputs = inputs_of(processor, texts=TEXTS[1:2])
+    want = on_image(eager(model, inputs), inputs, last_rows(inputs))
+    ids, cut = inputs["input_ids"], 20
+    layout = ImageLayout((4, 4), tuple((ids[0] == 4).nonzero()[:, 0].tolist()))
+    with torch.no_grad():
+        cache = model(
+            input_ids=ids[:, :cut], pixel_values=inputs["pixel_values"], use_cache=True
+        ).past_key_values
+        with capture(model, layouts=layout) as captured:
+            model(
+                input_ids=ids[:, cut:],
+                attention_mask=inputs["attention_mask"],
+                past_key_values=cache,
+            )
+    torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
+
+
+def test_the_class_token_counts_in_the_sum_only():
+    model, processor = random_llava(0, strategy="full")
+    inputs = inputs_of(processor, texts=TEXTS[:1])
+    want = on_image(eager(model, inputs), inputs, last_rows(inputs))
+    assert want.shape[-1] == 17
+    with torch.no_grad(), capture(model) as captured:
+        model(**inputs)
+    torch.testing.assert_close(captured.maps.maps.flatten(2), want[..., 1:], atol=2e-6, rtol=0)
+    torch.testing.assert_close(captured.sums, want.sum(-1), atol=2e-6, rtol=0)
+
+
+def test_a_sliding_window_is_seen_as_the_mask_says():
+    # Keys out of the window get nothing; softmax is over those in it.
+    from transformers import AttentionMaskInterface
+
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor, "right")
+    batch, tokens = inputs["input_ids"].shape
+    place = torch.arange(tokens)
+    window = (place[None] <= place[:, None]) & (place[None] > place[:, None] - 12)
+    allowed = window[None, None] & inputs["attention_mask"].bool()[:, None, None]
+    inputs["attention_mask"] = allowed | torch.eye(tokens, dtype=torch.bool)
+    rows = torch.tensor([[b, 19] for b in range(batch)])
+    rows[2, 1] = 18
+    with torch.no_grad(), capture(model, rows=rows) as captured:
+        model(**inputs)
+    maps = captured.maps.maps.flatten(2)
+    assert (maps[0, :, :7] == 0).all()
+    assert (maps[0, :, 7:] > 0).any()
+    assert "fastground" in AttentionMaskInterface()
+
+
+class Failing(Exception):
+    pass
+
+
+def test_errors_inside_the_block_pass_and_restore(llava):
+    model, processor = llava
+    with pytest.raises(Failing), capture(model):
+        raise Failing
+    assert model.config.text_config._attn_implementation == "sdpa"
+    inputs = inputs_of(processor)
+    with torch.no_grad(), capture(model) as captured:
+        model(**inputs)
+    assert captured.maps.maps.isfinite().all()
+
+
+def test_misuse_is_refused_with_the_way_out(llava):
+    model, processor = llava
+    inputs = inputs_of(processor)
+    with (
+        pytest.raises(RuntimeError, match="captured twice at a time"),
+        capture(model),
+        capture(model),
+    ):
+        pass
+    with capture(model) as captured:
+        pass
+    with pytest.raises(RuntimeError, match="call the model once inside the with block"):
+        captured.maps  # noqa: B018
+    with (
+        pytest.raises(RuntimeError, match="open a new with block"),
+        torch.no_grad(),
+        capture(model),
+    ):
+        model(**inputs)
+        model(**inputs)
+    with (
+        pytest.raises(RuntimeError, match="must be called itself"),
+        torch.no_grad(),
+        capture(model),
+    ):
+        model.model(**inputs)
+    padding = torch.tensor([[2, inputs["input_ids"].shape[1] - 1]])
+    with pytest.raises(ValueError, match="is padding"), capture(model, rows=padding):
+        model(**inputs)
+    beyond = torch.tensor([[3, 0]])
+    with pytest.raises(ValueError, match=r"batch of 3 and its \d+"), capture(model, rows=beyond):
+        model(**inputs)
+    with pytest.raises(ValueError, match="pass layouts="), torch.no_grad(), capture(model):
+        model(input_ids=torch.tensor([[1, 10, 11]]))
+    assert model.config.text_config._attn_implementation == "sdpa"
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"heads": [(3, 0)]}, "layers 0 to 2 .* but got L3 H0"),
+        ({"heads": [(0, 4)]}, "heads 0 to 3, but got L0 H4"),
+        ({"heads": []}, "at least one head"),
+        ({"heads": [(2, 0)], "stop_after": 1}, "layers 0 to 1"),
+        ({"stop_after": 3}, "stop_after must be a layer 0 to 2"),
+        ({"rows": "first"}, "rows must be 'last' or an"),
+        ({"rows": torch.zeros(3)}, "got shape"),
+    ],
+)
+def test_bad_arguments_are_named(llava, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        capture(llava[0], **arguments)
+
+
+def test_lost_masks_are_noticed(llava, monkeypatch):
+    # As if the mask function had not been registered: transformers then passes None, silently.
+    from transformers import masking_utils
+
+    model, processor = llava
+    inputs = inputs_of(processor, "left")
+    with torch.no_grad(), capture(model):
+        model(**inputs)
+    mapping = dict(masking_utils.AttentionMaskInterface._global_mapping)
+    del mapping["fastground"]
+    monkeypatch.setattr(masking_utils.AttentionMaskInterface, "_global_mapping", mapping)
+    with pytest.raises(RuntimeError, match="lost its attention_mask"), capture(model):
+        model(**inputs)
+
+
+def test_other_attention_is_refused(llava, monkeypatch):
+    monkeypatch.setattr(
+        llava[0].config.text_config, "_attn_implementation_internal", "flex_attention"
+    )
+    message = "sdpa or eager attention, but uses 'flex_attention'"
+    with pytest.raises(ValueError, match=message), capture(llava[0]):
+        pass

@@ -1,0 +1,169 @@
+"""Packed forwards equal separate ones, and the model's own eager attention."""
+
+import pytest
+import torch
+from fastground import packing
+from fastground.attention import answers, attention_maps, right_answers
+from fastground.models import wrap
+from fastground.types import Recipe, Sample
+from PIL import Image
+from random_llava import random_llava
+
+TEXTS = ["the red mug", "a dog on the left of the small blue mug", "x", "the mug what is the mug"]
+RECIPE = Recipe()
+
+
+def picture(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.randint(0, 256, (20, 31, 3), dtype=torch.uint8, generator=generator)
+    return Image.fromarray(colours.numpy())
+
+
+def make(seed=0, **settings):
+    return wrap(*random_llava(seed, **settings), checkpoint="random")
+
+
+def eager_maps(lvlm, encoded):
+    """(N, layers * heads, 4, 4) of eager output_attentions, one plain forward an expression."""
+    lvlm.model.set_attn_implementation("eager")
+    found = []
+    for ids, asking in zip(encoded.token_ids, encoded.asking, strict=True):
+        with torch.no_grad():
+            attentions = lvlm.model(
+                input_ids=ids[None], **encoded.image_inputs, output_attentions=True
+            ).attentions
+        rows = torch.cat(attentions, dim=1)[0, :, asking]
+        found.append(rows[:, list(encoded.layout.tokens)].unflatten(-1, (4, 4)))
+    lvlm.model.set_attn_implementation("sdpa")
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(("seed", "kv_heads"), [(0, 1), (1, 2), (2, 4), (3, 2)])
+def test_packed_logits_and_maps_equal_separate_ones(seed, kv_heads):
+    lvlm = make(seed, kv_heads=kv_heads)
+    encoded = lvlm.encode(picture(seed), TEXTS, RECIPE)
+    packed, rows = packing.pack(encoded)
+    apart, places = packing.separate(encoded)
+    with torch.no_grad():
+        together = lvlm.model(**packed).logits[rows[:, 0], rows[:, 1]]
+        alone = lvlm.model(**apart).logits[places[:, 0], places[:, 1]]
+    assert alone.std() > 0.1
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    want = eager_maps(lvlm, encoded)
+    for choice in ({}, {"packed": False}, {"max_tokens": 30}):
+        found = attention_maps(lvlm, picture(seed), TEXTS, recipe=RECIPE, **choice)
+        torch.testing.assert_close(found.maps, want, atol=2e-6, rtol=0)
+        torch.testing.assert_close(found.sums, want.sum((-2, -1)), atol=2e-6, rtol=0)
+
+
+def test_branches_do_not_see_one_another():
+    lvlm = make()
+    first = attention_maps(lvlm, picture(), [TEXTS[0], TEXTS[1]], recipe=RECIPE)
+    other = attention_maps(lvlm, picture(), [TEXTS[0], "x x x x"], recipe=RECIPE)
+    torch.testing.assert_close(first.maps[0], other.maps[0], atol=1e-6, rtol=0)
+    assert (first.maps[1] - other.maps[1]).abs().max() > 1e-2
+
+
+def test_a_pack_is_one_sequence_with_restarted_positions():
+    lvlm = make()
+    encoded = lvlm.encode(picture(), TEXTS[:2], RECIPE)
+    inputs, rows = packing.pack(encoded)
+    n, lengths = (
+        encoded.prefix_length,
+        [len(ids) - encoded.prefix_length for ids in encoded.token_ids],
+    )
+    assert n == 17
+    assert inputs["input_ids"].shape == (1, n + sum(lengths))
+    expected = [*range(n), *range(n, n + lengths[0]), *range(n, n + lengths[1])]
+    assert inputs["position_ids"][0].tolist() == expected
+    mask = inputs["attention_mask"][0, 0]
+    assert mask.dtype == torch.bool
+    assert mask.diagonal().all()
+    assert not mask.triu(1).any()
+    assert not mask[n + lengths[0] :, n : n + lengths[0]].any()
+    assert mask[n:, :n].all()
+    period = encoded.token_ids[0][-1]
+    assert (inputs["input_ids"][rows[:, 0], rows[:, 1]] == period).all()
+    assert inputs["pixel_values"].shape[0] == 1
+
+
+def test_the_token_budget_spills_into_further_packs():
+    encoded = make().encode(picture(), TEXTS, RECIPE)
+    costs = [len(ids) - encoded.prefix_length for ids in encoded.token_ids]
+    assert costs == [4, 11, 2, 7]
+    parts = packing.split(encoded, max_tokens=17 + 15)
+    assert [part.expressions for part in parts] == [tuple(TEXTS[:2]), tuple(TEXTS[2:])]
+    for part in parts:
+        assert packing.pack(part)[0]["input_ids"].shape[1] <= 32
+    alone = packing.split(encoded, max_tokens=1)
+    assert [part.expressions for part in alone] == [(text,) for text in TEXTS]
+    assert len(packing.split(encoded, packed=False, max_tokens=60)) == 2
+    assert [part.expressions for part in packing.split(encoded)] == [tuple(TEXTS)]
+
+
+def test_eager_models_give_the_same_maps():
+    lvlm = make()
+    want = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
+    lvlm.model.set_attn_implementation("eager")
+    found = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
+    torch.testing.assert_close(found.maps, want.maps, atol=2e-6, rtol=0)
+    assert lvlm.model.config.text_config._attn_implementation == "eager"
+
+
+def test_chosen_heads_stop_the_forward_after_the_deepest():
+    lvlm = make()
+    whole = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
+    ran = []
+    hooks = [
+        layer.mlp.register_forward_hook(lambda *_, n=n: ran.append(n))
+        for n, layer in enumerate(lvlm.model.model.language_model.layers)
+    ]
+    heads = [(1, 2), (0, 3)]
+    found = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE, heads=heads)
+    for hook in hooks:
+        hook.remove()
+    assert ran == [0]
+    torch.testing.assert_close(found.maps, whole.select(heads).maps, atol=1e-6, rtol=0)
+
+
+def test_last_prompt_and_last_expression_differ_in_a_chat_only():
+    from random_llava import CHAT
+
+    lvlm = make()
+    lvlm.processor.chat_template = CHAT
+    for template, differ in (("plain", False), ("chat", True)):
+        by_query = [
+            attention_maps(
+                lvlm, picture(), ["the mug"], recipe=Recipe(template=template, query=query)
+            ).maps
+            for query in ("last_expression", "last_prompt")
+        ]
+        assert ((by_query[0] - by_query[1]).abs().max() > 1e-3) == differ
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("seed", [0, 5])
+def test_answers_are_what_generate_says(seed, implementation, packed):
+    lvlm = make(seed)
+    lvlm.model.set_attn_implementation(implementation)
+    said = answers(lvlm, picture(), TEXTS, max_new_tokens=4, packed=packed)
+    tokenizer, want = lvlm.processor.tokenizer, []
+    for text in TEXTS:
+        inputs = lvlm.processor(images=picture(), text=f"<image>\n{text}.", return_tensors="pt")
+        ids = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        new = ids[0, inputs["input_ids"].shape[1] :]
+        want.append(tuple(tokenizer.decode(new, skip_special_tokens=True).split()))
+    assert said == want
+    assert len(set(said)) > 1
+
+
+def test_right_answers_are_those_said_word_for_word():
+    lvlm = make(5)
+    said = answers(lvlm, picture(), TEXTS, max_new_tokens=3)
+    truths = [said[0][:1], ("mug", "dog", "x"), *said[2:]]
+    assert all(truths)
+    samples = [
+        Sample(picture(), text, answer=truth) for text, truth in zip(TEXTS, truths, strict=True)
+    ]
+    assert right_answers(lvlm, samples, recipe=RECIPE) == [True, False, True, True]
