@@ -57,6 +57,9 @@ def evaluate(
         progress: called with the number of samples done.
         seed: of the interval's resampling.
 
+    Returns:
+        Every score with its interval; nan where the samples lack that truth.
+
     Raises:
         ValueError: no samples, or one without a box.
     """

@@ -86,6 +86,9 @@ class Grounder:
             device: a GPU where there is one, else the CPU.
             dtype: of the weights.
 
+        Returns:
+            The grounder, ready to be called.
+
         Raises:
             ValueError: no such model, a ranking of another architecture, or no ranking at all.
             FileNotFoundError: no such ranking file.
