@@ -18,6 +18,8 @@ from fastground.types import HeadRanking, Recipe
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
 """What a figure can be written as."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises for a wrong command line; it has no public name of its own."""
 
@@ -263,11 +265,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave the process with its exit code."""
     try:
         code = app(arguments, standalone_mode=False)
-    except typer.Exit as leaving:
-        code = leaving.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        terminal.say("interrupted")
-        code = 130
+        code = INTERRUPTED
     except UsageError as error:
         message = error.format_message().rstrip(".")
         if message:  # without any arguments the help has been shown, and says it all
@@ -276,6 +275,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         terminal.say(" ".join(str(error).split()))
         code = 2
+    if code == INTERRUPTED:
+        terminal.say("interrupted")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -318,10 +319,10 @@ def _value(name: str, text: str, kind: str) -> Any:
 
 
 def _leave(stop: terminal.Stop, done: int) -> None:
-    """Exit with 130 if Ctrl-C was pressed; the result is told already."""
+    """Exit if Ctrl-C was pressed; the result is told already."""
     if stop.asked:
-        terminal.say(f"interrupted; the result is of {done:,} expressions")
-        raise typer.Exit(130)
+        terminal.say(f"the result is of the {done:,} expressions that were done")
+        raise typer.Exit(INTERRUPTED)
 
 
 def _grounder(

@@ -202,7 +202,8 @@ def _two_numbers(page: _Page, walk: Walk | None, ranking: HeadRanking) -> str:
         "<p><b>Attention sum</b>: how much of the unit falls on the image at all. "
         "<b>Spatial entropy</b>: how scattered it is. The cells above the map&rsquo;s mean form "
         "regions (coloured); one region has entropy 0, many of like size have much. A head that "
-        "localizes has a large sum and a small entropy.</p>\n"
+        "localizes has a large sum and a small entropy. (Each map is shown relative to its own "
+        "maximum.)</p>\n"
         f'<div class="row gallery">{"".join(cards)}</div>',
     )
 

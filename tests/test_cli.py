@@ -1,0 +1,230 @@
+"""The command line: what it prints, what it refuses, what it leaves behind."""
+
+import json
+import signal
+
+import pytest
+import torch
+from fastground import cli, datasets, demo, terminal
+from fastground.cli import main, recipe_of
+from fastground.types import HeadRanking, Recipe
+
+COMMANDS = ("ground", "discover", "evaluate", "report", "demo", "info")
+
+
+def run(capsys, *arguments):
+    """(exit code, stdout, stderr) of a command."""
+    with pytest.raises(SystemExit) as leaving:
+        main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return leaving.value.code, out, err
+
+
+def strict(text):
+    """JSON without NaN and Infinity, which other readers refuse."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a random model that knows the words of the data set shapes."""
+    from fastground.tiny.model import build, processor
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    build(6).save_pretrained(folder)
+    processor(6).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def heads(model, tmp_path_factory):
+    """What discover wrote for it."""
+    out = tmp_path_factory.mktemp("heads")
+    with pytest.raises(SystemExit) as leaving:
+        main(["discover", str(model), "--num-samples", "12", "--trials", "2", "--out", str(out)])
+    assert leaving.value.code == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    (sample,) = datasets.load("shapes", split="test", num_samples=1, seed=0)
+    path = tmp_path_factory.mktemp("photo") / "scene.png"
+    sample.image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_json(capsys, command):
+    code, out, err = run(capsys, command, "--help")
+    assert code == 0 and not err
+    assert f"fastground {command}" in out and "--json" in out
+
+
+def test_discover_writes_what_it_says(capsys, heads):
+    ranking = HeadRanking.load(heads / "ranking.json")
+    assert ranking.num_samples == 12 and len(ranking.trials) == 2
+    assert (ranking.dataset, ranking.split) == ("shapes", "train")
+
+
+def test_discover_tells_people_and_machines(capsys, model, tmp_path):
+    options = (model, "--num-samples", 6, "--trials", 2, "--recipe", "k=2", "--out", tmp_path)
+    code, out, _ = run(capsys, "discover", *options)
+    assert code == 0 and "elected in" in out and str(tmp_path / "ranking.json") in out
+    code, out, _ = run(capsys, "discover", *options, "--json")
+    told = strict(out)
+    assert code == 0 and len(told["top"]) == 2 and told["recipe"]["k"] == 2
+    assert [list(h) for h in HeadRanking.load(tmp_path / "ranking.json").top()] == told["top"]
+
+
+def test_ground_gives_a_box_and_a_picture(capsys, model, heads, photo, tmp_path):
+    picture = tmp_path / "new" / "found.png"
+    options = ("--checkpoint", model, "--ranking", heads, "--out", picture)
+    code, out, _ = run(capsys, "ground", photo, "the red thing", *options, "--json")
+    told = strict(out)
+    (grounding,) = told["groundings"]
+    assert code == 0 and grounding["expression"] == "the red thing"
+    assert len(grounding["box"]) == 4 and len(grounding["heads"]) == 3
+    assert picture.stat().st_size > 1000
+    both = ("the red thing", "left circle")
+    code, out, _ = run(capsys, "ground", photo, *both, *options)
+    assert code == 0 and [line.split(":")[0] for line in out.splitlines()] == list(both)
+
+
+def test_ground_takes_the_recipe(capsys, model, heads, photo):
+    options = ("--checkpoint", model, "--ranking", heads / "ranking.json", "--recipe", "k=1")
+    code, out, _ = run(capsys, "ground", photo, "left circle", *options, "--json")
+    assert code == 0 and len(strict(out)["groundings"][0]["heads"]) == 1
+
+
+def test_evaluate_scores_and_compares(capsys, model, heads):
+    options = (model, "--ranking", heads, "--num-samples", 8)
+    code, out, _ = run(capsys, "evaluate", *options, "--json")
+    scores = strict(out)["scores"]
+    assert code == 0 and scores["num_samples"] == 8 and 0 <= scores["accuracy"] <= 1
+    code, out, _ = run(capsys, "evaluate", *options)
+    assert code == 0 and "Acc@0.5" in out
+    code, out, _ = run(capsys, "evaluate", *options, "--table")
+    assert code == 0 and "3 random heads" in out and "trials" in out
+
+
+def test_report_writes_a_page(capsys, heads, tmp_path):
+    code, out, _ = run(capsys, "report", heads, "--out", tmp_path / "page", "--json")
+    assert code == 0 and strict(out)["page"] == str(tmp_path / "page" / "index.html")
+    assert "The elbow and the election" in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_info_says_what_runs_where(capsys):
+    code, out, _ = run(capsys, "info", "--json")
+    facts = strict(out)
+    assert code == 0 and facts["versions"]["torch"] == torch.__version__
+    assert bool(facts["cuda"]["devices"]) == torch.cuda.is_available()
+    assert facts["cuda"]["devices"] or facts["cuda"]["why"]
+    assert {"entropy", "boxes", "attention_rows"} <= set(facts["operations"])
+    code, out, _ = run(capsys, "info")
+    assert code == 0 and "attention_rows" in out and torch.__version__ in out
+
+
+def test_demo_goes_the_whole_way(capsys, model, tmp_path):
+    told = demo.run(tmp_path, checkpoint=str(model), num_samples=16, trials=2)
+    out, _ = capsys.readouterr()
+    assert "3 heads, both criteria" in out and "elected in" in out
+    assert told["comparison"]["num_samples"] == 16 and strict(json.dumps(told["ranking"]["top"]))
+    page = (tmp_path / "index.html").read_text()
+    assert "image: 6 &times; 6 tokens" in page and "How well it works" in page
+    for name in ("grounding.png", "examples.png", "ranking.json", "step5-box.png"):
+        assert (tmp_path / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nonsense"], "nonsense"),
+        (["ground", "a.png"], "expression"),
+        (["ground", "nowhere.png", "the mug", "--checkpoint", "{model}", "--ranking", "{heads}"],
+         "nowhere.png"),
+        (["ground", "{model}/config.json", "left circle", "--checkpoint", "{model}",
+          "--ranking", "{heads}"], "config.json"),
+        (["ground", "{photo}", "", "--checkpoint", "{model}", "--ranking", "{heads}"],
+         "expression"),
+        (["ground", "{photo}", "the zebra", "--checkpoint", "{model}", "--ranking", "{heads}"],
+         "zebra"),
+        (["ground", "{photo}", "left circle", "--checkpoint", "{model}"], "ranking"),
+        (["ground", "{photo}", "left circle", "--out", "found.txt"], ".png"),
+        (["ground", "{photo}", "left circle", "--ranking", "{model}/config.json"], "ranking"),
+        (["discover", "{photo}"], "checkpoint"),
+        (["discover", "{model}", "--dataset", "nothing"], "dataset"),
+        (["discover", "{model}", "--split", "nothing"], "split"),
+        (["discover", "{model}", "--num-samples", "0"], "--num-samples"),
+        (["discover", "{model}", "--num-samples", "3", "--trials", "4"], "trials"),
+        (["discover", "{model}", "--recipe", "k"], "name=value"),
+        (["discover", "{model}", "--recipe", "k=few"], "recipe.k"),
+        (["discover", "{model}", "--recipe", "heads=3"], "no field 'heads'"),
+        (["discover", "{model}", "--profile", "mine"], "profile"),
+        (["evaluate", "{model}", "--ranking", "nowhere"], "nowhere"),
+        (["evaluate", "{model}", "--table"], "--ranking FOLDER"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(capsys, model, heads, photo, arguments, says):
+    arguments = [a.format(model=model, heads=heads, photo=photo) for a in arguments]
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and not out
+    last = err.splitlines()[-1]
+    assert last.startswith("fastground: ") and says in last and "Traceback" not in err
+
+
+def test_recipe_of_reads_every_kind():
+    changes = [
+        "elbow=0.3",
+        "sigma=2",
+        "k=5",
+        "bottom_row=none",
+        "ensure_period=False",
+        "cut=2mean+eps",
+    ]
+    recipe = recipe_of(Recipe(), "repo-2025-08", changes)
+    assert recipe == Recipe.profile("repo-2025-08").replace(
+        elbow=0.3, sigma=2.0, k=5, bottom_row=None, ensure_period=False, cut="2mean+eps"
+    )
+    assert recipe_of(Recipe(k=2), None, ["elbow=curvature"]) == Recipe(k=2, elbow="curvature")
+
+
+def test_ctrl_c_keeps_what_is_done(capsys, monkeypatch, model, tmp_path):
+    whole = datasets.load
+
+    def interrupted(*args, **options):
+        for i, sample in enumerate(whole(*args, **options)):
+            if i == 5:
+                signal.raise_signal(signal.SIGINT)
+            yield sample
+
+    monkeypatch.setattr(datasets, "load", interrupted)
+    options = ("--num-samples", 40, "--trials", 1, "--out", tmp_path, "--json")
+    code, out, err = run(capsys, "discover", model, *options)
+    assert code == 130 and "interrupted" in err
+    assert (
+        strict(out)["num_samples"] == HeadRanking.load(tmp_path / "ranking.json").num_samples == 5
+    )
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), terminal.interruptible():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_before_the_first_sample(capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "recipe_of", stop)
+    code, out, err = run(capsys, "discover", "tiny")
+    assert (code, out, err) == (130, "", "fastground: interrupted\n")
