@@ -131,6 +131,18 @@ def test_a_processor_without_images_is_refused(folder, tmp_path):
         models.load(tmp_path, device="cpu")
 
 
+def test_a_folder_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"there is no '\./nowhere'"):
+        models.load("./nowhere")
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    model, processor = random_llava(0)
+    model.config.image_token_id = 60
+    with pytest.raises(ValueError, match="do not belong together"):
+        wrap(model, processor).encode(IMAGE, ["x", "the mug"], RECIPE)
+
+
 def test_unsupported_families_are_listed(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match=r"supported families \(llava\), but its model_type is 'b"):

@@ -44,6 +44,10 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None and torch.device(device).type == "cpu":
         dtype = torch.float32
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ValueError(
+            f"checkpoint must be 'tiny', a folder or a model on the hub, but there is no {name!r}"
+        )
     with ExitStack() as stack:
         source = str(stack.enter_context(_embedded())) if name == "tiny" else name
         config = _read(AutoConfig, source, name, "config.json of a transformers model")

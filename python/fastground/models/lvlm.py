@@ -77,30 +77,32 @@ class LVLM:
         texts = [_sentence(e, recipe) for e in _checked(expressions, self.processor.image_token)]
         before, after = self.words(recipe)
         image_inputs, layout = self.look(image)
-        num_tokens = len(layout.all_tokens or layout.tokens)
-        before = before.replace(self.processor.image_token, self.processor.image_token * num_tokens)
-        rows, spans = self._tokenize([before + t + after for t in texts])
-        image_id = self.model.config.image_token_id
-        start = rows[0].index(image_id)
-        stop = start + num_tokens
-        if any(r[:stop] != rows[0][:stop] or r.count(image_id) != num_tokens for r in rows):
+        rows, spans = self._tokenize([before + text + after for text in texts])
+        image_id, start = self.model.config.image_token_id, len(rows[0])
+        if image_id in rows[0]:
+            start = rows[0].index(image_id)
+        if any(r[: start + 1] != rows[0][: start + 1] or r.count(image_id) != 1 for r in rows):
             raise ValueError(
-                f"processor must keep the {num_tokens} image tokens together before the words; "
-                "its tokenizer and the model's configuration do not belong together"
+                "processor must put one image token before the words, the same for all, but made "
+                f"{[r.count(image_id) for r in rows]} of token {image_id}; its tokenizer and the "
+                "model's configuration do not belong together"
             )
+        # One token so far; the image's own number of them stand there.
+        more = len(layout.all_tokens or layout.tokens) - 1
         asking = []
         for text, row, span in zip(texts, rows, spans, strict=True):
             first, last = len(before), len(before) + len(text)
             self._know(text, [(row[i], span[i]) for i in _inside(span, first, last)], first)
             last = last + len(after) if recipe.query == "last_prompt" else last
-            asking.append(_inside(span, first, last)[-1])
+            asking.append(_inside(span, first, last)[-1] + more)
+            row[start:start] = [image_id] * more
         import torch
 
         return Encoded(
             expressions=tuple(expressions),
             token_ids=tuple(torch.tensor(row) for row in rows),
             asking=tuple(asking),
-            prefix_length=stop,
+            prefix_length=start + more + 1,
             image_inputs=image_inputs,
             layout=replace(
                 layout,
