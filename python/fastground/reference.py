@@ -341,11 +341,11 @@ def attention_rows(
     logits = logits * (head_dim**-0.5 if scale is None else scale)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    if visible is not None:
-        seen = visible[:, None, None] if visible.ndim == 2 else visible[:, :, None]
-        if seen.dtype == torch.bool:
-            logits = logits.masked_fill(~seen, -math.inf)
-        else:
-            logits = logits + seen.float()
-    blind = (logits == -math.inf).all(-1, keepdim=True)
-    return logits.softmax(-1).masked_fill(blind, 0)
+    if visible is None:
+        return logits.softmax(-1)
+    visible = visible[:, None, None] if visible.ndim == 2 else visible[:, :, None]
+    if visible.dtype == torch.bool:
+        logits, seen = torch.where(visible, logits, -math.inf), visible
+    else:
+        logits, seen = logits + visible.float(), visible > -math.inf
+    return torch.where(seen.any(-1, keepdim=True), logits.softmax(-1), 0)
