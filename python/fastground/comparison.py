@@ -124,8 +124,10 @@ def compare(
         attention = attention_maps(
             lvlm, group[0].image, [s.expression for s in group], recipe=recipe
         )
-        stats = (x.cpu().numpy().reshape(-1, *shape) for x in head_statistics(attention, recipe))
-        chosen = greedy(*stats, recipe, kept=kept)
+        sums, entropies = (
+            x.cpu().numpy().reshape(-1, *shape) for x in head_statistics(attention, recipe)
+        )
+        chosen = greedy(sums, entropies, recipe, kept=kept)
         found = _score_sets(attention, {**sets, own: chosen[:, None]}, recipe)
         for name, (boxes, points) in found.items():
             for i, tally in enumerate(tallies[name]):
@@ -146,7 +148,7 @@ def compare(
     frequent = [h for h in ranking.heads if h.frequency >= 0.01]
     rho = float("nan")
     if table.ious is not None:
-        ious = np.nanmean(table.ious, axis=0, dtype=np.float64)
+        ious = np.asarray(np.nanmean(table.ious, axis=0, dtype=np.float64))
         rho = spearman([h.frequency for h in frequent], [ious[h.head] for h in frequent])
     return Comparison(
         rows=tuple(_row(n, tallies[n], sets.get(n), shape, seed) for n in order if tallies[n][0]),
@@ -225,8 +227,9 @@ def _row(
 ) -> Row:
     scores = [tally.scores(seed) for tally in tallies]
     if len(scores) == 1:
-        named = members is not None and members.size <= MOST_NAMED
-        return Row(name, scores[0], _head_ids(members[0], shape) if named else ())
+        if members is None or members.size > MOST_NAMED:
+            return Row(name, scores[0])
+        return Row(name, scores[0], _head_ids(members[0], shape))
     hits = np.mean([np.array(tally.ious) >= 0.5 for tally in tallies], axis=0)
     each = [s.accuracy for s in scores]
     means = BoxScores(

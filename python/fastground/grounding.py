@@ -100,9 +100,9 @@ def peaks(combined: torch.Tensor, layout: ImageLayout, recipe: Recipe) -> torch.
         combined = combined.masked_fill(~valid, -torch.inf)
     best = combined.flatten(-2).argmax(dim=-1)
     cell = torch.stack([best % layout.grid[1], best // layout.grid[1]], dim=-1)
-    like = {"dtype": torch.float64, "device": combined.device}
-    size = torch.tensor(layout.cell_size or (1.0, 1.0), **like)
-    return (cell + 0.5) * size + torch.tensor(layout.origin, **like)
+    size = torch.tensor(layout.cell_size or (1.0, 1.0), dtype=torch.float64)
+    origin = torch.tensor(layout.origin, dtype=torch.float64)
+    return (cell + 0.5) * size.to(cell.device) + origin.to(cell.device)
 
 
 def pseudo_masks(

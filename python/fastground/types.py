@@ -229,8 +229,8 @@ class ImageLayout:
         """Where the image's pixel centres lie on the grid.
 
         Returns:
-            (height,) and (width,) float64 in grid units; the floor is a pixel's cell, and what falls
-            outside [0, grid_h) or [0, grid_w) has none.
+            (height,) and (width,) float64 in grid units; the floor is a pixel's cell, and what
+            falls outside [0, grid_h) or [0, grid_w) has none.
 
         Raises:
             ValueError: the layout does not know its image.
