@@ -15,7 +15,7 @@ help:
 	@echo "make demo       find the tiny model's heads, evaluate them, write $(DEMO_OUT)/index.html"
 	@echo "                (DEMO_SAMPLES=$(DEMO_SAMPLES), DEMO_OUT=$(DEMO_OUT))"
 	@echo "make test       run the tests"
-	@echo "make lint       check format, style and types;   make format: mend what can be mended"
+	@echo "make lint       check format and style;   make format: mend what can be mended"
 	@echo "make bench      run the benchmarks, write benches/results/"
 	@echo "make gpu-check  on a machine with an NVIDIA GPU: tests, memory check, benchmarks"
 	@echo "make clean      remove what was built; the virtual environment .venv stays"
@@ -31,7 +31,6 @@ lint: .venv/ready
 	$(BIN)/ruff format --check $(PY)
 	$(BIN)/ruff check $(PY)
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
-	$(BIN)/mypy
 
 format: .venv/ready
 	$(BIN)/ruff format $(PY)

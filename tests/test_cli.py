@@ -137,7 +137,7 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
     assert told["comparison"]["num_samples"] == 16 and strict(json.dumps(told["ranking"]["top"]))
     page = (tmp_path / "index.html").read_text()
     assert "image: 6 &times; 6 tokens" in page and "How well it works" in page
-    for name in ("grounding.png", "examples.png", "ranking.json", "step5-box.png"):
+    for name in ("grounding.png", "examples.png", "ranking.json", "results.json", "step5-box.png"):
         assert (tmp_path / name).is_file()
 
 

@@ -30,7 +30,7 @@ def run(
     out: Path, *, checkpoint: str = "tiny", dataset: str = "shapes", num_samples: int = 1000,
     trials: int = 5, seed: int = 0, recipe: Recipe = Recipe(),
 ) -> dict[str, Any]:  # fmt: skip
-    """Run all of it, print the tables, write `out/index.html` and its pictures.
+    """Run all of it, print the tables, write `out/index.html`, its pictures and results.json.
 
     Args:
         out: a folder.
@@ -72,14 +72,16 @@ def run(
     start = time.perf_counter()
     page = _tell(out, lvlm, ranking, comparison, stream("test"), seconds)
     seconds["page"] = time.perf_counter() - start
-    print("\n" + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
-    print(f"wrote {page}")
-    return {
+    told = {
         "page": str(page),
         "ranking": terminal.ranking_json(ranking),
         "comparison": comparison.to_dict(),
         "seconds": seconds,
     }
+    terminal.write_json(out / "results.json", **told)
+    print("\n" + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+    print(f"wrote {page}")
+    return told
 
 
 def _tell(

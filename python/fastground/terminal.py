@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ def say(line: str) -> None:
 
 def print_json(**content: Any) -> None:
     """The content as JSON alone on stdout; null for infinity and NaN, which JSON lacks."""
-    print(json.dumps(_finite(content), indent=1, allow_nan=False))
+    print(_json(content))
+
+
+def write_json(path: Path, **content: Any) -> None:
+    """The same into a file."""
+    path.write_text(_json(content) + "\n")
 
 
 def show(table: Table) -> None:
@@ -193,6 +199,10 @@ def _table(title: str, columns: tuple[str, ...], caption: str | None = None) -> 
 
 def _percent(share: float, unit: str = "") -> str:
     return f"{100 * share:.1f}{unit}" if share == share else "-"
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(_finite(content), indent=1, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
