@@ -1,0 +1,90 @@
+"""The README: its code runs, its commands exist, its tree, links and numbers are true."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import fastground
+import pytest
+from fastground import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TINY = Path(fastground.__file__).parent / "tiny" / "checkpoint" / "ranking.json"
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1])
+def test_code_runs(code, tmp_path, monkeypatch, capsys):
+    if '"tiny"' in code and not TINY.is_file():
+        pytest.skip("the embedded model is not trained yet")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def commands():
+    for block in blocks("sh"):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+@pytest.mark.parametrize("words", [w for w in commands() if w[0] == "fastground"], ids=" ".join)
+def test_commands_exist_with_these_options(words, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        cli.main([words[1], "--help"])
+    shown = capsys.readouterr().out
+    assert leaving.value.code == 0
+    assert all(word in shown for word in words if word.startswith("--"))
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    wanted = {w[1] for w in commands() if w[0] == "make"} | set(
+        re.findall(r"`make ([\w-]+)", README)
+    )
+    assert wanted and all(re.search(rf"^{target}:", makefile, flags=re.M) for target in wanted)
+
+
+def test_tree_is_the_real_one():
+    (tree,) = blocks("tree")
+    folder, named = Path(), set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = Path(name)
+        path = folder if not line.startswith(" ") else folder / name
+        assert (ROOT / path).exists(), path
+        assert (ROOT / path).is_dir() == name.endswith("/")
+        named.add(path.as_posix())
+    hidden = {"__init__", "terminal", "info", "demo"}
+    for module in (ROOT / "python" / "fastground").glob("*.py"):
+        path = module.relative_to(ROOT).as_posix()
+        assert path in named or module.stem in hidden, f"{path} is missing in the README's tree"
+
+
+def test_links_and_pictures_are_there():
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)|<img src=\"([^\"]+)\"", README):
+        name = next(filter(None, target))
+        assert (ROOT / name).is_file(), name
+
+
+def test_table_is_what_the_run_gave():
+    """Every line of the table of scores against the committed results of the run."""
+    lines = re.findall(r"^\| (.+?) \| ([\d.]+)(?: ± [\d.]+)? \| ([\d.]+) \|", README, flags=re.M)
+    results = ROOT / "benches" / "results" / "tiny-shapes.json"
+    if not results.is_file():
+        assert not lines, "a table of scores without the run that gave it"
+        pytest.skip("the embedded model is not trained yet")
+    rows = {r["name"]: r["scores"] for r in json.loads(results.read_text())["comparison"]["rows"]}
+    assert [name.strip("*") for name, *_ in lines] == list(rows)
+    for name, accuracy, iou in lines:
+        scores = rows[name.strip("*")]
+        assert f"{100 * scores['accuracy']:.1f}" == accuracy
+        assert f"{scores['mean_iou']:.3f}" == iou
