@@ -11,7 +11,9 @@ CHAT = (
 )
 
 
-def random_llava(seed=0, *, grid=4, layers=3, heads=4, kv_heads=2, strategy="default", **text):
+def random_llava(
+    seed=0, *, grid=4, layers=3, heads=4, kv_heads=2, strategy="default", text=None, **more
+):
     """(model, processor): grid x grid image tokens; attention sharpened so that it is not flat."""
     from transformers import (
         CLIPVisionConfig,
@@ -24,10 +26,10 @@ def random_llava(seed=0, *, grid=4, layers=3, heads=4, kv_heads=2, strategy="def
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         image_size=grid * 4, patch_size=4, projection_dim=32,
     )  # fmt: skip
-    language = LlamaConfig(
+    language = (text or LlamaConfig)(
         vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=16,
-        max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2, **text,
+        max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2, **more,
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=language, image_token_index=SPECIAL.index("<image>"),

@@ -110,6 +110,18 @@ def test_eager_models_give_the_same_maps():
     assert lvlm.model.config.text_config._attn_implementation == "eager"
 
 
+def test_models_with_a_sliding_window_are_asked_separately():
+    from transformers import MistralConfig
+
+    model, processor = random_llava(0, text=MistralConfig, sliding_window=12)
+    lvlm = wrap(model, processor)
+    assert not lvlm.shares_prefix
+    found = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
+    want = eager_maps(lvlm, lvlm.encode(picture(), TEXTS, RECIPE))
+    torch.testing.assert_close(found.maps, want, atol=2e-6, rtol=0)
+    assert wrap(*random_llava(0, text=MistralConfig, sliding_window=None)).shares_prefix
+
+
 def test_chosen_heads_stop_the_forward_after_the_deepest():
     lvlm = make()
     whole = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)

@@ -139,9 +139,9 @@ def _answer(lvlm: LVLM, encoded: Encoded, packed: bool, max_new_tokens: int) -> 
     out = lvlm.model(**_prepared(lvlm, inputs), use_cache=True, logits_to_keep=rows[:, 1])
     said = [out.logits[rows[:, 0], steps].argmax(-1)]
     mask = inputs["attention_mask"].to(rows.device)
-    visible = mask[:, :, rows[:, 1]] if packed else mask[:, None, None].bool()
+    visible = mask[:, :, rows[:, 1]] if packed else mask
     own = torch.eye(count, dtype=torch.bool, device=rows.device)[None, None]
-    own = own if packed else own.new_ones(count, 1, 1, 1)
+    own = own if packed else mask.new_ones(count, 1)
     positions = torch.tensor([len(ids) for ids in encoded.token_ids], device=rows.device)
     shape = (1, count) if packed else (count, 1)
     for step in range(max_new_tokens - 1):

@@ -26,7 +26,7 @@ class LVLM:
 
     model_type: ClassVar[str]
     """The transformers configuration's name for the family."""
-    shares_prefix: ClassVar[bool] = True
+    shares_prefix: bool = True
     """Whether image tokens see nothing after them, so that expressions may share them."""
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
@@ -34,6 +34,7 @@ class LVLM:
         self.model = model
         self.processor = processor
         self.checkpoint = checkpoint
+        self.shares_prefix = self.shares_prefix and not _has_window(text)
         self.architecture: dict[str, Any] = {
             "model_type": model.config.model_type,
             "num_layers": text.num_hidden_layers,
@@ -156,6 +157,13 @@ class LVLM:
             known = sorted(w for w in vocabulary if w.isalpha())
             message += f"; {self.checkpoint} knows: {' '.join(known)}"
         raise ValueError(message + "; say it in other words")
+
+
+def _has_window(text: Any) -> bool:
+    """Whether any layer sees only the last so many tokens: a pack would put others in between."""
+    kinds = getattr(text, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else True
+    return slides and getattr(text, "sliding_window", None) is not None
 
 
 def _checked(expressions: list[str], image_token: str) -> list[str]:
