@@ -16,7 +16,7 @@ def meant(scene, text):
     """Who an expression means, read anew from its words."""
 
     def fitting(words):
-        said = [w for w in words if w in world.COLOURS or w in world.SHAPES or w in world.RADII]
+        said = [w for w in words if w in world.COLOURS or w in world.SHAPES or w in world.SIZES]
         return [i for i, t in enumerate(scene.things) if set(said) <= {t.size, t.colour, t.shape}]
 
     words = text.split()

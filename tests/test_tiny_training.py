@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 GRID = 4
-STAGE = Stage("short", GRID, 2, 1, (0.4, 0.3, 0.3), (0.1, 0.2), 0.2, 2e-3)
+STAGE = Stage("short", GRID, 2, 1, {4: 1.0}, (0.4, 0.3, 0.3), (0.1, 0.2), 0.2, 2e-3)
 
 
 def tensors(item):

@@ -34,7 +34,13 @@ COLOURS = {
 TEXTURES = (
     "plain", "lined", "barred", "slashed", "backslashed", "dotted", "checked", "gridded",
 )  # fmt: skip
-RADII = {"small": (0.135, 0.155), "large": (0.19, 0.225)}
+COUNTS = {3: 0.5, 4: 0.36, 5: 0.1, 6: 0.04}
+"""How many objects a scene holds, and how often."""
+RADIUS = {1: 0.2, 2: 0.2, 3: 0.2, 4: 0.185, 5: 0.165, 6: 0.15}
+"""Of a small object, as a share of the image's side, by how many there are; 5 % more or less."""
+LARGER = (1.3, 1.45)
+"""Radius of a large object over a small one's."""
+SIZES = ("small", "large")
 KINDS = ("attribute", "location", "relation")
 SPLITS = ("train", "val", "test")
 SIDE = 192
@@ -77,7 +83,9 @@ class Scene:
     noise_seed: int
 
 
-def scene(split: str, seed: int, index: int) -> tuple[Scene, np.random.Generator]:
+def scene(
+    split: str, seed: int, index: int, counts: dict[int, float] = COUNTS
+) -> tuple[Scene, np.random.Generator]:
     """The scene at this index, and the generator that goes on to choose its expressions.
 
     Raises:
@@ -86,44 +94,44 @@ def scene(split: str, seed: int, index: int) -> tuple[Scene, np.random.Generator
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, but got {split!r}")
     rng = np.random.default_rng([SPLITS.index(split), seed, index])
-    count = int(rng.choice([3, 4, 5, 6], p=[0.35, 0.35, 0.2, 0.1]))
-    sizes = ["large" if rng.random() < 0.45 else "small" for _ in range(count)]
-    for extra in [i for i, s in enumerate(sizes) if s == "large"][max(6 - count, 0) or 1 :]:
-        sizes[extra] = "small"
-    places = _place(rng, [rng.uniform(*RADII[s]) for s in sizes])
+    count = int(rng.choice(list(counts), p=list(counts.values())))
+    large = rng.random(count) < (0.45 if count < 4 else 1.2 / count)
+    radii = RADIUS[count] * rng.uniform(0.95, 1.05, count)
+    places = _place(rng, np.where(large, radii * rng.uniform(*LARGER), radii))
     # A small palette a scene, so that the objects share shapes and colours.
     colours = rng.permutation(list(COLOURS))[: rng.integers(2, 4)]
     shapes = rng.permutation(SHAPES)[: rng.integers(2, 4)]
     textures = rng.permutation(TEXTURES)
     things = tuple(
         Thing(
-            str(rng.choice(shapes)), str(rng.choice(colours)), sizes[i], str(textures[i]),
-            x, y, radius, (rng.uniform(0, TEXTURE_PERIOD), rng.uniform(0, TEXTURE_PERIOD)),
+            str(rng.choice(shapes)), str(rng.choice(colours)), SIZES[int(large[i])],
+            str(textures[i]), x, y, radius,
+            (rng.uniform(0, TEXTURE_PERIOD), rng.uniform(0, TEXTURE_PERIOD)),
         )
         for i, (x, y, radius) in enumerate(places)
     )  # fmt: skip
     return Scene(things, int(rng.integers(2**31))), rng
 
 
-def _place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, float, float]]:
-    """Centres without overlap, largest first; an object that finds no place starts all anew."""
-    order = sorted(range(len(radii)), key=lambda i: -radii[i])
+def _place(rng: np.random.Generator, radii: np.ndarray) -> list[tuple[float, float, float]]:
+    """Centres without overlap, largest first; where one finds no place all start anew, smaller."""
+    order = np.argsort(-radii)
     while True:
         placed: dict[int, tuple[float, float, float]] = {}
         for i in order:
-            r = radii[i]
-            for x, y in rng.uniform(r, 1 - r, (24, 2)):
+            r = float(radii[i])
+            for x, y in rng.uniform(r, 1 - r, (24, 2)).tolist():
                 if all(
-                    (x - a) ** 2 + (y - b) ** 2 > (r + c + 0.015) ** 2
+                    (x - a) ** 2 + (y - b) ** 2 > (1.04 * (r + c)) ** 2
                     for a, b, c in placed.values()
                 ):
-                    placed[i] = (float(x), float(y), r)
+                    placed[int(i)] = (x, y, r)
                     break
             else:
                 break
         if len(placed) == len(radii):
             return [placed[i] for i in range(len(radii))]
-        radii = [max(r * 0.99, RADII["small"][0]) if r < RADII["large"][0] else r for r in radii]
+        radii = radii * 0.995
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -131,11 +139,11 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if shape == "circle":
         return u * u + v * v <= 1
     if shape == "square":
-        return (np.abs(u) <= 0.75) & (np.abs(v) <= 0.75)
+        return (np.abs(u) <= 0.8) & (np.abs(v) <= 0.8)
     if shape == "diamond":
         return np.abs(u) + np.abs(v) <= 1
     if shape == "triangle":
-        return (v <= 0.55) & (np.abs(u) * 1.65 <= v + 1)
+        return (v <= 0.6) & (np.abs(u) * 1.65 <= v + 1)
     if shape == "cross":
         arm = 0.36
         return ((np.abs(u) <= arm) & (np.abs(v) <= 0.95)) | (
@@ -195,7 +203,8 @@ def render(scene: Scene, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
         x = np.arange(x0, min(int(cx + r) + 2, side), dtype=np.float32)[None, :] + 0.5
         y = np.arange(y0, min(int(cy + r) + 2, side), dtype=np.float32)[:, None] + 0.5
         window = np.s_[y0 : y0 + y.shape[0], x0 : x0 + x.shape[1]]
-        mask[window] = _inside(thing.shape, (x - cx) / r, (y - cy) / r)
+        free = ~masks[(slice(None), *window)].any(0)
+        mask[window] = _inside(thing.shape, (x - cx) / r, (y - cy) / r) & free
         dark = _dark(thing.texture, x + thing.phase[0], y + thing.phase[1])
         paint = np.array(COLOURS[thing.colour], np.float32) * np.where(dark, 0.4, 1)[..., None]
         np.copyto(image[window], paint, where=mask[window][..., None])

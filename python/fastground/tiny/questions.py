@@ -38,6 +38,8 @@ class Stage:
     grid: int
     steps: int
     images: int
+    counts: dict[int, float]
+    """How many objects a scene holds, and how often."""
     mix: tuple[float, float, float]
     """Share of attribute, location and relation questions."""
     pressure: tuple[float, float]
@@ -68,7 +70,7 @@ class Questions(torch.utils.data.Dataset):
         asks = np.zeros((batch, len(SLOTS)), np.int64)
         kinds = np.full((batch, len(SLOTS)), -1)
         for b in range(batch):
-            this, rng = scene("train", self.seed, step * batch + b)
+            this, rng = scene("train", self.seed, step * batch + b, stage.counts)
             pixels[b] = render(this, side)[0]
             found, taken = expressions(this), set()
             free = list(range(len(SLOTS)))

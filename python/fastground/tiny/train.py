@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fastground.datasets.shapes import KINDS
+from fastground.datasets.shapes import COUNTS, KINDS
 from fastground.tiny.model import PATCH, TOKENS, build, regrid, save
 from fastground.tiny.questions import GROUPS, SLOTS, TEXT, Questions, Stage, branch_mask
 
 STAGES = (
-    Stage("look", 12, 2000, 10, (0.60, 0.20, 0.20), (0.0, 0.0), 0.0, 2e-3),
-    Stage("focus", 12, 1800, 10, (0.30, 0.35, 0.35), (0.05, 0.3), 0.2, 2e-3),
-    Stage("sharpen", 24, 1800, 6, (0.28, 0.38, 0.34), (0.3, 0.3), 0.3, 1.5e-3, 0.6),
+    Stage("see", 12, 500, 10, {1: 0.5, 2: 0.5}, (0.8, 0.1, 0.1), (0.0, 0.0), 0.0, 2e-3),
+    Stage("find", 12, 900, 10, {2: 0.3, 3: 0.4, 4: 0.3}, (0.5, 0.25, 0.25), (0.0, 0.0), 0.0, 2e-3),
+    Stage("focus", 12, 1500, 10, COUNTS, (0.3, 0.35, 0.35), (0.05, 0.3), 0.2, 2e-3),
+    Stage("sharpen", 24, 1800, 6, COUNTS, (0.28, 0.38, 0.34), (0.3, 0.3), 0.3, 1.5e-3, 0.6),
 )
-
 
 WRITE_EVERY = 100
 """Steps between two checkpoints."""
@@ -191,9 +191,9 @@ def optimizers(model: Any) -> list[torch.optim.Optimizer]:
 
 
 def rate(stage: Stage, step: int) -> float:
-    """The learning rate: a warm-up of 100 steps, level, then linearly down."""
+    """The learning rate: a warm-up of 50 steps, level, then linearly down."""
     left = (stage.steps - step) / max(stage.decay * stage.steps, 1)
-    return stage.rate * min(1.0, (step + 1) / 100, left if stage.decay else 1.0)
+    return stage.rate * min(1.0, (step + 1) / 50, left if stage.decay else 1.0)
 
 
 def write(path: Path, model: Any, tuners: list, stage: int, step: int) -> None:
