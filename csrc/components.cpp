@@ -5,6 +5,10 @@
 #include <bit>
 #include <cmath>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 namespace fastground {
 namespace {
 
@@ -17,6 +21,9 @@ struct Bits {
     Bits bits;
     for (int w = 0; w < Words; ++w) bits.word[w] = from[w];
     return bits;
+  }
+  void write(std::uint64_t* to) const {
+    for (int w = 0; w < Words; ++w) to[w] = word[w];
   }
   friend Bits operator&(Bits a, const Bits& b) {
     for (int w = 0; w < Words; ++w) a.word[w] &= b.word[w];
@@ -77,17 +84,29 @@ struct Bits {
   }
 };
 
+// Bit j is set where cells[j] > level; at most 64 cells.
+std::uint64_t cells_above(const double* cells, int count, double level) {
+  std::uint64_t bits = 0;
+  int j = 0;
+#ifdef __SSE2__
+  const __m128d levels = _mm_set1_pd(level);
+  for (; j + 2 <= count; j += 2) {
+    const __m128d above = _mm_cmpgt_pd(_mm_loadu_pd(cells + j), levels);
+    bits |= static_cast<std::uint64_t>(_mm_movemask_pd(above)) << j;
+  }
+#endif
+  for (; j < count; ++j) bits |= std::uint64_t{cells[j] > level} << j;
+  return bits;
+}
+
 }  // namespace
 
 double mean_of(const double* cells, int count, double sum) {
-  double low[8];
-  std::fill(low, low + 8, cells[0]);
-  int i = 0;
-  for (; i + 8 <= count; i += 8) {
-    for (int lane = 0; lane < 8; ++lane) low[lane] = std::min(low[lane], cells[i + lane]);
+  const double mean = sum / count;
+  for (int i = 0; i < count; ++i) {
+    if (cells[i] <= mean) return mean;  // soon, but in a constant map whose sum was rounded
   }
-  for (; i < count; ++i) low[0] = std::min(low[0], cells[i]);
-  return std::max(sum / count, *std::min_element(low, low + 8));
+  return *std::min_element(cells, cells + count);
 }
 
 double level_of(Cut cut, double mean) {
@@ -108,8 +127,8 @@ Components::Components(int grid_h, int grid_w)
   const int strips = (grid_h + 1) / 2;
   const int most_runs = strips * ((grid_w + 1) / 2);
   rows_.resize(static_cast<std::size_t>(2 * strips * words_));
-  masks_.reserve(static_cast<std::size_t>(most_runs * words_));
-  runs_.reserve(static_cast<std::size_t>(most_runs));
+  masks_.resize(static_cast<std::size_t>(most_runs * words_));
+  runs_.resize(static_cast<std::size_t>(most_runs));
   areas_.reserve(static_cast<std::size_t>(most_runs));
   numbers_.reserve(static_cast<std::size_t>(most_runs));
 }
@@ -118,10 +137,9 @@ int Components::find(const double* cells, double level, const double* valid) {
   for (int i = 0; i < grid_h_; ++i) {
     const double* row = cells + i * grid_w_;
     for (int w = 0; w < words_; ++w) {
-      std::uint64_t bits = 0;
       const int begin = std::min(64 * w, grid_w_);
       const int end = std::min(64 * w + 64, grid_w_);
-      for (int j = begin; j < end; ++j) bits |= std::uint64_t{row[j] > level} << (j - begin);
+      std::uint64_t bits = cells_above(row + begin, end - begin, level);
       if (valid != nullptr) {
         for (int j = begin; j < end; ++j) {
           if (valid[i * grid_w_ + j] == 0) bits &= ~(std::uint64_t{1} << (j - begin));
@@ -141,12 +159,11 @@ int Components::find(const double* cells, double level, const double* valid) {
 template <int Words>
 void Components::connect() {
   using Row = Bits<Words>;
-  runs_.clear();
-  masks_.clear();
   areas_.clear();
+  int count = 0;
   int above = 0;  // the runs of the strip above are [above, here)
   for (int strip = 0; 2 * strip < grid_h_; ++strip) {
-    const int here = static_cast<int>(runs_.size());
+    const int here = count;
     const Row upper = Row::read(&rows_[2 * strip * Words]);
     const Row lower = Row::read(&rows_[(2 * strip + 1) * Words]);
     const Row contact = strip == 0 ? Row{} : Row::read(&rows_[(2 * strip - 1) * Words]);
@@ -154,11 +171,11 @@ void Components::connect() {
     for (Row rest = upper | lower; rest.any();) {
       const Row mask = rest.lowest_run();
       const int start = mask.first();
-      const int index = static_cast<int>(runs_.size());
       const int end = start + mask.count();
+      const int index = count++;
       rest = rest.without(mask);
-      runs_.push_back({strip, start, end, index, 0});
-      masks_.insert(masks_.end(), mask.word.begin(), mask.word.end());
+      runs_[index] = {strip, start, end, index, 0};
+      mask.write(&masks_[index * Words]);
       while (candidate < here && runs_[candidate].end < start) ++candidate;
       for (int other = candidate; other < here && runs_[other].start <= end; ++other) {
         const Row touching = (contact & Row::read(&masks_[other * Words])).widened();
@@ -167,7 +184,8 @@ void Components::connect() {
     }
     above = here;
   }
-  for (int index = 0; index < static_cast<int>(runs_.size()); ++index) {
+  num_runs_ = count;
+  for (int index = 0; index < count; ++index) {
     Run& run = runs_[index];
     if (run.parent == index) {
       run.region = static_cast<int>(areas_.size());
@@ -206,7 +224,7 @@ void Components::for_each_cell(const Run& run, int run_index, int row, F&& f) co
 }
 
 void Components::add_excess(const double* cells, double base, double* masses) const {
-  for (int index = 0; index < static_cast<int>(runs_.size()); ++index) {
+  for (int index = 0; index < num_runs_; ++index) {
     const Run& run = runs_[index];
     for (const int row : {2 * run.strip, 2 * run.strip + 1}) {
       for_each_cell(run, index, row,
@@ -219,10 +237,9 @@ void Components::write_labels(std::int32_t* labels) {
   std::fill(labels, labels + grid_h_ * grid_w_, 0);
   numbers_.assign(areas_.size(), 0);
   int last = 0;
-  const int count = static_cast<int>(runs_.size());
-  for (int begin = 0, end = 0; begin < count; begin = end) {
+  for (int begin = 0, end = 0; begin < num_runs_; begin = end) {
     const int strip = runs_[begin].strip;
-    while (end < count && runs_[end].strip == strip) ++end;
+    while (end < num_runs_ && runs_[end].strip == strip) ++end;
     for (const int row : {2 * strip, 2 * strip + 1}) {
       for (int index = begin; index < end; ++index) {
         int& number = numbers_[runs_[index].region];

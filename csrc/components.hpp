@@ -69,6 +69,7 @@ class Components {
   std::vector<std::uint64_t> rows_;   // bits of each row, an even number of rows
   std::vector<std::uint64_t> masks_;  // bits of each run
   std::vector<Run> runs_;
+  int num_runs_ = 0;
   std::vector<int> areas_;
   std::vector<int> numbers_;
 };

@@ -1,0 +1,194 @@
+"""Contenders side by side in one run: alternating repeats, medians, ratios, the machine's card.
+
+Inside each repeat every contender runs once, in a new shuffled order, so that whatever disturbs the
+machine disturbs all. The ratio to the first contender is taken repeat by repeat, then the median.
+People get a table; benches/results/<machine>.json keeps the newest run of every benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "numpy", "scipy", "opencv-python-headless", "numba", "transformers", "triton")
+CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
+
+
+@dataclass
+class Row:
+    """One contender on one workload."""
+
+    workload: str
+    contender: str
+    time_us: float
+    """Median microseconds an item."""
+    spread: float
+    """Half the distance between the quartiles, over the median."""
+    ratio: float
+    """Median of this contender's time over the first contender's, repeat by repeat."""
+    error: str
+    """What its answers are off by, in words or as a number."""
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--repeats", type=int, default=9)
+    options.add_argument("--min-time-ms", type=float, default=20, help="least time of one sample")
+    options.add_argument("--no-save", action="store_true", help="print only, keep no JSON")
+    return options
+
+
+def compare(
+    workload: str,
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    items: int,
+    errors: Mapping[str, str] | None = None,
+    repeats: int = 9,
+    min_time_ms: float = 20,
+    clock: str = "cpu",
+    seed: int = 0,
+) -> list[Row]:
+    """Time the contenders against each other.
+
+    Args:
+        workload: what they work on, in a word.
+        contenders: by name; the first is the one that the ratios refer to.
+        items: how many items one call handles; times are given for one.
+        errors: by contender, what its answers are off by.
+        repeats: samples of each contender.
+        min_time_ms: a sample repeats a short call until about this time has passed.
+        clock: "cpu" (of this process, for one thread) or "wall".
+        seed: of the order inside each repeat.
+
+    Returns:
+        One row a contender, in their order.
+    """
+    now = CLOCKS[clock]
+    calls = {}
+    for name, call in contenders.items():
+        call()  # compiles, allocates, fills caches
+        begin = now()
+        call()
+        calls[name] = max(1, round(min_time_ms / 1e3 / max(now() - begin, 1e-6)))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    order, shuffled = list(contenders), random.Random(seed)
+    for _ in range(repeats):
+        shuffled.shuffle(order)
+        for name in order:
+            call, count = contenders[name], calls[name]
+            begin = now()
+            for _ in range(count):
+                call()
+            times[name].append((now() - begin) / count / items * 1e6)
+    first = times[next(iter(contenders))]
+    rows = []
+    for name, samples in times.items():
+        median = statistics.median(samples)
+        low, _, high = statistics.quantiles(samples, n=4) if repeats > 1 else (median,) * 3
+        ratio = statistics.median(t / f for t, f in zip(samples, first, strict=True))
+        error = (errors or {}).get(name, "")
+        rows.append(Row(workload, name, median, (high - low) / 2 / median, ratio, error))
+    return rows
+
+
+def report(name: str, description: str, rows: list[Row], *, save: bool = True) -> None:
+    """Print the rows for people, and keep them under the benchmark's name for machines."""
+    card = machine()
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    table = Table(title=f"{name}: {description}", caption=_caption(card), title_justify="left")
+    for column in ("workload", "contender"):
+        table.add_column(column)
+    for column in ("us/item", "±", "ratio", "error"):
+        table.add_column(column, justify="right")
+    workload = rows[0].workload
+    for row in rows:
+        if row.workload != workload:
+            table.add_section()
+            workload = row.workload
+        numbers = (f"{row.time_us:.4g}", f"{row.spread:.0%}", f"{row.ratio:.3g}", row.error)
+        table.add_row(row.workload, row.contender, *numbers)
+    console.print(table)
+    if save:
+        console.print(f"written to {_save(name, description, card, rows)}")
+
+
+def machine() -> dict[str, str]:
+    """The processor, the accelerator if any, and the versions that a number belongs to."""
+    import torch
+
+    card = {
+        "cpu": _cpu(),
+        "cores": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    if torch.cuda.is_available():
+        card["gpu"] = torch.cuda.get_device_name()
+    for package in ("fastground", *PACKAGES):
+        try:
+            card[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return card
+
+
+def _cpu() -> str:
+    lines = []
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def _caption(card: dict[str, str]) -> str:
+    versions = ", ".join(f"{p} {card[p]}" for p in PACKAGES if p in card)
+    return f"{card.get('gpu', card['cpu'])}, {card['cores']} cores; {versions}"
+
+
+def _commit() -> str:
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=RESULTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.stdout.strip() or "unknown"
+
+
+def _save(name: str, description: str, card: dict[str, str], rows: list[Row]) -> Path:
+    slug = re.sub(r"\((?:r|tm)\)|processor|cpu|@.*", "", card.get("gpu", card["cpu"]).lower())
+    slug = "-".join(re.findall(r"[a-z0-9]+", slug))
+    path = RESULTS / f"{slug}-{card['cores']}-cores.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept[name] = {
+        "description": description,
+        "machine": card,
+        "command": " ".join(["python", *sys.argv]),
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": [asdict(row) for row in rows],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+    part.replace(path)
+    return path
