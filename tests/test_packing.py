@@ -110,6 +110,31 @@ def test_eager_models_give_the_same_maps():
     assert lvlm.model.config.text_config._attn_implementation == "eager"
 
 
+def test_bfloat16_models_give_float32_maps():
+    lvlm = make()
+    lvlm.model.to(torch.bfloat16)
+    found = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
+    assert found.maps.dtype == found.sums.dtype == torch.float32
+    apart = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE, packed=False)
+    torch.testing.assert_close(found.maps, apart.maps, atol=0.1, rtol=0)
+    first = slice(0, 4)  # eager rounds its logits to bfloat16 as well
+    want = eager_maps(lvlm, lvlm.encode(picture(), TEXTS, RECIPE)).float()
+    torch.testing.assert_close(found.maps[:, first], want[:, first], atol=0.02, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_gpu_gives_the_maps_of_the_cpu():
+    lvlm = make()
+    want = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
+    lvlm.model.cuda()
+    for choice in ({}, {"packed": False}, {"heads": [(2, 3), (0, 1)]}):
+        found = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE, **choice)
+        assert found.maps.is_cuda
+        kept = want.select(choice["heads"]) if choice.get("heads") else want
+        torch.testing.assert_close(found.maps.cpu(), kept.maps, atol=1e-4, rtol=0)
+    assert answers(lvlm, picture(), TEXTS) == answers(make(), picture(), TEXTS)
+
+
 def test_models_with_a_sliding_window_are_asked_separately():
     from transformers import MistralConfig
 

@@ -56,6 +56,7 @@ def report(function, types, constants):
     """Compile to PTX as the launcher would, then let the bundled ptxas count registers."""
     import triton
     from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     names = function.arg_names
@@ -75,12 +76,18 @@ def report(function, types, constants):
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
     assert len(compiled.asm["cubin"]) > 0
-    ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder) / "kernel.ptx"
         ptx.write_text(compiled.asm["ptx"])
         done = subprocess.run(
-            [ptxas, "-v", "--gpu-name=sm_90a", ptx, "-o", Path(folder) / "kernel.cubin"],
+            [
+                get_ptxas(90).path,
+                "-v",
+                "--gpu-name=sm_90a",
+                ptx,
+                "-o",
+                Path(folder) / "kernel.cubin",
+            ],
             capture_output=True,
             text=True,
             check=True,

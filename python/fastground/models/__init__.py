@@ -77,12 +77,12 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
     Raises:
         ValueError: the model's family is not supported.
     """
-    config = getattr(model, "config", None)
-    if not hasattr(config, "model_type"):
+    if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(
             f"model must be a transformers model, but got {type(model).__name__}; "
             "load one with fastground.models.load"
         )
+    config = model.config
     adapter = _adapter(config.model_type)
     return adapter(model, processor, checkpoint or config.name_or_path or config.model_type)
 
