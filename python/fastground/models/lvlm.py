@@ -7,6 +7,7 @@ pixels; whether expressions may share the image's prefix.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +22,7 @@ _MARK = "\ufffc"
 """Stands for the expression while a chat template is rendered."""
 
 
-class LVLM:
+class LVLM(ABC):
     """A frozen vision-language model with its processor, ready to be asked."""
 
     model_type: ClassVar[str]
@@ -48,17 +49,17 @@ class LVLM:
             f"{a['num_heads']} heads, {self.model.dtype}, {self.model.device})"
         )
 
+    @abstractmethod
     def words(self, recipe: Recipe) -> tuple[str, str]:
         """The prompt before and after the expression; the image token stands once in the first.
 
         Raises:
             ValueError: the processor has no such template.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def look(self, image: Image) -> tuple[dict[str, torch.Tensor], ImageLayout]:
         """What the model reads of the image, and its layout as if its tokens began at 0."""
-        raise NotImplementedError
 
     def encode(self, image: Any, expressions: list[str], recipe: Recipe) -> Encoded:
         """One image and its expressions as token ids, with the tokens that ask.
