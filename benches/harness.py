@@ -113,7 +113,7 @@ def report(name: str, description: str, rows: list[Row], *, save: bool = True) -
     """Print the rows for people, and keep them under the benchmark's name for machines."""
     card = machine()
     console = Console(width=None if sys.stdout.isatty() else 110)
-    table = Table(title=f"{name}: {description}", caption=_caption(card), title_justify="left")
+    table = Table()
     for column in ("workload", "contender"):
         table.add_column(column)
     for column in ("us/item", "±", "ratio", "error"):
@@ -125,7 +125,7 @@ def report(name: str, description: str, rows: list[Row], *, save: bool = True) -
             workload = row.workload
         numbers = (f"{row.time_us:.4g}", f"{row.spread:.0%}", f"{row.ratio:.3g}", row.error)
         table.add_row(row.workload, row.contender, *numbers)
-    console.print(table)
+    console.print(f"{name}: {description}", table, _caption(card), highlight=False)
     if save:
         console.print(f"written to {_save(name, description, card, rows)}")
 

@@ -142,15 +142,15 @@ std::pair<Share, Share> split(Keep keep, int kept, int grid_w, BoxesWorkspace& w
   }
   Share inside;
   Share outside;
-  for (int c = 0; c < static_cast<int>(w.cells.size()); ++c) {
-    if (w.valid[c] == 0) continue;
-    bool in = w.labels[c] == kept + 1;
-    if (keep == Keep::hull) {
-      const int i = c / grid_w;
-      const int j = c % grid_w;
-      in = i >= region.top && i < region.bottom && j >= w.first[i] && j < w.last[i];
+  const int grid_h = static_cast<int>(w.first.size());
+  for (int i = 0, c = 0; i < grid_h; ++i) {
+    const bool in_rows = i >= region.top && i < region.bottom;
+    for (int j = 0; j < grid_w; ++j, ++c) {
+      if (w.valid[c] == 0) continue;
+      const bool in = keep == Keep::hull ? in_rows && j >= w.first[i] && j < w.last[i]
+                                         : w.labels[c] == kept + 1;
+      (in ? inside : outside).add(w.cells[c]);
     }
-    (in ? inside : outside).add(w.cells[c]);
   }
   return {inside, outside};
 }

@@ -1,0 +1,107 @@
+"""Largest convex hull and its box of a batch of maps: fastground and what one would write instead.
+
+    python benches/bench_boxes.py
+
+All on one thread, from float32 maps, unsmoothed, to the box of the region with the largest hull.
+fastground also gives mass and score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import cv2
+import fastground as fg
+import harness
+import map_families
+import numpy as np
+import scipy.ndimage
+import scipy.spatial
+import torch
+
+RECIPE = fg.Recipe(kernel_size=1)
+EIGHT = np.ones((3, 3), dtype=np.int8)
+
+
+def fastground_boxes(maps: np.ndarray) -> np.ndarray:
+    """One call."""
+    return fg.boxes(maps[:, None], recipe=RECIPE).xyxy
+
+
+def opencv_per_map(maps: np.ndarray) -> np.ndarray:
+    """cv2's contours of the outer corners of each region, their hulls and areas."""
+    result = np.zeros((len(maps), 4))
+    for i, cells in enumerate(maps):
+        mask = (cells > cells.mean(dtype=np.float64)).astype(np.uint8)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        best = 0.0
+        for region in range(1, count):
+            x, y, w, h, _ = stats[region]
+            if w * h < best:
+                continue
+            part = np.argwhere(labels[y : y + h, x : x + w] == region)[:, ::-1]
+            corners = np.concatenate([part + corner for corner in np.ndindex(2, 2)])
+            area = cv2.contourArea(cv2.convexHull(corners.astype(np.int32)))
+            if area > best:
+                best, result[i] = area, (x, y, x + w, y + h)
+    return result
+
+
+def scipy_per_map(maps: np.ndarray) -> np.ndarray:
+    """scipy.ndimage.label, find_objects and scipy.spatial.ConvexHull."""
+    result = np.zeros((len(maps), 4))
+    for i, cells in enumerate(maps):
+        labels, _ = scipy.ndimage.label(cells > cells.mean(dtype=np.float64), EIGHT)
+        best = 0.0
+        for region, (rows, columns) in enumerate(scipy.ndimage.find_objects(labels), start=1):
+            h, w = rows.stop - rows.start, columns.stop - columns.start
+            if h * w < best:
+                continue
+            part = np.argwhere(labels[rows, columns] == region)
+            corners = np.concatenate([part + corner for corner in np.ndindex(2, 2)])
+            area = scipy.spatial.ConvexHull(corners).volume
+            if area > best:
+                best, result[i] = area, (columns.start, rows.start, columns.stop, rows.stop)
+    return result
+
+
+CONTENDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "fastground": fastground_boxes,
+    "OpenCV, per map": opencv_per_map,
+    "SciPy, per map": scipy_per_map,
+}
+
+
+def main() -> None:
+    options = harness.parser("Boxes against their peers.")
+    options.add_argument("--count", type=int, default=1024, help="maps a batch")
+    options.add_argument("--size", type=int, default=24, help="cells a side")
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    rows = []
+    for family in map_families.FAMILIES:
+        maps = map_families.batch(family, given.count, given.size)
+        truth = opencv_per_map(maps)
+        errors = {
+            name: f"{int((call(maps) != truth).any(1).sum())} differ"
+            for name, call in CONTENDERS.items()
+        }
+        rows += harness.compare(
+            family,
+            {name: partial(call, maps) for name, call in CONTENDERS.items()},
+            items=given.count,
+            errors=errors,
+            repeats=given.repeats,
+            min_time_ms=given.min_time_ms,
+        )
+    described = (
+        f"{given.count} maps of {given.size} x {given.size} float32, one thread, CPU time; "
+        "differences from OpenCV are ties in hull area"
+    )
+    harness.report("boxes", described, rows, save=not given.no_save)
+
+
+if __name__ == "__main__":
+    main()
