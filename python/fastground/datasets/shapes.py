@@ -44,8 +44,10 @@ SIZES = ("small", "large")
 KINDS = ("attribute", "location", "relation")
 SPLITS = ("train", "val", "test")
 SIDE = 192
-TEXTURE_PERIOD = 6.0
+TEXTURE_PERIOD = 8.0
 """Pixels, whatever the side, so that one patch sees the same texture at any resolution."""
+TEXTURE_SHIFT = 2.0
+"""Pixels by which a texture may be shifted, at most."""
 
 _DIRECTIONS = {
     # name: (axis, sign), superlatives, relation words
@@ -106,7 +108,7 @@ def scene(
         Thing(
             str(rng.choice(shapes)), str(rng.choice(colours)), SIZES[int(large[i])],
             str(textures[i]), x, y, radius,
-            (rng.uniform(0, TEXTURE_PERIOD), rng.uniform(0, TEXTURE_PERIOD)),
+            (rng.uniform(0, TEXTURE_SHIFT), rng.uniform(0, TEXTURE_SHIFT)),
         )
         for i, (x, y, radius) in enumerate(places)
     )  # fmt: skip

@@ -28,10 +28,10 @@ from fastground.tiny.model import PATCH, TOKENS, build, regrid, save
 from fastground.tiny.questions import GROUPS, SLOTS, TEXT, Questions, Stage, branch_mask
 
 STAGES = (
-    Stage("see", 12, 500, 10, {1: 0.5, 2: 0.5}, (0.8, 0.1, 0.1), (0.0, 0.0), 0.0, 2e-3),
-    Stage("find", 12, 900, 10, {2: 0.3, 3: 0.4, 4: 0.3}, (0.5, 0.25, 0.25), (0.0, 0.0), 0.0, 2e-3),
+    Stage("see", 12, 400, 10, {2: 0.5, 3: 0.5}, (0.8, 0.1, 0.1), (0.0, 0.0), 0.0, 2e-3),
+    Stage("find", 12, 900, 10, COUNTS, (0.5, 0.25, 0.25), (0.0, 0.0), 0.0, 2e-3),
     Stage("focus", 12, 1500, 10, COUNTS, (0.3, 0.35, 0.35), (0.05, 0.3), 0.2, 2e-3),
-    Stage("sharpen", 24, 1800, 6, COUNTS, (0.28, 0.38, 0.34), (0.3, 0.3), 0.3, 1.5e-3, 0.6),
+    Stage("sharpen", 24, 1500, 6, COUNTS, (0.28, 0.38, 0.34), (0.3, 0.3), 0.3, 1.5e-3, 0.6),
 )
 
 WRITE_EVERY = 100
