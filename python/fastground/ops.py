@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from fastground import _core, reference
 from fastground.types import CHOICES, Boxes, HeadStats, Recipe
@@ -474,7 +475,7 @@ def _to_torch(array: Any, name: str) -> torch.Tensor:
                 f"{name} must be a torch tensor, a NumPy array or have __dlpack__, but got "
                 f"{type(array).__name__}"
             )
-        array = torch.from_dlpack(array)
+        array = from_dlpack(array)
     if array.layout != torch.strided or array.is_quantized or array.device.type == "meta":
         raise TypeError(
             f"{name} must be a dense tensor that holds data, but got layout {array.layout} on "
