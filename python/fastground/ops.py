@@ -402,7 +402,7 @@ def implementations() -> dict[str, dict[str, str]]:
     names = ("attention_sum", "binarize", "label", "entropy", "head_stats", "smooth", "combine")
     forced = os.environ.get("FASTGROUND_IMPLEMENTATION", "")
     on_cpu = "reference (PyTorch)" if forced == "reference" else "native (C++)"
-    why = f"no CUDA kernel of it in this build: {_core.build_info()['cuda']}"
+    why = f"CUDA kernels in this build: {_core.build_info()['cuda']}"
     if forced:
         why += f"; FASTGROUND_IMPLEMENTATION={forced}"
     found = {name: {"cpu": on_cpu, "cuda": cuda, "why": why} for name in (*names, "boxes")}
@@ -519,7 +519,7 @@ def _native(maps: torch.Tensor) -> bool:
     if forced == "native" and maps.device.type != "cpu":
         raise ValueError(
             f"FASTGROUND_IMPLEMENTATION=native needs maps on the CPU, but got {maps.device}: "
-            f"CUDA in this build: {_core.build_info()['cuda']}"
+            f"CUDA kernels in this build: {_core.build_info()['cuda']}"
         )
     return maps.device.type == "cpu" and forced != "reference"
 
