@@ -4,6 +4,8 @@ import ast
 import os
 import re
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import fastground
@@ -110,3 +112,30 @@ def test_scripts_run():
         script = ROOT / ".ci" / name
         assert os.access(script, os.X_OK)
         subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_wheel_holds_everything(tmp_path):
+    """All of the package's files and the kernels, built without the native core to be quick."""
+    pytest.importorskip("scikit_build_core")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", str(ROOT)]
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-Cwheel.cmake=false"]
+    done = subprocess.run(
+        [*command, *options, "--wheel-dir", str(tmp_path)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("fastground-*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    package = ROOT / "python" / "fastground"
+    for path in tracked():
+        if package in path.parents:
+            assert f"fastground/{path.relative_to(package).as_posix()}" in held
+        elif ROOT / "kernels" in path.parents:
+            assert f"fastground/kernels/{path.name}" in held
+    assert not any(name.startswith(("kernels/", "tests/")) for name in held)
+    assert (
+        "fastground = fastground.cli:main"
+        in zipfile.ZipFile(wheel)
+        .read(next(name for name in held if name.endswith("entry_points.txt")))
+        .decode()
+    )
