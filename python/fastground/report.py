@@ -124,17 +124,15 @@ class _Page:
 
 def _opening(ranking: HeadRanking, facts: Sequence[tuple[str, str]]) -> str:
     model = escape(ranking.checkpoint)
-    k = len(ranking.top(min(ranking.recipe.k, len(ranking.heads))))
     tiles = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts
     )
     return (
-        f"<header>\n<h1>{_count(k)} attention {'heads' if k > 1 else 'head'} that know"
-        f"{'' if k > 1 else 's'} where</h1>\n"
-        f'<p class="lead">Ask a frozen vision-language model about something in a picture, and a '
-        "few of its attention heads look at just that thing. fastground finds these heads and "
-        "reads boxes out of them. Nothing is trained: the heads of "
-        f"<b>{model}</b> were found on {ranking.num_samples:,} expressions without any box.</p>\n"
+        "<header>\n<h1>Where a vision-language model looks</h1>\n"
+        '<p class="lead">When such a model reads what it is asked about a picture, a few of its '
+        "attention heads look at just that thing. fastground finds the heads that do, and reads "
+        f"boxes out of them. Nothing is trained: the heads of <b>{model}</b> were found on "
+        f"{ranking.num_samples:,} expressions without any box.</p>\n"
         + (f'<dl class="tiles">{tiles}</dl>\n' if tiles else "")
         + "</header>"
     )
@@ -217,12 +215,14 @@ def _telling_heads(walk: Walk, ranking: HeadRanking) -> list[tuple[str, int]]:
     others = [
         i for i, h in enumerate(heads) if h not in chosen and h.layer >= ranking.recipe.skip_layers
     ]
-    telling = [("looks at one place", heads.index(ranking.top()[0]))]
+    telling = [("the first chosen", heads.index(ranking.top()[0]))]
     scattered = [i for i in others if sums[i] >= ranking.tau and entropies[i] < float("inf")]
     if scattered:
-        telling.append(("looks everywhere", max(scattered, key=lambda i: entropies[i])))
+        telling.append(
+            ("of those above τ, the most scattered", max(scattered, key=lambda i: entropies[i]))
+        )
     if others:
-        telling.append(("hardly looks", min(others, key=lambda i: sums[i])))
+        telling.append(("looks least", min(others, key=lambda i: sums[i])))
     return telling
 
 
