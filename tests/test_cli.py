@@ -135,6 +135,8 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
     out, _ = capsys.readouterr()
     assert "3 heads, both criteria" in out and "elected in" in out
     assert told["comparison"]["num_samples"] == 16 and strict(json.dumps(told["ranking"]["top"]))
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert lines[2].startswith("| **3 heads, both criteria** | ") and len(lines) == 12
     page = (tmp_path / "index.html").read_text()
     assert "image: 6 &times; 6 tokens" in page and "How well it works" in page
     for name in ("grounding.png", "examples.png", "ranking.json", "results.json", "step5-box.png"):

@@ -79,6 +79,7 @@ def run(
         "seconds": seconds,
     }
     terminal.write_json(out / "results.json", **told)
+    (out / "results.md").write_text(terminal.comparison_markdown(comparison))
     print("\n" + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
     print(f"wrote {page}")
     return told

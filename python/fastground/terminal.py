@@ -121,22 +121,34 @@ def ranking_json(ranking: HeadRanking) -> dict[str, Any]:
     return {"top": [list(h) for h in ranking.top()], **asdict(ranking)}
 
 
-def comparison_table(comparison: Any) -> Table:
-    """The method beside what it must beat; one line a row of a `Comparison`."""
+def comparison_rows(comparison: Any) -> list[list[str]]:
+    """A `Comparison` as text, a line a row, the names of the columns first."""
     kinds = list(comparison.rows[0].scores.by_kind)
-    table = _table(
-        f"{comparison.num_samples:,} held-out expressions",
-        ("", "Acc@0.5", "mean IoU", "pointing", *kinds),
-    )
-    for i, row in enumerate(comparison.rows):
+    lines = [["", "Acc@0.5", "mean IoU", "pointing", *kinds]]
+    for row in comparison.rows:
         scores = row.scores
         spread = f" ± {100 * row.accuracy_std:.1f}" if row.accuracy_std else ""
-        table.add_row(
-            row.name, f"{100 * scores.accuracy:.1f}{spread}", f"{scores.mean_iou:.3f}",
-            _percent(scores.pointing), *(_percent(scores.by_kind.get(k, _NONE)) for k in kinds),
-            style="bold" if i == 0 else None,
-        )  # fmt: skip
+        by_kind = [_percent(scores.by_kind.get(k, _NONE)) for k in kinds]
+        accuracy, iou = f"{100 * scores.accuracy:.1f}{spread}", f"{scores.mean_iou:.3f}"
+        lines.append([row.name, accuracy, iou, _percent(scores.pointing), *by_kind])
+    return lines
+
+
+def comparison_table(comparison: Any) -> Table:
+    """The method, bold, beside what it must beat."""
+    names, *lines = comparison_rows(comparison)
+    table = _table(f"{comparison.num_samples:,} held-out expressions", tuple(names))
+    for i, line in enumerate(lines):
+        table.add_row(*line, style="bold" if i == 0 else None)
     return table
+
+
+def comparison_markdown(comparison: Any) -> str:
+    """The same as a table of Markdown."""
+    names, *lines = comparison_rows(comparison)
+    lines[0][0] = f"**{lines[0][0]}**"
+    rule = ["---", *["---:"] * (len(names) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (names, rule, *lines))
 
 
 def comparison_facts(comparison: Any) -> list[tuple[str, str]]:
