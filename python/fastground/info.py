@@ -24,7 +24,11 @@ def facts() -> dict[str, Any]:
         supported, and "rankings" that ship along.
     """
     return {
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{p: _version(p) for p in PACKAGES},
+            "torch": str(torch.__version__),  # its build too, such as +cpu
+        },
         "build": dict(_core.build_info()),
         "cuda": _cuda(),
         "operations": ops.implementations(),
