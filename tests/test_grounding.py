@@ -144,7 +144,7 @@ def test_coverage_is_the_area_of_a_cell_under_the_mask(image):
     mask = torch.rand(image, generator=torch.Generator().manual_seed(3)) > 0.5
     square = np.zeros((side, side))
     left, top = (int(-o) for o in where.origin)
-    square[top : top + image[0], left : left + image[1]] = mask
+    square[top : top + image[0], left : left + image[1]] = mask.numpy()
     fine = np.kron(square, np.ones((5, 5)))  # each cell is now side x side
     expected = fine.reshape(5, side, 5, side).mean((1, 3))
     found = grounding.cell_coverage(mask, where).numpy()
