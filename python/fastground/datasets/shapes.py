@@ -44,7 +44,7 @@ SIZES = ("small", "large")
 KINDS = ("attribute", "location", "relation")
 SPLITS = ("train", "val", "test")
 SIDE = 192
-TEXTURE_PERIOD = 8.0
+TEXTURE_PERIOD = 4.0
 """Pixels, whatever the side, so that one patch sees the same texture at any resolution."""
 TEXTURE_SHIFT = 2.0
 """Pixels by which a texture may be shifted, at most."""
@@ -162,9 +162,8 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return across <= edge * (1 - along)
 
 
-def _dark(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _dark(texture: str, x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
     """Where a texture is dark, from pixel coordinates."""
-    period = TEXTURE_PERIOD
     across, down = x % period < period / 2, y % period < period / 2
     if texture == "lined":
         return down | np.zeros_like(across)
@@ -183,12 +182,15 @@ def _dark(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
 
 
-def render(scene: Scene, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
+def render(
+    scene: Scene, side: int = SIDE, period: float = TEXTURE_PERIOD
+) -> tuple[np.ndarray, np.ndarray]:
     """The scene as pixels, and every object's mask.
 
     Args:
         scene: what to draw.
         side: height and width of the image in pixels.
+        period: of the textures, in pixels.
 
     Returns:
         (side, side, 3) uint8 and (objects, side, side) bool.
@@ -207,7 +209,7 @@ def render(scene: Scene, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
         window = np.s_[y0 : y0 + y.shape[0], x0 : x0 + x.shape[1]]
         free = ~masks[(slice(None), *window)].any(0)
         mask[window] = _inside(thing.shape, (x - cx) / r, (y - cy) / r) & free
-        dark = _dark(thing.texture, x + thing.phase[0], y + thing.phase[1])
+        dark = _dark(thing.texture, x + thing.phase[0], y + thing.phase[1], period)
         paint = np.array(COLOURS[thing.colour], np.float32) * np.where(dark, 0.4, 1)[..., None]
         np.copyto(image[window], paint, where=mask[window][..., None])
     image += rng.standard_normal(image.shape, dtype=np.float32) * 10

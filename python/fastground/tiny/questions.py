@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastground.datasets.shapes import KINDS, choose, expressions, render, scene
+from fastground.datasets.shapes import KINDS, TEXTURE_PERIOD, choose, expressions, render, scene
 from fastground.tiny.model import PATCH, TOKENS
 
 GROUPS = 4
@@ -48,6 +48,10 @@ class Stage:
     """Share of the image tokens that a question does not see."""
     rate: float
     """Learning rate."""
+    period: float = TEXTURE_PERIOD
+    """Of the textures, in pixels."""
+    words: tuple[float, float, float] = (1.0, 0.5, 0.5)
+    """Weights of the losses of texture, colour and shape."""
     decay: float = 0.0
     """Share of the steps, at the end, over which the rate falls linearly to zero."""
 
@@ -71,7 +75,7 @@ class Questions(torch.utils.data.Dataset):
         kinds = np.full((batch, len(SLOTS)), -1)
         for b in range(batch):
             this, rng = scene("train", self.seed, step * batch + b, stage.counts)
-            pixels[b] = render(this, side)[0]
+            pixels[b] = render(this, side, stage.period)[0]
             found, taken = expressions(this), set()
             free = list(range(len(SLOTS)))
             for _ in range(3 * len(SLOTS)):

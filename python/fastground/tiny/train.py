@@ -28,11 +28,18 @@ from fastground.tiny.model import PATCH, TOKENS, build, regrid, save
 from fastground.tiny.questions import GROUPS, SLOTS, TEXT, Questions, Stage, branch_mask
 
 STAGES = (
-    Stage("see", 12, 400, 10, {2: 0.5, 3: 0.5}, (0.8, 0.1, 0.1), (0.0, 0.0), 0.0, 2e-3),
-    Stage("find", 12, 900, 10, COUNTS, (0.5, 0.25, 0.25), (0.0, 0.0), 0.0, 2e-3),
-    Stage("focus", 12, 1500, 10, COUNTS, (0.3, 0.35, 0.35), (0.05, 0.3), 0.2, 2e-3),
-    Stage("sharpen", 24, 1500, 6, COUNTS, (0.28, 0.38, 0.34), (0.3, 0.3), 0.3, 1.5e-3, 0.6),
-)
+    Stage("see", 12, 400, 10, {2: 0.5, 3: 0.5}, (0.8, 0.1, 0.1), (0.0, 0.0), 0.0, 2e-3, 8.0),
+    Stage("find", 12, 900, 10, COUNTS, (0.5, 0.25, 0.25), (0.0, 0.0), 0.0, 2e-3, 8.0),
+    Stage("focus", 12, 400, 10, COUNTS, (0.3, 0.35, 0.35), (0.05, 0.1167), 0.2, 2e-3, 8.0),
+    Stage(
+        "outline", 12, 1200, 10, COUNTS, (0.4, 0.3, 0.3), (0.02, 0.2), 0.05, 2e-3,
+        words=(1.0, 0.5, 1.5),
+    ),
+    Stage("settle", 12, 500, 10, COUNTS, (0.3, 0.35, 0.35), (0.2, 0.3), 0.1, 2e-3),
+    Stage(
+        "sharpen", 24, 1500, 6, COUNTS, (0.28, 0.38, 0.34), (0.3, 0.3), 0.3, 1.5e-3, decay=0.6,
+    ),
+)  # fmt: skip
 
 WRITE_EVERY = 100
 """Steps between two checkpoints."""
@@ -281,7 +288,7 @@ def run(model, tuners, stage, number, begin, seed, device, out) -> None:
         cost = sums.transpose(2, 3)[asked[:, None].expand(-1, sums.shape[1], -1)].mean()
         share = step / stage.steps
         pressure = stage.pressure[0] * (1 - share) + stage.pressure[1] * share
-        loss = word[0] + 0.5 * word[1] + 0.5 * word[2] + pressure * cost
+        loss = word @ word.new_tensor(stage.words) + pressure * cost
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for tuner in tuners:
