@@ -23,6 +23,7 @@ namespace {
 using Address = std::uintptr_t;
 
 constexpr int max_grid = 256;
+constexpr std::size_t max_taps = 65535;  // so that places in an extended map fit an int
 
 template <class T>
 T choice(const char* name, const std::string& value, const std::map<std::string, T>& choices) {
@@ -99,7 +100,9 @@ void run_combine(const MapView& maps, int heads, const std::vector<double>& taps
   if (heads < 1 || maps.count % heads != 0) {
     throw std::invalid_argument("count must be a multiple of heads");
   }
-  if (taps.size() % 2 == 0) throw std::invalid_argument("taps must be an odd number of weights");
+  if (taps.size() % 2 == 0 || taps.size() > max_taps) {
+    throw std::invalid_argument("kernel_size must be odd and at most 65535");
+  }
   const auto b = choice("border", border, borders);
   const int count = static_cast<int>(taps.size());
   const py::gil_scoped_release release;

@@ -254,6 +254,7 @@ def test_misuse_is_refused_with_the_way_out(llava):
         ({"heads": [(3, 0)]}, "layers 0 to 2 .* but got L3 H0"),
         ({"heads": [(0, 4)]}, "heads 0 to 3, but got L0 H4"),
         ({"heads": []}, "at least one head"),
+        ({"heads": [3]}, r"heads must be \(layer, head\) pairs, but got \[3\]"),
         ({"heads": [(2, 0)], "stop_after": 1}, "layers 0 to 1"),
         ({"stop_after": 3}, "stop_after must be a layer 0 to 2"),
         ({"rows": "first"}, "rows must be 'last' or an"),

@@ -98,7 +98,9 @@ def test_bad_input_is_said(tmp_path):
     with pytest.raises(ValueError, match="at least one sample"):
         discover(lvlm.model, lvlm.processor, [])
     with pytest.raises(ValueError, match="trials must be 1 to the 2 samples"):
-        discover(lvlm.model, lvlm.processor, small_world.samples()[:2], trials=3)
+        discover(lvlm.model, lvlm.processor, small_world.samples()[:2], trials=3, out=tmp_path)
+    assert HeadTable.load(tmp_path / TABLE_FILE).num_samples == 2  # the forwards are not lost
+    assert not (tmp_path / RANKING_FILE).exists()
     with pytest.raises(ValueError, match="model must be"):
         discover("llava", lvlm.processor, small_world.samples())
     with pytest.raises(FileNotFoundError, match="there is none at"):

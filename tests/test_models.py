@@ -151,6 +151,12 @@ def test_unsupported_families_are_listed(tmp_path):
         wrap(torch.nn.Linear(2, 2), None)
 
 
+def test_a_model_in_training_mode_is_refused():
+    model, processor = random_llava(0)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        wrap(model.train(), processor)
+
+
 def test_an_unsupported_vision_tower_is_refused(monkeypatch):
     model, processor = random_llava(0)
     monkeypatch.setattr(model.config.vision_config, "model_type", "pixtral")
@@ -166,6 +172,8 @@ def test_an_unsupported_vision_tower_is_refused(monkeypatch):
         (["the mug", "  "], "must say something"),
         ([3], "must say something"),
         (["the <image> mug"], "must not hold the image token"),
+        (["the \ud800 mug"], "must be text in Unicode"),
+        (["x", "red " * 5000], r"has 5018 tokens .16 .* reads 2048: 'red .* fewer words"),
     ],
 )
 def test_bad_expressions_are_named(lvlm, expressions, message):
@@ -185,7 +193,7 @@ def test_chat_needs_a_template(lvlm):
         lvlm.encode(IMAGE, ["x"], Recipe(template="chat"))
 
 
-def test_images_that_are_none_are_refused(lvlm, tmp_path):
+def test_images_that_are_none_are_refused(lvlm, tmp_path, monkeypatch):
     text = tmp_path / "notes.png"
     text.write_text("no image")
     with pytest.raises(ValueError, match=r"Pillow can read .*notes.png"):
@@ -196,6 +204,14 @@ def test_images_that_are_none_are_refused(lvlm, tmp_path):
         lvlm.encode(np.zeros((4, 4, 3), np.uint8), ["x"], RECIPE)
     with pytest.raises(ValueError, match="must have pixels"):
         lvlm.encode(Image.new("RGB", (0, 4)), ["x"], RECIPE)
+    for values in (np.full((4, 4), 900, np.uint16), np.full((4, 4), 0.5, np.float32)):
+        with pytest.raises(ValueError, match="must have 8 bits a channel, but its mode is"):
+            lvlm.encode(Image.fromarray(values), ["x"], RECIPE)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    IMAGE.save(tmp_path / "large.png")
+    with pytest.raises(ValueError, match="decompression bomb"):
+        lvlm.encode(tmp_path / "large.png", ["x"], RECIPE)
+    monkeypatch.undo()
     half = tmp_path / "half.png"
     IMAGE.resize((300, 300)).save(half)
     half.write_bytes(half.read_bytes()[:200])

@@ -161,6 +161,9 @@ def test_chosen_heads_stop_the_forward_after_the_deepest():
         hook.remove()
     assert ran == [0]
     torch.testing.assert_close(found.maps, whole.select(heads).maps, atol=1e-6, rtol=0)
+    for wrong in ([(9, 0)], [(-1, 0)], [(0, 4)], []):
+        with pytest.raises(ValueError, match=r"^heads must"):
+            attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE, heads=wrong)
 
 
 def test_last_prompt_and_last_expression_differ_in_a_chat_only():

@@ -96,7 +96,7 @@ def test_what_the_ranking_tells():
 
 def test_trials_are_disjoint_equal_parts_and_give_the_spread():
     sums, entropies = table(n=103, seed=5)
-    recipe = Recipe(top_n=3)
+    recipe = Recipe(top_n=3, skip_layers=0)
     ranking = rank(sums, entropies, recipe=recipe, trials=5, seed=7)
     order = np.random.default_rng(7).permutation(103)
     parts = [np.sort(order[i * 20 : i * 20 + 20]) for i in range(5)]
@@ -224,6 +224,9 @@ def test_greedy_falls_back_on_attention_sums_and_on_skipped_layers_last():
         (lambda s, e: rank(s, e * np.nan), "entropies must be finite, but sample 0 has nan at L0"),
         (lambda s, e: rank(s * np.inf, e), "attention_sums must be finite"),
         (lambda s, e: rank(s, e, trials=61), "trials must be 1 to the 60 samples"),
+        (lambda s, e: rank(s, e, recipe=Recipe(skip_layers=5)), "in the 0 of 5 layers behind"),
+        (lambda s, e: rank(s, e, recipe=Recipe(elbow=2)), "an attention sum of at least 2"),
+        (lambda s, e: rank(s, np.full_like(e, np.inf)), "and a finite entropy; lower skip_layers"),
         (lambda s, e: greedy(s, e, Recipe(k=31), kept=None), "recipe.k must be at most 30"),
         (lambda s, e: elbow([]), "at least one head"),
         (lambda s, e: elbow([0.1, np.nan]), "leave out samples"),

@@ -57,6 +57,10 @@ def test_the_authors_releases_differ_as_the_method_says():
         ({"kernel_size": 4}, "recipe.kernel_size must be odd"),
         ({"sigma": -1.0}, "recipe.sigma must be finite and >= 0"),
         ({"sigma": float("nan")}, "recipe.sigma must be finite"),
+        ({"sigma": "wide"}, "recipe.sigma must be finite"),
+        ({"elbow": float("nan")}, "recipe.elbow must be chord, curvature or a number"),
+        ({"elbow": None}, "recipe.elbow must be chord, curvature or a number"),
+        ({"bottom_row": "low"}, "recipe.bottom_row must be a number or None, but got 'low'"),
         ({"tau": 3}, "recipe has no field 'tau'; its fields are weight"),
     ],
 )
@@ -84,10 +88,13 @@ def test_a_ranking_survives_its_file(tmp_path):
     assert "Infinity" not in path.read_text()  # which is no JSON
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"heads": 3}', '{"heads": [{"head": [1, 2]}]}'])
-def test_a_file_that_is_no_ranking_is_refused(tmp_path, text):
+NO_RANKINGS = [b"", b"[]", b"{}", b'{"heads": 3}', b'{"heads": [{"head": [1, 2]}]}', b"\xff\xfe"]
+
+
+@pytest.mark.parametrize("content", NO_RANKINGS)
+def test_a_file_that_is_no_ranking_is_refused(tmp_path, content):
     path = tmp_path / "ranking.json"
-    path.write_text(text)
+    path.write_bytes(content)
     with pytest.raises(ValueError, match="make one with: fastground discover"):
         HeadRanking.load(path)
 

@@ -122,8 +122,9 @@ def _ask(
     packed: bool,
 ) -> AttentionMaps:
     inputs, rows = packing.pack(encoded) if packed else packing.separate(encoded)
-    layers = range(lvlm.architecture["num_layers"]) if heads is None else (h[0] for h in heads)
-    deepest = max(layers, default=None)
+    deepest = lvlm.architecture["num_layers"] - 1
+    if heads is not None:  # capture refuses heads that the model does not have
+        deepest = max(0, min(deepest, max((int(head[0]) for head in heads), default=0)))
     inputs = _prepared(lvlm, inputs)
     with capture(lvlm.model, heads, rows, deepest, encoded.layout) as captured:
         lvlm.model(**inputs, use_cache=False)

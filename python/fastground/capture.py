@@ -361,9 +361,14 @@ def _checked_heads(heads: Any, stop_after: int | None, text: Any) -> tuple[HeadI
     last = layers - 1 if stop_after is None else stop_after
     if heads is None:
         return tuple(HeadId(layer, head) for layer in range(last + 1) for head in range(width))
+    try:
+        heads = tuple(HeadId(int(layer), int(head)) for layer, head in heads)
+    except TypeError as error:
+        raise ValueError(
+            f"heads must be (layer, head) pairs, but got {heads!r}; such as [(14, 24), (14, 13)]"
+        ) from error
     if not heads:
         raise ValueError("heads must name at least one head, or be None for all")
-    heads = tuple(HeadId(int(layer), int(head)) for layer, head in heads)
     for head in heads:
         if not (0 <= head.layer <= last and 0 <= head.head < width):
             raise ValueError(

@@ -50,8 +50,8 @@ def discover(
         dataset: likewise, the data set.
         split: likewise, its split.
         progress: called with the number of samples done.
-        out: a folder for the ranking and the table it was made from; both are written at the end,
-            whole or not at all.
+        out: a folder for the ranking and the table it was made from; each is written at the end,
+            whole or not at all, the table even where the ranking is then refused.
 
     Returns:
         The ranking; `top()` are the localization heads.
@@ -61,9 +61,10 @@ def discover(
     """
     lvlm = models.wrap(model, processor, checkpoint=checkpoint)
     table = collect(lvlm, samples, recipe=recipe, dataset=dataset, split=split, progress=progress)
+    if out is not None:  # before the ranking, whose refusal must not cost the forwards
+        table.save(Path(out) / TABLE_FILE)
     ranking = rank_table(table, recipe, trials=trials, seed=seed)
     if out is not None:
-        table.save(Path(out) / TABLE_FILE)
         ranking.save(Path(out) / RANKING_FILE)
     return ranking
 

@@ -136,11 +136,15 @@ def pseudo_masks(
     if valid is not None:
         foreground &= valid
     region = _kept_region(foreground, boxes, recipe)
-    resized = _bilinear(y, grid_h) @ cells @ _bilinear(x, grid_w).T
+    down, across = _bilinear(y, grid_h), _bilinear(x, grid_w).T
     row, column = y.floor().long(), x.floor().long()
     in_grid = ((row >= 0) & (row < grid_h))[:, None] & ((column >= 0) & (column < grid_w))
     row, column = row.clamp(0, grid_h - 1), column.clamp(0, grid_w - 1)
-    return (resized > mean) & region[:, row][..., column] & in_grid
+    masks = torch.empty((len(cells), *in_grid.shape), dtype=torch.bool, device=cells.device)
+    for i, mask in enumerate(masks):  # one at a time: an image's float64 pixels are many bytes
+        torch.gt(down @ cells[i] @ across, mean[i], out=mask)
+        mask &= region[i][row][:, column] & in_grid
+    return masks
 
 
 def _kept_region(foreground: torch.Tensor, boxes: Boxes, recipe: Recipe) -> torch.Tensor:

@@ -347,8 +347,8 @@ def attention_rows(
     visible = _take_visible(visible, query, key)
     if key.device != query.device:
         raise ValueError(f"query and key must share a device: {query.device}, {key.device}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive or None, but got {softcap!r}")
+    if softcap is not None and not 0 < softcap < float("inf"):
+        raise ValueError(f"softcap must be positive and finite, or None, but got {softcap!r}")
     scale = head_dim**-0.5 if scale is None else float(scale)
     keywords = {"heads": heads, "visible": visible, "scale": scale, "softcap": softcap}
     if query.device.type != "cuda" or os.environ.get("FASTGROUND_IMPLEMENTATION") == "reference":

@@ -206,13 +206,20 @@ def rank(
         The ranking; `frequency_std` is the sample standard deviation over the trials (0 for one).
 
     Raises:
-        ValueError: wrong shapes, NaN, no samples, or fewer samples than trials.
+        ValueError: wrong shapes, NaN, no samples, fewer samples than trials, or a recipe under
+            which no sample elects any head.
     """
     sums, entropy = _checked(attention_sums, entropies)
     n, layers, heads = sums.shape
     if not 1 <= trials <= n:
         raise ValueError(f"trials must be 1 to the {n} samples given, but got {trials}")
     everything = _Tally(sums, entropy, recipe, np.arange(n))
+    if not everything.frequency.any():
+        raise ValueError(
+            f"recipe must leave heads to elect, but in the {max(0, layers - recipe.skip_layers)} "
+            f"of {layers} layers behind skip_layers={recipe.skip_layers} no head has an attention "
+            f"sum of at least {everything.tau:.3g} and a finite entropy; lower skip_layers or elbow"
+        )
     shuffled = np.random.default_rng(seed).permutation(n)
     size = n // trials
     parts = [

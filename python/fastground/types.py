@@ -8,7 +8,9 @@ half-open; entropies are in nats.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +33,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "template": ("plain", "chat"),
 }
 """Every named choice of a `Recipe` field; the first is the paper's, and the default."""
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class Recipe:
                 raise ValueError(
                     f"recipe.{name} must be one of {', '.join(choices)}, but got {value!r}"
                 )
-        if isinstance(self.elbow, str) and self.elbow not in ("chord", "curvature"):
+        if self.elbow not in ("chord", "curvature") and not _is_finite(self.elbow):
             raise ValueError(
                 f"recipe.elbow must be chord, curvature or a number, but got {self.elbow!r}"
             )
@@ -106,7 +112,11 @@ class Recipe:
                 raise ValueError(f"recipe.{name} must be an integer >= {least}, but got {value!r}")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"recipe.kernel_size must be odd, but got {self.kernel_size}")
-        if not 0 <= self.sigma < float("inf"):
+        if self.bottom_row is not None and not _is_finite(self.bottom_row):
+            raise ValueError(
+                f"recipe.bottom_row must be a number or None, but got {self.bottom_row!r}"
+            )
+        if not _is_finite(self.sigma) or self.sigma < 0:
             raise ValueError(f"recipe.sigma must be finite and >= 0, but got {self.sigma!r}")
 
     @classmethod
@@ -397,7 +407,7 @@ class HeadRanking:
             recipe = Recipe(**data.pop("recipe"))
             curve = tuple(data.pop("curve"))
             return cls(heads=heads, trials=trials, recipe=recipe, curve=curve, **data)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"ranking must be a JSON file written by fastground discover, but {path} is not "
                 f"({type(error).__name__}: {error}); make one with: fastground discover MODEL"

@@ -132,6 +132,7 @@ def test_empty_batches_and_rows_give_empty_results():
         ({"heads": []}, "but got none"),
         ({"visible": torch.ones(2, 8, dtype=torch.bool)}, r"visible must be \(2, 9\)"),
         ({"softcap": 0.0}, "softcap must be positive"),
+        ({"softcap": float("inf")}, "softcap must be positive and finite, or None, but got inf"),
         ({"key": torch.zeros(2, 2, 9, 8, device="meta")}, "holds data"),
     ],
 )

@@ -80,6 +80,7 @@ def test_what_is_no_number_is_refused_or_nan(implementation):
     ("keywords", "message"),
     [
         ({"kernel_size": 4}, "kernel_size must be odd, but got 4"),
+        ({"kernel_size": 65537}, "kernel_size must be odd and at most 65535"),
         ({"kernel_size": 0}, "kernel_size must be an integer >= 1"),
         ({"sigma": -1.0}, "sigma must be finite and >= 0"),
         ({"sigma": float("nan")}, "sigma must be finite and >= 0"),

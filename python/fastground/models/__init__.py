@@ -75,7 +75,7 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
         checkpoint: what results are labelled with; the model's own name unless given.
 
     Raises:
-        ValueError: the model's family is not supported.
+        ValueError: the model's family is not supported, or the model is in training mode.
     """
     if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(
@@ -84,6 +84,11 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
         )
     config = model.config
     adapter = _adapter(config.model_type)
+    if model.training:
+        raise ValueError(
+            "model must be in evaluation mode, where nothing is dropped at random; call "
+            "model.eval() first"
+        )
     return adapter(model, processor, checkpoint or config.name_or_path or config.model_type)
 
 

@@ -79,7 +79,8 @@ def read_image(image: Any) -> Image.Image:
     """The image in RGB, from a PIL image or a path to one.
 
     Raises:
-        ValueError: `image` is neither, or the file holds no image, or has no pixels.
+        ValueError: `image` is neither, or the file holds no image, or it has no pixels, or its
+            brightness has no known range (16 bits, integers, floats).
         FileNotFoundError: there is no such file.
     """
     if isinstance(image, (str, Path)):
@@ -87,8 +88,10 @@ def read_image(image: Any) -> Image.Image:
             raise FileNotFoundError(f"image must be a file, but there is none at {str(image)!r}")
         try:
             with Image.open(image) as opened:
-                image = opened.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+                image = opened.copy()
+        except (
+            UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError,
+        ) as error:  # fmt: skip
             raise ValueError(
                 f"image must be a file that Pillow can read (PNG, JPEG, ...), but {str(image)!r} "
                 f"is not ({error}); convert it first"
@@ -100,6 +103,11 @@ def read_image(image: Any) -> Image.Image:
         )
     if 0 in image.size:
         raise ValueError(f"image must have pixels, but its (width, height) is {image.size}")
+    if image.mode.startswith(("I", "F")):  # Pillow would clip them to 255
+        raise ValueError(
+            f"image must have 8 bits a channel, but its mode is {image.mode!r}; scale its values "
+            "to 0-255 first, with Image.fromarray(values.astype('uint8'))"
+        )
     return image.convert("RGB")
 
 

@@ -36,6 +36,7 @@ class LVLM(ABC):
         self.processor = processor
         self.checkpoint = checkpoint
         self.shares_prefix = self.shares_prefix and not _has_window(text)
+        self._positions: int | None = getattr(text, "max_position_embeddings", None)
         self.architecture: dict[str, Any] = {
             "model_type": model.config.model_type,
             "num_layers": text.num_hidden_layers,
@@ -71,8 +72,8 @@ class LVLM(ABC):
             recipe: template, query and ensure_period are read.
 
         Raises:
-            ValueError: `image` is no image; an expression is empty or has words that the tokenizer
-                does not know; the processor has no such template.
+            ValueError: `image` is no image; an expression is empty, has words that the tokenizer
+                does not know or is longer than the model reads; the processor has no such template.
             FileNotFoundError: `image` is a path without a file.
         """
         image = read_image(image)
@@ -98,6 +99,12 @@ class LVLM(ABC):
             last = last + len(after) if recipe.query == "last_prompt" else last
             asking.append(_inside(span, first, last)[-1] + more)
             row[start:start] = [image_id] * more
+            if self._positions is not None and len(row) > self._positions:
+                raise ValueError(
+                    f"expression must be shorter, but its prompt has {len(row)} tokens ({more + 1} "
+                    f"of them the image's) and {self.checkpoint!r} reads {self._positions}: "
+                    f"{text[:40]!r}...; say it in fewer words"
+                )
         import torch
 
         return Encoded(
@@ -177,6 +184,8 @@ def _checked(expressions: list[str], image_token: str) -> list[str]:
             raise ValueError(
                 f"expression must say something, such as 'the red mug', but got {expression!r}"
             )
+        if any("\ud800" <= letter <= "\udfff" for letter in expression):
+            raise ValueError(f"expression must be text in Unicode, but got {expression!r}")
         if image_token in expression:
             raise ValueError(
                 f"expression must not hold the image token {image_token!r}, but got {expression!r}"
