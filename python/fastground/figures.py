@@ -241,7 +241,7 @@ def head_matrix(ranking: HeadRanking, theme: Theme = LIGHT) -> Figure:
     bar = drawn.colorbar(shown, ax=axis, fraction=0.04, pad=0.02)
     bar.set_label("selection frequency", color=theme.ink)
     bar.ax.tick_params(colors=theme.ink, length=0)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     _dress(axis, theme)
     return drawn
 

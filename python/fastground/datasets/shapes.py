@@ -206,12 +206,12 @@ def render(
         x0, y0 = max(int(cx - r) - 1, 0), max(int(cy - r) - 1, 0)
         x = np.arange(x0, min(int(cx + r) + 2, side), dtype=np.float32)[None, :] + 0.5
         y = np.arange(y0, min(int(cy + r) + 2, side), dtype=np.float32)[:, None] + 0.5
-        window = np.s_[y0 : y0 + y.shape[0], x0 : x0 + x.shape[1]]
-        free = ~masks[(slice(None), *window)].any(0)
-        mask[window] = _inside(thing.shape, (x - cx) / r, (y - cy) / r) & free
+        rows, columns = slice(y0, y0 + y.shape[0]), slice(x0, x0 + x.shape[1])
+        free = ~masks[:, rows, columns].any(0)
+        mask[rows, columns] = _inside(thing.shape, (x - cx) / r, (y - cy) / r) & free
         dark = _dark(thing.texture, x + thing.phase[0], y + thing.phase[1], period)
         paint = np.array(COLOURS[thing.colour], np.float32) * np.where(dark, 0.4, 1)[..., None]
-        np.copyto(image[window], paint, where=mask[window][..., None])
+        np.copyto(image[rows, columns], paint, where=mask[rows, columns, None])
     image += rng.standard_normal(image.shape, dtype=np.float32) * 10
     return image.clip(0, 255).astype(np.uint8), masks
 
@@ -254,7 +254,17 @@ def _descriptions(things: tuple[Thing, ...]) -> dict[tuple[str, str, str], list[
     return members
 
 
-def _relate(found, things, members, noun, who, at, axis, sign, words) -> None:
+def _relate(
+    found: list[list[str]],
+    things: tuple[Thing, ...],
+    members: dict[tuple[str, str, str], list[int]],
+    noun: str,
+    who: list[int],
+    at: list[float],
+    axis: int,
+    sign: int,
+    words: str,
+) -> None:
     """Add "the {noun} left of the {other}" where one of `who` is there, and clearly no other."""
     for (size, colour, shape), (anchor, *more) in members.items():
         if more or not shape or (size and colour) or anchor in who:

@@ -76,7 +76,8 @@ class Questions(torch.utils.data.Dataset):
         for b in range(batch):
             this, rng = scene("train", self.seed, step * batch + b, stage.counts)
             pixels[b] = render(this, side, stage.period)[0]
-            found, taken = expressions(this), set()
+            found = expressions(this)
+            taken: set[str] = set()
             free = list(range(len(SLOTS)))
             for _ in range(3 * len(SLOTS)):
                 wanted = KINDS[rng.choice(3, p=stage.mix)]

@@ -164,7 +164,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 0.0, "weight_decay": weight_decay, "momentum": 0.95})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """One update of every matrix."""
         for group in self.param_groups:
             params, lr = group["params"], group["lr"]
@@ -187,7 +187,8 @@ class Muon(torch.optim.Optimizer):
 
 def optimizers(model: Any) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for tables, convolutions, norms and the output."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         table = any(part in name for part in ("embed", "lm_head"))
         (matrices if parameter.ndim == 2 and not table else others).append(parameter)
@@ -250,7 +251,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     running = out / "running.safetensors"
-    first, begin, states = 0, 0, {}
+    first, begin = 0, 0
+    states: dict[int, dict[int, dict[str, torch.Tensor]]] = {}
     model = build(stages[0].grid)
     if running.exists():
         weights, states, first, begin = read(running)
@@ -272,7 +274,16 @@ def train(
     save(model.state_dict(), stages[-1].grid, out / "checkpoint")
 
 
-def run(model, tuners, stage, number, begin, seed, device, out) -> None:
+def run(
+    model: Any,
+    tuners: list[torch.optim.Optimizer],
+    stage: Stage,
+    number: int,
+    begin: int,
+    seed: int,
+    device: str,
+    out: Path,
+) -> None:
     """One stage, from step `begin`: a line of the log every 20 steps, a checkpoint now and then."""
     data = Questions(stage, 1000 * (seed + 1) + number)
     todo = torch.utils.data.Subset(data, range(begin, stage.steps))

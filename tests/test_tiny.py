@@ -1,0 +1,98 @@
+"""The embedded model: what it is, and the facts about its heads that do not hang on one sample."""
+
+from pathlib import Path
+
+import fastground
+import pytest
+import torch
+from fastground import datasets, models
+from fastground.attention import attention_maps, right_answers
+from fastground.capture import capture
+from fastground.comparison import compare
+from fastground.datasets.images import by_image
+from fastground.discovery import collect, rank_table
+from fastground.types import HeadRanking, Recipe
+from transformers import LlavaForConditionalGeneration
+
+FOLDER = Path(fastground.__file__).parent / "tiny" / "checkpoint"
+RECIPE = Recipe()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return models.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def table(tiny):
+    samples = datasets.shapes(split="train", num_samples=140, seed=11)
+    return collect(tiny, samples, recipe=RECIPE, dataset="shapes", split="train")
+
+
+def test_is_a_stock_model_of_a_few_megabytes(tiny):
+    assert type(tiny.model) is LlavaForConditionalGeneration
+    assert sum(f.stat().st_size for f in FOLDER.iterdir()) <= 10_000_000
+    assert sorted(f.suffix for f in FOLDER.iterdir() if f.suffix not in (".json", ".md")) == [
+        ".safetensors"
+    ]
+    sample = next(datasets.shapes(split="val", num_samples=1))
+    encoded = tiny.encode(sample.image, [sample.expression], RECIPE)
+    assert encoded.layout.grid == (24, 24)
+
+
+def test_captured_rows_equal_eager_attention(tiny):
+    group = next(by_image(datasets.shapes(split="val", num_samples=7)))
+    maps = attention_maps(tiny, group[0].image, [s.expression for s in group], recipe=RECIPE)
+    alone = attention_maps(
+        tiny, group[0].image, [s.expression for s in group], recipe=RECIPE, packed=False
+    )
+    assert torch.allclose(maps.maps, alone.maps, rtol=0, atol=1e-5)
+    encoded = tiny.encode(group[0].image, [group[0].expression], RECIPE)
+    inputs = {"input_ids": encoded.token_ids[0][None], **encoded.image_inputs}
+    with torch.no_grad(), capture(tiny.model) as captured:
+        tiny.model(**inputs)
+    eager = LlavaForConditionalGeneration.from_pretrained(
+        FOLDER, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    with torch.no_grad():
+        layers = eager(**inputs, output_attentions=True).attentions
+    rows = torch.cat([layer[:, :, -1] for layer in layers], dim=1)
+    image = rows[0][:, list(encoded.layout.tokens)].unflatten(-1, (24, 24))
+    assert torch.allclose(captured.maps.maps[0], image, rtol=0, atol=2e-6)
+    assert torch.allclose(maps.maps[0], image, rtol=0, atol=1e-5)
+
+
+def test_other_samples_elect_the_shipped_heads(table):
+    shipped = HeadRanking.load(FOLDER / "ranking.json")
+    found = rank_table(table, RECIPE, trials=1)
+    assert shipped.architecture == table.architecture
+    assert set(found.top()) == set(shipped.top())
+    assert all(set(trial) == set(shipped.top()) for trial in shipped.trials)
+
+
+def test_most_heads_rest_and_a_few_look_at_the_image(table):
+    ranking = rank_table(table, RECIPE, trials=1)
+    sums = torch.tensor(ranking.curve)
+    assert 0.05 < ranking.tau < 0.8
+    assert (sums < ranking.tau).float().mean() > 0.5
+    assert (sums > 0.8).sum() >= 3
+
+
+def test_it_answers_and_its_heads_point_at_the_object(tiny, table):
+    ranking = rank_table(table, RECIPE, trials=1)
+    samples = list(datasets.shapes(split="test", num_samples=140, seed=12))
+    comparison = compare(tiny, table, ranking, samples, draws=10)
+    method, random = (
+        comparison.row(n).scores for n in ("3 heads, both criteria", "3 random heads")
+    )
+    assert comparison.answer_accuracy >= 0.9
+    assert method.pointing >= 0.75
+    assert method.accuracy > random.accuracy
+    assert comparison.row("ceiling: the true mask").scores.accuracy >= 0.9
+
+
+def test_unknown_words_are_named(tiny):
+    sample = next(datasets.shapes(split="val", num_samples=1))
+    with pytest.raises(ValueError, match=r"'mug'.*tiny knows: .*circle"):
+        tiny.encode(sample.image, ["the red mug"], RECIPE)
+    assert right_answers(tiny, [sample]) in ([True], [False])
