@@ -119,6 +119,16 @@ def test_a_layout_knows_its_padding_and_its_pixels():
     assert x[0] == pytest.approx(0.05) and x[-1] == pytest.approx(5.95)
 
 
+def test_an_image_thinner_than_a_cell_is_not_all_padding():
+    # 1 x 60 pixels padded to 60 x 60: on the border of two of six rows, within one of five
+    for rows, valid in ((6, [0, 0, 6, 6, 0, 0]), (5, [0, 0, 6, 0, 0])):
+        cell = (10.0, 60 / rows)
+        layout = ImageLayout((rows, 6), tuple(range(rows * 6)), None, (1, 60), cell, (0.0, -29.5))
+        assert layout.valid().sum(dim=1).tolist() == valid
+    outside = dataclasses.replace(layout, origin=(0.0, 40.0))
+    assert not outside.valid().any()
+
+
 def test_a_layout_without_an_image_has_cells_but_no_pixels():
     layout = ImageLayout((2, 3), tuple(range(6)))
     assert layout.valid().all() and layout.valid().shape == (2, 3)

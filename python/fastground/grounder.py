@@ -112,7 +112,8 @@ class Grounder:
         """Where in the image the expression's object is.
 
         Args:
-            image: a PIL image, the path of one, or a (height, width, 3) uint8 array.
+            image: a PIL image, the path of one, or a (height, width, 3) uint8 array. Pixels are
+                taken as stored: turn a photo upright first, with PIL.ImageOps.exif_transpose.
             expression: what to look for, or a list of such texts.
 
         Returns:

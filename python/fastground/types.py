@@ -224,16 +224,23 @@ class ImageLayout:
         return (boxes.float() * scale + shift).clamp(min=0).minimum(limit)
 
     def valid(self) -> torch.Tensor:
-        """(grid_h, grid_w) bool: the cells whose centre lies in the image, so not padding."""
+        """(grid_h, grid_w) bool: the cells whose centre lies in the image, so not padding.
+
+        Where an image is so thin that no row or column of centres does, those that it touches.
+        """
         import torch
 
-        grid_h, grid_w = self.grid
         if self.image_size is None or self.cell_size is None:
             return torch.ones(self.grid, dtype=torch.bool)
-        x = self.origin[0] + (torch.arange(grid_w) + 0.5) * self.cell_size[0]
-        y = self.origin[1] + (torch.arange(grid_h) + 0.5) * self.cell_size[1]
-        height, width = self.image_size
-        return ((y > 0) & (y < height))[:, None] & ((x > 0) & (x < width))[None, :]
+
+        def inside(axis: int) -> torch.Tensor:
+            size, cell = self.image_size[axis], self.cell_size[1 - axis]  # type: ignore[index]
+            centre = self.origin[1 - axis] + (torch.arange(self.grid[axis]) + 0.5) * cell
+            within = (centre > 0) & (centre < size)
+            touched = (centre > -cell / 2) & (centre < size + cell / 2)
+            return within if within.any() else touched
+
+        return inside(0)[:, None] & inside(1)
 
     def pixel_centers(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the image's pixel centres lie on the grid.
