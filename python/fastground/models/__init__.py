@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,10 @@ def load(
             f"checkpoint must be 'tiny', a folder or a model on the hub, but there is no {name!r}"
         )
     with ExitStack() as stack:
-        source = str(stack.enter_context(_embedded())) if name == "tiny" else name
+        source = name
+        if name == "tiny":
+            source = str(stack.enter_context(_embedded()))
+            stack.enter_context(_without_progress())
         config = _read(AutoConfig, source, name, "config.json of a transformers model")
         _adapter(config.model_type)
         processor = _read(
@@ -109,6 +113,20 @@ def _embedded() -> Any:
             "reinstall fastground"
         )
     return as_file(folder)
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """No progress bar for what is loaded at once."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _read(kind: Any, source: str, name: str, what: str, **keywords: Any) -> Any:
