@@ -244,6 +244,8 @@ def test_misuse_is_refused_with_the_way_out(llava):
         model(**inputs)
     with pytest.raises(ValueError, match="pass layouts="), torch.no_grad(), capture(model):
         model(input_ids=torch.tensor([[1, 10, 11]]))
+    with pytest.raises(ValueError, match="of some tokens"), capture(model):
+        model(input_ids=torch.zeros(0, 5, dtype=torch.long))
     assert model.config.text_config._attn_implementation == "sdpa"
     assert not model._forward_pre_hooks
 

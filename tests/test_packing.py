@@ -56,6 +56,14 @@ def test_packed_logits_and_maps_equal_separate_ones(seed, kv_heads):
         torch.testing.assert_close(found.sums, want.sum((-2, -1)), atol=2e-6, rtol=0)
 
 
+def test_attention_that_is_nan_is_said_with_the_way_out():
+    lvlm = make()
+    key = lvlm.model.model.language_model.layers[1].self_attn.k_proj
+    torch.nn.init.constant_(key.weight, torch.inf)
+    with pytest.raises(ValueError, match=r"gave NaN; if float16 overflowed, .*bfloat16"):
+        attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
+
+
 def test_branches_do_not_see_one_another():
     lvlm = make()
     first = attention_maps(lvlm, picture(), [TEXTS[0], TEXTS[1]], recipe=RECIPE)

@@ -44,7 +44,7 @@ def attention_maps(
         AttentionMaps of (N, heads, grid_h, grid_w) on the model's device.
 
     Raises:
-        ValueError: a bad image, expression or head.
+        ValueError: a bad image, expression or head; attention that is NaN.
     """
     packed = packed and lvlm.shares_prefix
     encoded = lvlm.encode(image, list(expressions), recipe)
@@ -128,7 +128,13 @@ def _ask(
     inputs = _prepared(lvlm, inputs)
     with capture(lvlm.model, heads, rows, deepest, encoded.layout) as captured:
         lvlm.model(**inputs, use_cache=False)
-    return captured.maps
+    maps = captured.maps
+    if not bool(maps.sums.isfinite().all()):
+        raise ValueError(
+            f"model must have finite attention, but {lvlm!r} gave NaN; if float16 overflowed, load "
+            "it with dtype=torch.bfloat16 or torch.float32"
+        )
+    return maps
 
 
 def _answer(lvlm: LVLM, encoded: Encoded, packed: bool, max_new_tokens: int) -> torch.Tensor:

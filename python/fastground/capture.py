@@ -227,8 +227,8 @@ class _Asking:
     def __init__(self, config: Any, given: dict[str, Any], rows: Any, layouts: Any) -> None:
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         source = ids if ids is not None else given.get("inputs_embeds")
-        if source is None:
-            raise ValueError("model must be called with input_ids or inputs_embeds")
+        if source is None or 0 in source.shape:
+            raise ValueError("model must be called with input_ids or inputs_embeds of some tokens")
         batch, length = source.shape[:2]
         padding = None if mask is None or mask.ndim != 2 else mask[:, -length:].cpu().bool()
         past = given.get("past_key_values")
