@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from fastground.models import wrap
-from fastground.models.geometry import frame, pads_to_square
+from fastground.models.geometry import frame, pads_to_square, read_image
 from fastground.types import ImageLayout, Recipe
 from PIL import Image
 from random_llava import image_processor, random_llava
@@ -130,3 +130,14 @@ def test_layout_without_an_image_has_no_pixels():
     assert layout.valid().all()
     with pytest.raises(ValueError, match="layout knows no image"):
         layout.to_pixels(torch.zeros(4))
+
+
+def test_a_photo_that_lies_on_its_side_is_read_upright(tmp_path):
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    upright = read_image(tmp_path / "photo.png")
+    assert upright.size == (2, 3)
+    assert np.array(upright)[0, 1].tolist() == [255, 255, 255]

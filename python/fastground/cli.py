@@ -65,12 +65,10 @@ def ground(
     grounder = _grounder(checkpoint, ranking, profile, recipe)
     found = grounder(str(image), expression)
     if out is not None:
-        from PIL import Image
-
         from fastground import figures
+        from fastground.models.geometry import read_image
 
-        with Image.open(image) as opened:
-            picture = opened.convert("RGB")
+        picture = read_image(image)
         if len(found) == 1:
             drawn = figures.figure(found[0], picture)
         else:

@@ -112,8 +112,9 @@ class Grounder:
         """Where in the image the expression's object is.
 
         Args:
-            image: a PIL image, the path of one, or a (height, width, 3) uint8 array. Pixels are
-                taken as stored: turn a photo upright first, with PIL.ImageOps.exif_transpose.
+            image: a PIL image, the path of one, or a (height, width, 3) uint8 array. A file is
+                turned upright as its EXIF data says, and boxes are in upright pixels; images and
+                arrays are taken as they are.
             expression: what to look for, or a list of such texts.
 
         Returns:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def crops_sides(image_processor: Any) -> bool:
 
 
 def read_image(image: Any) -> Image.Image:
-    """The image in RGB, from a PIL image or a path to one.
+    """The image in RGB, from a PIL image as it is, or from a path, upright as its EXIF data says.
 
     Raises:
         ValueError: `image` is neither, or the file holds no image, or it has no pixels, or its
@@ -88,7 +88,7 @@ def read_image(image: Any) -> Image.Image:
             raise FileNotFoundError(f"image must be a file, but there is none at {str(image)!r}")
         try:
             with Image.open(image) as opened:
-                image = opened.copy()
+                image = ImageOps.exif_transpose(opened)
         except (
             UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError,
         ) as error:  # fmt: skip
