@@ -203,3 +203,16 @@ def test_bad_input_is_said():
     )
     with pytest.raises(ValueError, match="cut must be 'mean'"):
         compare(small_world.lvlm(), small_world.table(), other, small_world.samples())
+    with pytest.raises(ValueError, match="draws at least 1, but got 2 and 0"):
+        compare(
+            small_world.lvlm(), small_world.table(), small_world.ranking(), small_world.samples(),
+            draws=0,
+        )  # fmt: skip
+
+
+def test_one_head_is_one_row():
+    ranking = dataclasses.replace(small_world.ranking(), recipe=small_world.RECIPE.replace(k=1))
+    table = compare(small_world.lvlm(), small_world.table(), ranking, small_world.samples())
+    names = [row.name for row in table.rows]
+    assert len(names) == len(set(names)) == 9
+    assert names[0] == "1 head, both criteria" and "1 oracle head" in names

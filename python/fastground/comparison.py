@@ -105,16 +105,17 @@ def compare(
         progress: called with the number of samples done.
 
     Raises:
-        ValueError: no samples, one without a box, or a table that is not the ranking's.
+        ValueError: no samples, one without a box, a table that is not the ranking's, fewer heads
+            than k in the layers that may be chosen, or no draws.
     """
     recipe = ranking.recipe
     table.check(recipe)
     shape = table.sums.shape[1:]
     sets = _fixed_sets(table, ranking, draws, seed)
-    oracle = sets.get(f"{recipe.k} oracle heads")
+    oracle = sets.get(_named(recipe.k, "oracle "))
     means = table.sums.mean(axis=0, dtype=np.float64)
     kept = kept_heads(means, recipe, tau=ranking.tau) if recipe.scope == "mean" else None
-    own = f"{recipe.k} heads, own for each sample"
+    own = f"{_named(recipe.k)}, own for each sample"
     ceiling = "ceiling: the true mask"
     tallies = {name: [BoxTally() for _ in members] for name, members in sets.items()}
     tallies |= {own: [BoxTally()], ceiling: [BoxTally()]}
@@ -177,22 +178,31 @@ def _fixed_sets(
         return rank(table.sums, table.entropies, recipe=changed, trials=1)
 
     sets = {
-        f"{k} heads, both criteria": flat(ranking, k),
-        f"{k} heads, attention sum only": flat(alone("attention_sum"), k),
-        f"{k} heads, entropy only": flat(alone("entropy"), k),
+        f"{_named(k)}, both criteria": flat(ranking, k),
+        f"{_named(k)}, attention sum only": flat(alone("attention_sum"), k),
+        f"{_named(k)}, entropy only": flat(alone("entropy"), k),
         "1 head, both criteria": flat(ranking, 1),
         "5 heads, both criteria": flat(ranking, 5),
         "all heads": np.arange(layers * heads)[None],
     }
     random = np.random.default_rng(seed)
     pool = np.arange(recipe.skip_layers * heads, layers * heads)
-    sets[f"{k} random heads"] = np.stack(
+    if k > len(pool) or draws < 1:
+        raise ValueError(
+            f"recipe.k must be at most the {len(pool)} heads that may be chosen and draws at least "
+            f"1, but got {k} and {draws}"
+        )
+    sets[_named(k, "random ")] = np.stack(
         [random.choice(pool, k, replace=False) for _ in range(draws)]
     )
     if table.ious is not None:
         ious = np.nanmean(table.ious, axis=0, dtype=np.float64).reshape(-1)
-        sets[f"{k} oracle heads"] = np.argsort(-ious, kind="stable")[None, :k]
+        sets[_named(k, "oracle ")] = np.argsort(-ious, kind="stable")[None, :k]
     return sets
+
+
+def _named(k: int, kind: str = "") -> str:
+    return f"1 {kind}head" if k == 1 else f"{k} {kind}heads"
 
 
 def _score_sets(
