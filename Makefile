@@ -39,6 +39,7 @@ format: .venv/ready
 
 bench: .venv/bench
 	.ci/bench $(BIN)/python
+	$(BIN)/pytest benches
 
 gpu-check:
 	.ci/gpu-check $(PYTHON)
