@@ -36,8 +36,8 @@ def run(
         out: a folder.
         checkpoint: the model.
         dataset: the data set; heads come from its training split, scores from its test split.
-        num_samples: expressions of each of the two.
-        trials: disjoint parts of the training expressions on which the ranking is repeated.
+        num_samples: held-out expressions, and training expressions of each trial.
+        trials: as in the paper, each on other training expressions; the ranking is over them all.
         seed: of the expressions and the parts.
         recipe: every choice of the method.
 
@@ -45,16 +45,18 @@ def run(
         The page's path, ranking, comparison and seconds a step took, as JSON can hold it.
     """
 
-    def stream(split: str) -> Any:
-        return datasets.load(dataset, split=split, num_samples=num_samples, seed=seed)
+    def stream(split: str, count: int) -> Any:
+        return datasets.load(dataset, split=split, num_samples=count, seed=seed)
 
     lvlm = models.load(checkpoint)
     seconds: dict[str, float] = {}
     start = time.perf_counter()
-    with terminal.progress("discovering heads", num_samples) as advance:
+    count = trials * num_samples
+    with terminal.progress("discovering heads", count) as advance:
         table = discovery.collect(
-            lvlm, stream("train"), recipe=recipe, dataset=dataset, split="train", progress=advance
-        )
+            lvlm, stream("train", count), recipe=recipe, dataset=dataset, split="train",
+            progress=advance,
+        )  # fmt: skip
     ranking = discovery.rank_table(table, trials=trials, seed=seed)
     seconds["discovery"] = time.perf_counter() - start
     table.save(out / discovery.TABLE_FILE)
@@ -63,14 +65,15 @@ def run(
 
     start = time.perf_counter()
     with terminal.progress("comparing on held-out", num_samples) as advance:
-        comparison = compare(lvlm, table, ranking, stream("test"), seed=seed, progress=advance)
+        held_out = stream("test", num_samples)
+        comparison = compare(lvlm, table, ranking, held_out, seed=seed, progress=advance)
     seconds["comparison"] = time.perf_counter() - start
     terminal.show(terminal.comparison_table(comparison))
     for name, value in terminal.comparison_facts(comparison):
         print(f"{name}: {value}")
 
     start = time.perf_counter()
-    page = _tell(out, lvlm, ranking, comparison, stream("test"), seconds)
+    page = _tell(out, lvlm, ranking, comparison, stream("test", num_samples), seconds)
     seconds["page"] = time.perf_counter() - start
     told = {
         "page": str(page),
