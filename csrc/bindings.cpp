@@ -4,16 +4,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "components.hpp"
-#include "hull.hpp"
-#include "map_view.hpp"
-#include "smooth.hpp"
-#include "spatial_entropy.hpp"
+#include "kernels.hpp"
 
 namespace py = pybind11;
 using namespace fastground;
@@ -67,61 +65,79 @@ MapView make_view(const py::object&, Address data, const std::string& dtype, std
           stride_column};
 }
 
-void run_head_stats(const MapView& maps, const std::string& weight, const std::string& cut,
-                    const std::string& empty, Address sums, Address entropies) {
+const Kernels* kernels = &best_kernels();
+
+// Working memory of the calling thread; grows and stays.
+void* scratch_for(const MapView& maps, int taps = 1) {
+  thread_local std::vector<std::byte> memory;
+  memory.resize(
+      std::max(memory.size(), kernels->scratch_bytes(maps.grid_h, maps.grid_w, taps) + 64));
+  const auto address = reinterpret_cast<Address>(memory.data());
+  return pointer<void>((address + 63) / 64 * 64);
+}
+
+std::int64_t run_head_stats(const MapView& maps, const std::string& weight, const std::string& cut,
+                            const std::string& empty, Address sums, Address entropies) {
   const auto w = choice("weight", weight, weights);
   const auto c = choice("cut", cut, cuts);
   const auto e = choice("empty", empty, empties);
   const py::gil_scoped_release release;
-  Components components(maps.grid_h, maps.grid_w);
-  std::vector<double> cells(static_cast<std::size_t>(maps.cells()));
-  std::vector<double> masses(cells.size());
-  head_stats(maps, w, c, e, components, cells.data(), masses.data(), pointer<float>(sums),
-             pointer<float>(entropies));
+  return kernels->head_stats(maps, w, c, e, scratch_for(maps), pointer<float>(sums),
+                             pointer<float>(entropies));
 }
 
-void run_binarize(const MapView& maps, const std::string& cut, Address mask) {
+std::int64_t run_binarize(const MapView& maps, const std::string& cut, Address mask) {
   const auto c = choice("cut", cut, cuts);
   const py::gil_scoped_release release;
-  std::vector<double> cells(static_cast<std::size_t>(maps.cells()));
-  binarize(maps, c, cells.data(), pointer<bool>(mask));
+  return kernels->binarize(maps, c, scratch_for(maps), pointer<bool>(mask));
 }
 
-void run_label(const MapView& maps, const std::string& cut, Address labels) {
+std::int64_t run_label(const MapView& maps, const std::string& cut, Address labels) {
   const auto c = choice("cut", cut, cuts);
   const py::gil_scoped_release release;
-  Components components(maps.grid_h, maps.grid_w);
-  std::vector<double> cells(static_cast<std::size_t>(maps.cells()));
-  label(maps, c, components, cells.data(), pointer<std::int32_t>(labels));
+  return kernels->label(maps, c, scratch_for(maps), pointer<std::int32_t>(labels));
 }
 
-void run_combine(const MapView& maps, int heads, const std::vector<double>& taps,
-                 const std::string& border, Address combined) {
+void check(const MapView& maps, int heads, const std::vector<double>& taps) {
   if (heads < 1 || maps.count % heads != 0) {
     throw std::invalid_argument("count must be a multiple of heads");
   }
   if (taps.size() % 2 == 0 || taps.size() > max_taps) {
     throw std::invalid_argument("kernel_size must be odd and at most 65535");
   }
-  const auto b = choice("border", border, borders);
-  const int count = static_cast<int>(taps.size());
-  const py::gil_scoped_release release;
-  std::vector<double> workspace(static_cast<std::size_t>(combine_workspace(maps, count)));
-  combine(maps, heads, taps.data(), count, b, workspace.data(), pointer<float>(combined));
 }
 
-void run_boxes(const MapView& combined, const MapView& valid, const std::string& keep, Address xyxy,
-               Address area, Address mass, Address score, Address found) {
-  if (valid.dtype != Dtype::boolean || valid.count != combined.count ||
-      valid.grid_h != combined.grid_h || valid.grid_w != combined.grid_w) {
-    throw std::invalid_argument("valid must be boolean and have the count and grid of combined");
+std::int64_t run_combine(const MapView& maps, int heads, const std::vector<double>& weights,
+                         const std::string& border, Address combined) {
+  check(maps, heads, weights);
+  const Taps taps{weights.data(), static_cast<int>(weights.size()),
+                  choice("border", border, borders)};
+  const py::gil_scoped_release release;
+  return kernels->combine(maps, heads, taps, scratch_for(maps, taps.count),
+                          pointer<float>(combined));
+}
+
+std::int64_t run_boxes(const MapView& maps, int heads, const std::vector<double>& weights,
+                       const std::string& border, const MapView& valid, const std::string& keep,
+                       Address xyxy, Address area, Address mass, Address score, Address found) {
+  check(maps, heads, weights);
+  if (valid.dtype != Dtype::boolean || valid.count * heads != maps.count ||
+      valid.grid_h != maps.grid_h || valid.grid_w != maps.grid_w) {
+    throw std::invalid_argument("valid must be boolean, one for each combined map, of its grid");
   }
+  const Taps taps{weights.data(), static_cast<int>(weights.size()),
+                  choice("border", border, borders)};
   const auto k = choice("region", keep, keeps);
   const py::gil_scoped_release release;
-  BoxesWorkspace workspace(combined.grid_h, combined.grid_w);
-  find_boxes(combined, valid, k, workspace,
-             {pointer<float>(xyxy), pointer<float>(area), pointer<float>(mass),
-              pointer<float>(score), pointer<bool>(found)});
+  return kernels->boxes(maps, heads, taps, valid, k, scratch_for(maps, taps.count),
+                        {pointer<float>(xyxy), pointer<float>(area), pointer<float>(mass),
+                         pointer<float>(score), pointer<bool>(found)});
+}
+
+void use(const std::string& name) {
+  const Kernels* found = name.empty() ? &best_kernels() : kernels_named(name.c_str());
+  if (found == nullptr) throw std::invalid_argument("no kernels for " + name + " here");
+  kernels = found;
 }
 
 py::dict build_info() {
@@ -130,6 +146,7 @@ py::dict build_info() {
   info["compiler"] = FASTGROUND_COMPILER;
   info["build_type"] = FASTGROUND_BUILD_TYPE;
   info["cuda"] = FASTGROUND_CUDA;
+  info["kernels"] = kernels->name;
   return info;
 }
 
@@ -152,8 +169,10 @@ PYBIND11_MODULE(_core, module) {
   module.def("combine", &run_combine, py::arg("maps"), py::arg("heads"), py::arg("taps"),
              py::arg("border"), py::arg("combined"),
              "Each `heads` successive maps smoothed and summed, as float32.");
-  module.def("boxes", &run_boxes, py::arg("combined"), py::arg("valid"), py::arg("region"),
-             py::arg("xyxy"), py::arg("area"), py::arg("mass"), py::arg("score"), py::arg("found"),
+  module.def("boxes", &run_boxes, py::arg("maps"), py::arg("heads"), py::arg("taps"),
+             py::arg("border"), py::arg("valid"), py::arg("region"), py::arg("xyxy"),
+             py::arg("area"), py::arg("mass"), py::arg("score"), py::arg("found"),
              "The kept region's box and support as float32, found as bool.");
+  module.def("use", &use, py::arg("name"), "Takes these kernels; the best if empty.");
   module.def("build_info", &build_info, "What this extension was built from and with.");
 }

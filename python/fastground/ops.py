@@ -271,22 +271,26 @@ def boxes(
         valid = _take_valid(valid, maps)
     if recipe.padding == "include":
         valid = None
-    combined = _combine(maps, recipe)
-    _refuse_maps(combined, nan)
     if not _native(maps):
+        combined = _combine(maps, recipe)
+        _refuse_maps(combined, nan)
         return Boxes(*map(give, reference.regions(combined, region=recipe.region, valid=valid)))
-    batch = combined.shape[:-2]
-    xyxy = combined.new_empty((*batch, 4))
-    area, mass, score = combined.new_empty((3, *batch))
-    found = combined.new_empty(batch, dtype=torch.bool)
+    batch, grid = maps.shape[:-3], maps.shape[-2:]
+    xyxy = maps.new_empty((*batch, 4), dtype=torch.float32)
+    area, mass, score = maps.new_empty((3, *batch), dtype=torch.float32)
+    found = maps.new_empty(batch, dtype=torch.bool)
     if valid is None:
         valid = torch.ones((), dtype=torch.bool)
     _core.boxes(
-        _view(combined),
-        _view(valid.expand(combined.shape)),
+        _view(maps),
+        maps.shape[-3],
+        reference.gaussian(recipe.kernel_size, recipe.sigma),
+        recipe.border,
+        _view(valid.expand((*batch, *grid))),
         recipe.region,
         *(out.data_ptr() for out in (xyxy, area, mass, score, found)),
     )
+    _refuse(mass.isnan(), nan)
     return Boxes(*map(give, (xyxy, area, mass, score, found)))
 
 

@@ -1,0 +1,49 @@
+#include <cstring>
+#include <initializer_list>
+
+#include "kernels.hpp"
+
+namespace fastground {
+namespace {
+
+// Ice Lake, Zen 4 and later. Without the bit permutations of GFNI and VBMI2, AVX2 is taken.
+bool has_avx512() {
+#ifdef FASTGROUND_X86
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vpopcntdq") &&
+         __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("gfni");
+#else
+  return false;
+#endif
+}
+
+// Haswell, Zen and later.
+bool has_avx2() {
+#ifdef FASTGROUND_X86
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma");
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+const Kernels* kernels_named(const char* name) {
+#ifdef FASTGROUND_X86
+  if (std::strcmp(name, "avx512") == 0) return has_avx512() ? &avx512_kernels : nullptr;
+  if (std::strcmp(name, "avx2") == 0) return has_avx2() ? &avx2_kernels : nullptr;
+#endif
+  return std::strcmp(name, "portable") == 0 ? &portable_kernels : nullptr;
+}
+
+const Kernels& best_kernels() {
+  for (const char* name : {"avx512", "avx2"}) {
+    if (const Kernels* found = kernels_named(name)) return *found;
+  }
+  return portable_kernels;
+}
+
+}  // namespace fastground

@@ -1,0 +1,63 @@
+// The operations on batches of maps, as a table of functions for each instruction set.
+//
+// kernels.cpp is compiled once for each of them; dispatch.cpp chooses what this processor has. All
+// tables give the same numbers to the bit: sums are added in one fixed order, nothing is contracted
+// to fused multiply-adds, and entropies are sums of integers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "map_view.hpp"
+
+namespace fastground {
+
+// Each function reads maps, writes all of its output and returns how many maps were not finite:
+// their numbers are NaN, they have no foreground and no box. `scratch` is working memory of
+// scratch_bytes, aligned to 64; nothing else is allocated.
+struct Kernels {
+  const char* name;
+
+  // -sum p ln p over the regions of each map's foreground, in nats, p being a region's share of the
+  // foreground's cells (area) or of the attention above the mean (mass); and the map's sum.
+  // Either output may be null. Source: Kang et al., CVPR 2025 (arXiv 2503.06287), eq. 3 and 7.
+  std::int64_t (*head_stats)(const MapView& maps, Weight weight, Cut cut, Empty empty,
+                             void* scratch, float* sums, float* entropies);
+
+  // Where each map exceeds its cut, contiguous.
+  std::int64_t (*binarize)(const MapView& maps, Cut cut, void* scratch, bool* mask);
+
+  // The 8-connected regions of each map's foreground, or of a boolean map, numbered from 1 in
+  // raster order of their first cell; 0 is none. Contiguous.
+  std::int64_t (*label)(const MapView& maps, Cut cut, void* scratch, std::int32_t* labels);
+
+  // Each `heads` successive maps smoothed and summed; contiguous, maps.count / heads of them. A
+  // combined map is NaN where one of its maps is not finite.
+  std::int64_t (*combine)(const MapView& maps, int heads, const Taps& taps, void* scratch,
+                          float* combined);
+
+  // The box of each `heads` successive maps, smoothed and summed. Foreground is what exceeds the
+  // mean of the valid cells; of its 8-connected regions the largest is kept, of equals the one of
+  // larger sum, then the first in raster order. The region's cells are its own, or with Keep::hull
+  // all valid cells whose centre lies in the hull; mass and score see valid cells only.
+  // valid: boolean, of the grid of maps and count / heads of them; a stride may be 0.
+  std::int64_t (*boxes)(const MapView& maps, int heads, const Taps& taps, const MapView& valid,
+                        Keep keep, void* scratch, const BoxesOut& out);
+
+  // What any of them needs for maps of this grid and a filter of so many taps.
+  std::size_t (*scratch_bytes)(int grid_h, int grid_w, int taps);
+};
+
+extern const Kernels portable_kernels;
+#ifdef FASTGROUND_X86
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+// The table of this name, or null if this build or this processor has none.
+const Kernels* kernels_named(const char* name);
+
+// The fastest table that this processor runs.
+const Kernels& best_kernels();
+
+}  // namespace fastground

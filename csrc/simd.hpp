@@ -1,0 +1,172 @@
+// One register of lanes, for the instruction set that this file is compiled for.
+//
+// The compilers' own vector types carry +, -, &, |, ^, ~, <<, >> and comparisons, so that the
+// kernels are written once and read like scalar code. Here is the dozen of operations that these
+// types lack, each with a portable form. Google Highway offers the same and more; but no package
+// index carries it in a form that a source build of a Python package can depend on.
+//
+// Everything is in an anonymous namespace: were an inline function shared between the objects of
+// two instruction sets, the linker might keep the one that an older processor cannot run.
+#pragma once
+
+#include <cstdint>
+
+#include "map_view.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fastground {
+namespace {
+
+#if defined(__AVX512BW__)
+#define FASTGROUND_AVX512
+constexpr int register_bytes = 64;
+#elif defined(__AVX2__)
+#define FASTGROUND_AVX2
+constexpr int register_bytes = 32;
+#else
+constexpr int register_bytes = 16;
+#endif
+
+template <class T, int Bytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(Bytes)));
+};
+template <class T>
+using Vec = typename VectorOf<T, register_bytes>::type;
+template <class T>
+constexpr int lanes = register_bytes / static_cast<int>(sizeof(T));
+
+template <class V, class T>
+V load_as(const T* from) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class T>
+Vec<T> load(const T* from) {
+  return load_as<Vec<T>>(from);
+}
+template <class T>
+void store(T* to, Vec<T> v) {
+  __builtin_memcpy(to, &v, sizeof v);
+}
+template <class T>
+Vec<T> broadcast(T value) {
+  return value - Vec<T>{};
+}
+template <class To, class From>
+To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// A bit for each lane of a comparison's result, the first lane lowest.
+template <class T>
+std::uint64_t lane_bits(Vec<T> truth) {
+  std::uint64_t bits = 0;
+#if defined(FASTGROUND_AVX512)
+  if constexpr (sizeof(T) == 4) bits = _mm512_movepi32_mask(bit_cast<__m512i>(truth));
+  if constexpr (sizeof(T) == 8) bits = _mm512_movepi64_mask(bit_cast<__m512i>(truth));
+#elif defined(FASTGROUND_AVX2)
+  if constexpr (sizeof(T) == 4) bits = _mm256_movemask_ps(bit_cast<__m256>(truth));
+  if constexpr (sizeof(T) == 8) bits = _mm256_movemask_pd(bit_cast<__m256d>(truth));
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 4) bits = _mm_movemask_ps(bit_cast<__m128>(truth));
+  if constexpr (sizeof(T) == 8) bits = _mm_movemask_pd(bit_cast<__m128d>(truth));
+#else
+  for (int lane = 0; lane < lanes<T>; ++lane) bits |= std::uint64_t{truth[lane] != 0} << lane;
+#endif
+  return bits;
+}
+
+// A bit for each lane in which a > b; none where either is NaN.
+inline std::uint64_t bits_above(Vec<float> a, Vec<float> b) {
+#if defined(FASTGROUND_AVX512)
+  return _mm512_cmp_ps_mask(bit_cast<__m512>(a), bit_cast<__m512>(b), _CMP_GT_OQ);
+#else
+  return lane_bits<std::int32_t>(a > b);
+#endif
+}
+inline std::uint64_t bits_above(Vec<double> a, Vec<double> b) {
+#if defined(FASTGROUND_AVX512)
+  return _mm512_cmp_pd_mask(bit_cast<__m512d>(a), bit_cast<__m512d>(b), _CMP_GT_OQ);
+#else
+  return lane_bits<std::int64_t>(a > b);
+#endif
+}
+
+// Half-precision numbers, as their bits.
+struct Float16 {
+  std::uint16_t bits;
+};
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+
+// As many numbers as `V` has lanes, exactly, as float: any float vector type.
+template <class V>
+V floats(const float* from) {
+  return load_as<V>(from);
+}
+
+template <class V>
+V floats(const Bfloat16* from) {
+  using Half = typename VectorOf<std::uint16_t, sizeof(V) / 2>::type;
+  using Whole = typename VectorOf<std::uint32_t, sizeof(V)>::type;
+  return bit_cast<V>(__builtin_convertvector(load_as<Half>(from), Whole) << 16);
+}
+
+// The exponent is rebiased by 112; a subnormal is read as 2^-14 * (1 + fraction), less 2^-14.
+template <class V>
+V floats(const Float16* from) {
+#if defined(FASTGROUND_AVX512)
+  if constexpr (sizeof(V) == 64) {
+    return bit_cast<V>(_mm512_cvtph_ps(load_as<__m256i>(from)));
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (sizeof(V) == 32) {
+    return bit_cast<V>(_mm256_cvtph_ps(load_as<__m128i>(from)));
+  }
+  if constexpr (sizeof(V) == 16) {
+    return bit_cast<V>(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+  }
+#endif
+  using Half = typename VectorOf<std::uint16_t, sizeof(V) / 2>::type;
+  using Whole = typename VectorOf<std::uint32_t, sizeof(V)>::type;
+  const Whole bits = __builtin_convertvector(load_as<Half>(from), Whole);
+  const Whole exponent = bits & 0x7c00u;
+  const Whole subnormal = Whole(exponent == 0);
+  const Whole special = Whole(exponent == 0x7c00u);
+  const Whole rebias = (112u << 23) + (subnormal & (1u << 23)) + (special & (112u << 23));
+  V value = bit_cast<V>(((bits & 0x7fffu) << 13) + rebias);
+  value -= bit_cast<V>(subnormal & (113u << 23));  // 2^-14
+  return bit_cast<V>(bit_cast<Whole>(value) | (bits & 0x8000u) << 16);
+}
+
+// As many numbers as a register has doubles, exactly.
+template <class T>
+Vec<double> doubles(const T* from) {
+  using Floats = typename VectorOf<float, register_bytes / 2>::type;
+  return __builtin_convertvector(floats<Floats>(from), Vec<double>);
+}
+inline Vec<double> doubles(const double* from) { return load(from); }
+
+// One number, exactly.
+template <class T>
+double to_double(T value) {
+  using Floats = typename VectorOf<float, 16>::type;
+  const T four[4] = {value};
+  return floats<Floats>(four)[0];
+}
+inline double to_double(double value) { return value; }
+inline double to_double(float value) { return value; }
+inline double to_double(bool value) { return value ? 1.0 : 0.0; }
+
+}  // namespace
+}  // namespace fastground
