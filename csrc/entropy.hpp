@@ -1,8 +1,8 @@
-// The sum and the spatial entropy of each map, its foreground and its labelled regions.
+// The sum and the spatial entropy of each map.
 #pragma once
 
 #include "cells.hpp"
-#include "components.hpp"
+#include "foreground.hpp"
 
 namespace fastground {
 namespace {
@@ -34,24 +34,11 @@ double entropy_of_masses(const double* masses, int count, double empty) {
   return entropy > 0 ? entropy : 0;
 }
 
-// Working memory for one map at a time.
-struct OneMap {
-  OneMap(Scratch& scratch, int grid_h, int grid_w)
-      : components(scratch, grid_h, grid_w),
-        cells(scratch.take<double>(grid_h * grid_w)),
-        masses(scratch.take<double>(grid_h * grid_w)),
-        stream(scratch.take<std::uint64_t>(stream_words(grid_h * grid_w))) {}
-
-  Components components;
-  void* cells;
-  double* masses;
-  std::uint64_t* stream;
-};
-
 std::int64_t head_stats(const MapView& maps, Weight weight, Cut cut, Empty empty, void* memory,
                         float* sums, float* entropies) {
   Scratch scratch(memory);
   OneMap one(scratch, maps.grid_h, maps.grid_w);
+  double* masses = scratch.take<double>(maps.grid_h * maps.grid_w);
   const int count = maps.grid_h * maps.grid_w;
   const double nothing = empty == Empty::inf ? std::numeric_limits<double>::infinity() : 0.0;
   return with_type(maps.dtype, [&](auto type) {
@@ -75,55 +62,15 @@ std::int64_t head_stats(const MapView& maps, Weight weight, Cut cut, Empty empty
           } else if (weight == Weight::area) {
             entropy = entropy_of_areas(one.components.areas(), regions);
           } else {
-            for (int i = 0; i < regions; ++i) one.masses[i] = 0;
-            one.components.add_excess(cells, level_of(cells, count, sum, Cut::mean), one.masses);
-            entropy = entropy_of_masses(one.masses, regions, nothing);
+            for (int i = 0; i < regions; ++i) masses[i] = 0;
+            one.components.add_excess(cells, level_of(cells, count, sum, Cut::mean), masses);
+            entropy = entropy_of_masses(masses, regions, nothing);
           }
         }
         entropies[index] = static_cast<float>(entropy);
       }
     }
     return not_finite;
-  });
-}
-
-// Calls f(index, stream) with the foreground of each map; returns how many are not finite.
-template <class F>
-std::int64_t for_each_foreground(const MapView& maps, Cut cut, OneMap& one, F&& f) {
-  const int count = maps.grid_h * maps.grid_w;
-  return with_type(maps.dtype, [&](auto type) {
-    using T = decltype(type);
-    std::int64_t not_finite = 0;
-    for (std::int64_t index = 0; index < maps.count; ++index) {
-      const T* cells = contiguous(maps, index, static_cast<T*>(one.cells));
-      double level = 0;
-      if constexpr (sizeof(T) > 1) {
-        level = level_of(cells, count, sum_of(cells, count), cut);
-        not_finite += level != level;
-      }
-      cut_cells(cells, count, level, one.stream);
-      f(index, one.stream);
-    }
-    return not_finite;
-  });
-}
-
-std::int64_t binarize(const MapView& maps, Cut cut, void* memory, bool* mask) {
-  Scratch scratch(memory);
-  OneMap one(scratch, maps.grid_h, maps.grid_w);
-  const int count = maps.grid_h * maps.grid_w;
-  return for_each_foreground(maps, cut, one, [&](std::int64_t, const std::uint64_t* stream) {
-    for (int i = 0; i < count; ++i) *mask++ = stream[i / 64] >> (i % 64) & 1;
-  });
-}
-
-std::int64_t label(const MapView& maps, Cut cut, void* memory, std::int32_t* labels) {
-  Scratch scratch(memory);
-  OneMap one(scratch, maps.grid_h, maps.grid_w);
-  const int count = maps.grid_h * maps.grid_w;
-  return for_each_foreground(maps, cut, one, [&](std::int64_t index, const std::uint64_t* stream) {
-    one.components.find(stream);
-    one.components.write_labels(labels + index * count);
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include "boxes.hpp"
 #include "entropy.hpp"
+#include "foreground.hpp"
 #include "smooth.hpp"
 
 #define FASTGROUND_STRING(x) #x
@@ -22,7 +23,7 @@ std::size_t scratch_of(auto... arguments) {
 
 std::size_t scratch_bytes(int grid_h, int grid_w, int taps) {
   const std::size_t one = scratch_of<OneMap>(grid_h, grid_w);
-  return one + scratch_of<BoxesWorkspace>(grid_h, grid_w, taps);
+  return one + scratch_of<BoxesWorkspace>(grid_h, grid_w, taps) + 8 * grid_h * grid_w + 128;
 }
 
 }  // namespace
