@@ -24,22 +24,25 @@ namespace {
 
 constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
-// Calls f(T{}) with the element type of a dtype.
+// Calls f(T{}) with the element type of a dtype that is not boolean.
 template <class F>
-auto with_type(Dtype dtype, F&& f) {
+auto with_number_type(Dtype dtype, F&& f) {
   switch (dtype) {
-    case Dtype::boolean:
-      return f(bool{});
     case Dtype::float16:
       return f(Float16{});
     case Dtype::bfloat16:
       return f(Bfloat16{});
-    case Dtype::float32:
-      return f(float{});
     case Dtype::float64:
-      break;
+      return f(double{});
+    default:
+      return f(float{});
   }
-  return f(double{});
+}
+
+// And of any.
+template <class F>
+auto with_type(Dtype dtype, F&& f) {
+  return dtype == Dtype::boolean ? f(bool{}) : with_number_type(dtype, f);
 }
 
 // The cells of map `index` in raster order: where they lie, or copied to `buffer` if they do not.
@@ -103,29 +106,16 @@ double sum_of(const T* cells, int count) {
   return sum.total();
 }
 
-// The level that foreground exceeds; NaN, which nothing exceeds, if the sum is not finite. The mean
-// is taken to be at least the least cell: else rounding could turn a constant map to foreground.
-template <class T>
-double level_of(const T* cells, int count, double sum, Cut cut) {
-  constexpr double eps = 1e-3;
-  if (!std::isfinite(sum)) return not_a_number;
-  double mean = sum / count;
-  double least = to_double(cells[0]);
-  for (int i = 1; i < count && least > mean; ++i) {
-    const double cell = to_double(cells[i]);
-    if (cell < least) least = cell;
-  }
-  if (mean < least) mean = least;
-  return cut == Cut::mean ? mean : (cut == Cut::mean_eps ? mean : 2 * mean) + eps;
-}
-
 // The largest float that is not above `level`.
 inline float float_below(double level) {
   const float nearest = static_cast<float>(level);
-  return nearest > level ? __builtin_nextafterf(nearest, -INFINITY) : nearest;
+  if (nearest == 0 && level < 0) return -0x1p-149f;
+  const auto bits = bit_cast<std::int32_t>(nearest);
+  const std::int32_t step = bits >> 31 | 1;  // towards -infinity
+  return bit_cast<float>(bits - step * (nearest > level));
 }
 
-// Compares as many cells as a register holds with the level.
+// Compares as many cells as a register holds with a level.
 template <class T>
 struct Above {
   static constexpr int width = lanes<float>;
@@ -149,12 +139,37 @@ struct Above<bool> {
   std::uint64_t operator()(const bool* cells) const { return *cells ? 1 : 0; }
 };
 
+// The mean, taken to be at least the least cell: else rounding could turn a constant map to
+// foreground. All cells of a first register above the mean are rare; only then all are looked at.
+template <class T>
+double mean_of(const T* cells, int count, double sum) {
+  const double mean = sum / count;
+  constexpr int width = Above<T>::width;
+  if (count >= width && Above<T>(mean)(cells) != ~std::uint64_t{0} >> (64 - width)) return mean;
+  double least = to_double(cells[0]);
+  for (int i = 1; i < count; ++i) {
+    const double cell = to_double(cells[i]);
+    if (cell < least) least = cell;
+  }
+  return mean < least ? least : mean;
+}
+
+// The level that foreground exceeds; NaN, which nothing exceeds, if the sum is not finite.
+template <class T>
+double level_of(const T* cells, int count, double sum, Cut cut) {
+  constexpr double eps = 1e-3;
+  if (!std::isfinite(sum)) return not_a_number;
+  const double mean = mean_of(cells, count, sum);
+  return cut == Cut::mean ? mean : (cut == Cut::mean_eps ? mean : 2 * mean) + eps;
+}
+
 // Words of the bit stream of so many cells, with one word of zeros behind.
 constexpr int stream_words(int cells) { return (cells + 63) / 64 + 1; }
 
-// Writes the bit stream of the cells above a level; returns how many there are.
+// Writes the bit stream of the cells above a level, one word in each `step`; returns how many there
+// are.
 template <class T>
-int cut_cells(const T* cells, int count, double level, std::uint64_t* stream) {
+int cut_cells(const T* cells, int count, double level, std::uint64_t* stream, int step = 1) {
   const Above<T> above(level);
   constexpr int width = Above<T>::width;
   int total = 0;
@@ -162,7 +177,8 @@ int cut_cells(const T* cells, int count, double level, std::uint64_t* stream) {
   for (; i + 64 <= count; i += 64) {
     std::uint64_t bits = 0;
     for (int b = 0; b < 64; b += width) bits |= above(cells + i + b) << b;
-    *stream++ = bits;
+    *stream = bits;
+    stream += step;
     total += __builtin_popcountll(bits);
   }
   if (i < count) {
@@ -175,7 +191,8 @@ int cut_cells(const T* cells, int count, double level, std::uint64_t* stream) {
       bits |= above(last) << b;
     }
     bits &= ~std::uint64_t{0} >> (64 - (count - i));
-    *stream++ = bits;
+    *stream = bits;
+    stream += step;
     total += __builtin_popcountll(bits);
   }
   *stream = 0;

@@ -2,24 +2,20 @@
 #pragma once
 
 #include "cells.hpp"
+#include "fixed_point.hpp"
+#include "flood.hpp"
 #include "foreground.hpp"
+#include "prune.hpp"
 
 namespace fastground {
 namespace {
 
-double n_ln_n(int n) { return n * __builtin_log(n); }
-
-// ln N - (sum n ln n) / N, exactly 0 for one region.
-double entropy_of_areas(const std::int32_t* areas, int count) {
-  if (count == 1) return 0;
-  int total = 0;
-  double sum = 0;
-  for (int i = 0; i < count; ++i) {
-    total += areas[i];
-    sum += n_ln_n(areas[i]);
-  }
-  const double entropy = (n_ln_n(total) - sum) / total;
-  return entropy > 0 ? entropy : 0;
+// From the number of foreground cells and the sum of n ln n over the regions.
+float entropy_of_areas(int cells, std::uint64_t sum, float nothing) {
+  if (cells == 0) return nothing;
+  const std::uint64_t all = cells < n_ln_n_known ? n_ln_n_table[cells] : compute_n_ln_n(cells);
+  const double entropy = static_cast<double>(all > sum ? all - sum : 0) * fixed_point_unit / cells;
+  return static_cast<float>(entropy);
 }
 
 double entropy_of_masses(const double* masses, int count, double empty) {
@@ -34,14 +30,139 @@ double entropy_of_masses(const double* masses, int count, double empty) {
   return entropy > 0 ? entropy : 0;
 }
 
+// Working memory for a block of maps, one a lane.
+template <class Word>
+struct Block {
+  static constexpr int maps = 128;
+  static constexpr int ahead = 8;  // maps that are summed before the first of them is cut
+
+  Block(Scratch& scratch, int grid_h, int grid_w)
+      : flood(scratch, grid_h, maps),
+        streams(scratch.take<std::uint64_t>(stream_words(grid_h * grid_w) * maps)),
+        cells(scratch.take<double>(ahead * grid_h * grid_w)),
+        foreground(scratch.take<std::int32_t>(maps)),
+        sums(scratch.take<std::uint64_t>(maps)) {}
+
+  Flood<Word> flood;
+  std::uint64_t* streams;    // word w of map m at w * maps + m
+  void* cells;               // of maps that are not contiguous
+  std::int32_t* foreground;  // cells of each map; -1 if it is not finite
+  std::uint64_t* sums;       // of n ln n
+};
+
+// The rows of the first `count` maps, out of their bit streams: row i is [i * grid_w, + grid_w).
+template <class Word>
+void split_rows(Block<Word>& block, int count, int grid_h, int grid_w) {
+  using Wide = Vec<std::uint64_t>;
+  using Narrow = typename VectorOf<Word, lanes<std::uint64_t> * sizeof(Word)>::type;
+  const Wide mask = broadcast(~std::uint64_t{0} >> (64 - grid_w));
+  for (int i = 0, at = 0; i < grid_h; ++i, at += grid_w) {
+    const std::uint64_t* low = block.streams + at / 64 * Block<Word>::maps;
+    const std::uint64_t* high = low + Block<Word>::maps;
+    Word* row = block.flood.row(i);
+    for (int m = 0; m < count; m += lanes<std::uint64_t>) {
+      const Wide bits = load(low + m) >> at % 64 | load(high + m) << 1 << (63 - at % 64);
+      const Narrow narrow = __builtin_convertvector(bits & mask, Narrow);
+      __builtin_memcpy(row + m, &narrow, sizeof narrow);
+    }
+  }
+}
+
+// Takes out regions of one and two cells; of the latter adds n ln n to the sums.
+template <class Word>
+void prune(Block<Word>& block, int count, int grid_h) {
+  for (int m = 0; m < count; m += lanes<Word>) {
+    Pruner<Word> pruner;
+    pruner.next(load(block.flood.row(0) + m));
+    for (int i = 1; i <= grid_h + 1; ++i) {
+      const Vec<Word> row = i < grid_h ? load(block.flood.row(i) + m) : Vec<Word>{};
+      const Vec<Word> rest = pruner.next(row);
+      if (i >= 2) store(block.flood.row(i - 2) + m, rest);
+    }
+    Word halves[lanes<Word>];
+    store(halves, pruner.halves);
+    for (int lane = 0; lane < lanes<Word>; ++lane) {
+      block.sums[m + lane] += halves[lane] / 2 * n_ln_n_table[2];
+    }
+  }
+}
+
+// Sums `count` maps from `index` on and writes their bit streams to columns from m on; returns how
+// many are not finite. What one step waits for, the next map's first step need not.
+template <class Word, class T>
+std::int64_t sum_and_cut(const MapView& maps, std::int64_t index, int count, Cut cut,
+                         Block<Word>& block, int m, float* sums) {
+  constexpr int most = Block<Word>::ahead;
+  const int size = maps.grid_h * maps.grid_w;
+  const T* cells[most];
+  double sum[most];
+  double level[most];
+  std::int64_t not_finite = 0;
+  for (int i = 0; i < count; ++i) {
+    cells[i] = contiguous(maps, index + i, static_cast<T*>(block.cells) + i * size);
+    sum[i] = sum_of(cells[i], size);
+  }
+  for (int i = 0; i < count; ++i) {
+    level[i] = level_of(cells[i], size, sum[i], cut);
+    const auto rounded = static_cast<float>(sum[i]);
+    not_finite += !std::isfinite(rounded);
+    if (sums != nullptr) sums[index + i] = std::isfinite(sum[i]) ? rounded : NAN;
+  }
+  for (int i = 0; i < count; ++i) {
+    const int found = cut_cells(cells[i], size, level[i], block.streams + m + i, Block<Word>::maps);
+    block.foreground[m + i] = std::isfinite(sum[i]) ? found : -1;
+    block.sums[m + i] = 0;
+  }
+  return not_finite;
+}
+
+template <class Word, class T>
+std::int64_t head_stats_by_lanes(const MapView& maps, Cut cut, float nothing, void* memory,
+                                 float* sums, float* entropies) {
+  constexpr int most = Block<Word>::maps;
+  constexpr int ahead = Block<Word>::ahead;
+  Scratch scratch(memory);
+  Block<Word> block(scratch, maps.grid_h, maps.grid_w);
+  if (maps.grid_h % 2 != 0) {
+    for (int m = 0; m < most; ++m) block.flood.row(maps.grid_h)[m] = 0;
+  }
+  std::int64_t not_finite = 0;
+  for (std::int64_t begin = 0; begin < maps.count; begin += most) {
+    const std::int64_t rest = maps.count - begin;
+    const int size = rest < most ? static_cast<int>(rest) : most;
+    for (int m = 0; m < size; m += ahead) {
+      const int count = size - m < ahead ? size - m : ahead;
+      not_finite += sum_and_cut<Word, T>(maps, begin + m, count, cut, block, m, sums);
+    }
+    split_rows(block, size, maps.grid_h, maps.grid_w);
+    prune(block, size, maps.grid_h);
+    block.flood.run(size, block.sums);
+    for (int m = 0; m < size; ++m) {
+      entropies[begin + m] = block.foreground[m] < 0
+                                 ? NAN
+                                 : entropy_of_areas(block.foreground[m], block.sums[m], nothing);
+    }
+  }
+  return not_finite;
+}
+
 std::int64_t head_stats(const MapView& maps, Weight weight, Cut cut, Empty empty, void* memory,
                         float* sums, float* entropies) {
+  if (entropies != nullptr && weight == Weight::area && maps.grid_w <= 64) {
+    const auto value = static_cast<float>(empty == Empty::inf ? INFINITY : 0.0);
+    return with_number_type(maps.dtype, [&](auto type) {
+      using T = decltype(type);
+      return maps.grid_w <= 32
+                 ? head_stats_by_lanes<std::uint32_t, T>(maps, cut, value, memory, sums, entropies)
+                 : head_stats_by_lanes<std::uint64_t, T>(maps, cut, value, memory, sums, entropies);
+    });
+  }
   Scratch scratch(memory);
   OneMap one(scratch, maps.grid_h, maps.grid_w);
   double* masses = scratch.take<double>(maps.grid_h * maps.grid_w);
   const int count = maps.grid_h * maps.grid_w;
   const double nothing = empty == Empty::inf ? std::numeric_limits<double>::infinity() : 0.0;
-  return with_type(maps.dtype, [&](auto type) {
+  return with_number_type(maps.dtype, [&](auto type) {
     using T = decltype(type);
     std::int64_t not_finite = 0;
     if constexpr (sizeof(T) > 1) {
@@ -60,7 +181,14 @@ std::int64_t head_stats(const MapView& maps, Weight weight, Cut cut, Empty empty
           if (regions == 0) {
             entropy = nothing;
           } else if (weight == Weight::area) {
-            entropy = entropy_of_areas(one.components.areas(), regions);
+            std::uint64_t all = 0;
+            int total = 0;
+            for (int i = 0; i < regions; ++i) {
+              const int area = one.components.areas()[i];
+              all += area < n_ln_n_known ? n_ln_n_table[area] : compute_n_ln_n(area);
+              total += area;
+            }
+            entropy = entropy_of_areas(total, all, static_cast<float>(nothing));
           } else {
             for (int i = 0; i < regions; ++i) masses[i] = 0;
             one.components.add_excess(cells, level_of(cells, count, sum, Cut::mean), masses);

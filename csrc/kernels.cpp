@@ -22,8 +22,10 @@ std::size_t scratch_of(auto... arguments) {
 }
 
 std::size_t scratch_bytes(int grid_h, int grid_w, int taps) {
-  const std::size_t one = scratch_of<OneMap>(grid_h, grid_w);
-  return one + scratch_of<BoxesWorkspace>(grid_h, grid_w, taps) + 8 * grid_h * grid_w + 128;
+  const std::size_t cells = grid_h * grid_w;
+  return scratch_of<OneMap>(grid_h, grid_w) + 8 * cells + 128 +
+         scratch_of<BoxesWorkspace>(grid_h, grid_w, taps) +
+         scratch_of<Block<std::uint64_t>>(grid_h, grid_w);
 }
 
 }  // namespace

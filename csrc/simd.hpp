@@ -84,6 +84,45 @@ std::uint64_t lane_bits(Vec<T> truth) {
   return bits;
 }
 
+// A bit for each lane that is 0.
+template <class T>
+std::uint64_t zero_bits(Vec<T> x) {
+#if defined(FASTGROUND_AVX512)
+  const auto all = bit_cast<__m512i>(x);
+  if constexpr (sizeof(T) == 4) return _mm512_testn_epi32_mask(all, all);
+  if constexpr (sizeof(T) == 8) return _mm512_testn_epi64_mask(all, all);
+#endif
+  return lane_bits<T>(Vec<T>(x == 0));
+}
+
+// All bits of a lane set where its bit is.
+template <class T>
+Vec<T> lanes_of(std::uint64_t bits) {
+#if defined(FASTGROUND_AVX512)
+  if constexpr (sizeof(T) == 4) return bit_cast<Vec<T>>(_mm512_movm_epi32(bits));
+  if constexpr (sizeof(T) == 8) return bit_cast<Vec<T>>(_mm512_movm_epi64(bits));
+#endif
+  Vec<T> own{};
+  for (int lane = 0; lane < lanes<T>; ++lane) own[lane] = T{1} << lane;
+  return Vec<T>((broadcast(static_cast<T>(bits)) & own) != 0);
+}
+
+// Numbers the lanes whose bit is set: 0, 1, ... ; any number elsewhere.
+template <class T>
+Vec<T> numbered(std::uint64_t bits) {
+  Vec<T> number{};
+#if defined(FASTGROUND_AVX512)
+  for (int lane = 1; lane < lanes<T>; ++lane) number[lane] = lane;
+  const auto all = bit_cast<__m512i>(number);
+  if constexpr (sizeof(T) == 4) return bit_cast<Vec<T>>(_mm512_maskz_expand_epi32(bits, all));
+  if constexpr (sizeof(T) == 8) return bit_cast<Vec<T>>(_mm512_maskz_expand_epi64(bits, all));
+#endif
+  for (int lane = 1; lane < lanes<T>; ++lane) {
+    number[lane] = static_cast<T>(__builtin_popcountll(bits << (64 - lane)));
+  }
+  return number;
+}
+
 // A bit for each lane in which a > b; none where either is NaN.
 inline std::uint64_t bits_above(Vec<float> a, Vec<float> b) {
 #if defined(FASTGROUND_AVX512)
@@ -153,7 +192,14 @@ V floats(const Float16* from) {
 template <class T>
 Vec<double> doubles(const T* from) {
   using Floats = typename VectorOf<float, register_bytes / 2>::type;
-  return __builtin_convertvector(floats<Floats>(from), Vec<double>);
+  const Floats values = floats<Floats>(from);
+#if defined(FASTGROUND_AVX512)
+  return bit_cast<Vec<double>>(_mm512_cvtps_pd(bit_cast<__m256>(values)));
+#elif defined(FASTGROUND_AVX2)
+  return bit_cast<Vec<double>>(_mm256_cvtps_pd(bit_cast<__m128>(values)));
+#else
+  return __builtin_convertvector(values, Vec<double>);
+#endif
 }
 inline Vec<double> doubles(const double* from) { return load(from); }
 
@@ -167,6 +213,89 @@ double to_double(T value) {
 inline double to_double(double value) { return value; }
 inline double to_double(float value) { return value; }
 inline double to_double(bool value) { return value ? 1.0 : 0.0; }
+
+// Reverses the bits of each lane.
+template <class Word>
+Vec<Word> reversed(Vec<Word> x) {
+#if defined(FASTGROUND_AVX512)
+  const __m512i bytes =
+      _mm512_gf2p8affine_epi64_epi8(bit_cast<__m512i>(x), _mm512_set1_epi64(0x8040201008040201), 0);
+  const __m128i order = sizeof(Word) == 4 ? _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203)
+                                          : _mm_set_epi64x(0x08090a0b0c0d0e0f, 0x0001020304050607);
+  return bit_cast<Vec<Word>>(_mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(order)));
+#elif defined(FASTGROUND_AVX2)
+  const __m256i order = _mm256_broadcastsi128_si256(
+      sizeof(Word) == 4 ? _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203)
+                        : _mm_set_epi64x(0x08090a0b0c0d0e0f, 0x0001020304050607));
+  const __m256i nibble = _mm256_broadcastsi128_si256(
+      _mm_set_epi64x(0x0f070b030d050901, 0x0e060a020c040800));  // each nibble reversed
+  const __m256i low = _mm256_set1_epi8(0x0f);
+  const __m256i v = _mm256_shuffle_epi8(bit_cast<__m256i>(x), order);
+  const __m256i lower = _mm256_shuffle_epi8(nibble, _mm256_and_si256(v, low));
+  const __m256i upper = _mm256_shuffle_epi8(nibble, _mm256_and_si256(_mm256_srli_epi16(v, 4), low));
+  return bit_cast<Vec<Word>>(_mm256_or_si256(_mm256_slli_epi16(lower, 4), upper));
+#else
+  constexpr int width = 8 * sizeof(Word);
+  Word mask = ~Word{0};
+  for (int shift = width / 2; shift > 0; shift /= 2) {
+    mask ^= mask << shift;
+    x = ((x >> shift) & mask) | ((x & mask) << shift);
+  }
+  return x;
+#endif
+}
+
+// The number of bits set in each lane.
+template <class Word>
+Vec<Word> popcount(Vec<Word> x) {
+#if defined(FASTGROUND_AVX512)
+  if constexpr (sizeof(Word) == 4) {
+    return bit_cast<Vec<Word>>(_mm512_popcnt_epi32(bit_cast<__m512i>(x)));
+  } else {
+    return bit_cast<Vec<Word>>(_mm512_popcnt_epi64(bit_cast<__m512i>(x)));
+  }
+#else
+  constexpr Word ones = ~Word{0} / 255;
+  x = x - (x >> 1 & ones * 0x55);
+  x = (x & ones * 0x33) + (x >> 2 & ones * 0x33);
+  x = (x + (x >> 4)) & ones * 0x0f;
+  for (int shift = 8; shift < 8 * static_cast<int>(sizeof(Word)); shift *= 2) x += x >> shift;
+  return x & 0xff;
+#endif
+}
+
+// Lane i becomes lane `from[i]` of x.
+template <class Word>
+Vec<Word> permuted(Vec<Word> x, Vec<Word> from) {
+#if defined(__clang__)
+  Vec<Word> y;
+  for (int lane = 0; lane < lanes<Word>; ++lane) y[lane] = x[from[lane]];
+  return y;
+#else
+  return __builtin_shuffle(x, from);
+#endif
+}
+
+// Writes the lanes of x whose bit is set, one after another; returns where the next would go. A
+// whole register may be written.
+template <class Word>
+Word* append(Word* to, std::uint64_t bits, Vec<Word> x) {
+#if defined(FASTGROUND_AVX512)
+  if constexpr (sizeof(Word) == 4) {
+    const auto mask = static_cast<__mmask16>(bits);
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(mask, bit_cast<__m512i>(x)));
+  } else {
+    const auto mask = static_cast<__mmask8>(bits);
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(mask, bit_cast<__m512i>(x)));
+  }
+  return to + __builtin_popcountll(bits);
+#else
+  Word all[lanes<Word>];
+  store(all, x);
+  for (; bits != 0; bits &= bits - 1) *to++ = all[__builtin_ctzll(bits)];
+  return to;
+#endif
+}
 
 }  // namespace
 }  // namespace fastground

@@ -1,0 +1,16 @@
+// n ln n in whole units of 2^-44: sums of it do not depend on the order of addition.
+#pragma once
+
+#include <cstdint>
+
+namespace fastground {
+
+constexpr double fixed_point_unit = 0x1p-44;
+
+// The table's end; every region of a grid of 64 x 256 cells is below.
+constexpr int n_ln_n_known = 64 * 256 + 1;
+extern const std::uint64_t* const n_ln_n_table;
+
+std::uint64_t compute_n_ln_n(int n);
+
+}  // namespace fastground
