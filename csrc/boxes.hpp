@@ -252,8 +252,8 @@ std::int64_t boxes(const MapView& maps, int heads, const Taps& taps, const MapVi
       if (usable[c] && w.cells[c] < least) least = w.cells[c];
     }
     if (level < least) level = least;
-    cut_cells(w.cells, count, level, w.stream);
-    cut_cells(w.valid, count, 0.5, w.valid_stream);
+    cut_cells(w.cells, count, cut_of(float{}, level), w.stream);
+    cut_cells(w.valid, count, false, w.valid_stream);
     for (int i = 0; i < stream_words(count); ++i) w.stream[i] &= w.valid_stream[i];
     const int regions = w.components.find(w.stream);
     if (regions == 0) continue;

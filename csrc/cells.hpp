@@ -65,30 +65,30 @@ const T* contiguous(const MapView& maps, std::int64_t index, T* buffer) {
 // 32 partial sums, folded in halves.
 class Sum {
  public:
-  // Partial sums [index * lanes, index * lanes + lanes).
-  void add(int index, Vec<double> cells) { parts_[index] += cells; }
+  static constexpr int registers = 32 / doubles_width;
+
+  // Adds to the partial sums from index * doubles_width on.
+  void add(int index, Doubles cells) { parts_[index] = added(parts_[index], cells); }
 
   double total() {
     for (int half = registers / 2; half > 0; half /= 2) {
       for (int r = 0; r < half; ++r) parts_[r] += parts_[r + half];
     }
-    double part[lanes<double>];
-    store(part, parts_[0]);
-    for (int half = lanes<double> / 2; half > 0; half /= 2) {
+    double part[doubles_width];
+    __builtin_memcpy(part, parts_, sizeof part);
+    for (int half = doubles_width / 2; half > 0; half /= 2) {
       for (int lane = 0; lane < half; ++lane) part[lane] += part[lane + half];
     }
     return part[0];
   }
 
-  static constexpr int registers = 32 / lanes<double>;
-
  private:
-  Vec<double> parts_[registers] = {};
+  Doubles parts_[registers] = {};
 };
 
 template <class T>
 double sum_of(const T* cells, int count) {
-  constexpr int width = lanes<double>;
+  constexpr int width = doubles_width;
   Sum sum;
   int i = 0;
   for (; i + 32 <= count; i += 32) {
@@ -115,37 +115,36 @@ inline float float_below(double level) {
   return bit_cast<float>(bits - step * (nearest > level));
 }
 
-// Compares as many cells as a register holds with a level.
+// What cells of this type are compared with, so that cell > cut is exactly cell > level.
 template <class T>
-struct Above {
-  static constexpr int width = lanes<float>;
-  Vec<float> level;
-  explicit Above(double value) : level(broadcast(float_below(value))) {}
-  std::uint64_t operator()(const T* cells) const {
-    return bits_above(floats<Vec<float>>(cells), level);
-  }
-};
-template <>
-struct Above<double> {
-  static constexpr int width = lanes<double>;
-  Vec<double> level;
-  explicit Above(double value) : level(broadcast(value)) {}
-  std::uint64_t operator()(const double* cells) const { return bits_above(load(cells), level); }
-};
-template <>
-struct Above<bool> {
-  static constexpr int width = 1;
-  explicit Above(double) {}
-  std::uint64_t operator()(const bool* cells) const { return *cells ? 1 : 0; }
-};
+float cut_of(T, double level) {
+  return float_below(level);
+}
+inline double cut_of(double, double level) { return level; }
+inline bool cut_of(bool, double) { return false; }
+template <class T>
+using CutOf = decltype(cut_of(T{}, 0.0));
+
+// Compares as many cells as a register holds.
+template <class T>
+constexpr int cells_at_once = sizeof(T) == 1 ? 1 : lanes<CutOf<T>>;
+template <class T>
+std::uint64_t cells_above(const T* cells, CutOf<T> cut) {
+  return bits_above(floats<Vec<float>>(cells), broadcast(cut));
+}
+inline std::uint64_t cells_above(const double* cells, double cut) {
+  return bits_above(load(cells), broadcast(cut));
+}
+inline std::uint64_t cells_above(const bool* cells, bool) { return *cells ? 1 : 0; }
 
 // The mean, taken to be at least the least cell: else rounding could turn a constant map to
 // foreground. All cells of a first register above the mean are rare; only then all are looked at.
 template <class T>
 double mean_of(const T* cells, int count, double sum) {
   const double mean = sum / count;
-  constexpr int width = Above<T>::width;
-  if (count >= width && Above<T>(mean)(cells) != ~std::uint64_t{0} >> (64 - width)) return mean;
+  constexpr int width = cells_at_once<T>;
+  constexpr std::uint64_t all = ~std::uint64_t{0} >> (64 - width);
+  if (count >= width && cells_above(cells, cut_of(T{}, mean)) != all) return mean;
   double least = to_double(cells[0]);
   for (int i = 1; i < count; ++i) {
     const double cell = to_double(cells[i]);
@@ -166,37 +165,30 @@ double level_of(const T* cells, int count, double sum, Cut cut) {
 // Words of the bit stream of so many cells, with one word of zeros behind.
 constexpr int stream_words(int cells) { return (cells + 63) / 64 + 1; }
 
-// Writes the bit stream of the cells above a level, one word in each `step`; returns how many there
-// are.
+// Writes the bit stream of the cells above a cut, one word in each `step`.
 template <class T>
-int cut_cells(const T* cells, int count, double level, std::uint64_t* stream, int step = 1) {
-  const Above<T> above(level);
-  constexpr int width = Above<T>::width;
-  int total = 0;
+void cut_cells(const T* cells, int count, CutOf<T> cut, std::uint64_t* stream, int step = 1) {
+  constexpr int width = cells_at_once<T>;
   int i = 0;
   for (; i + 64 <= count; i += 64) {
     std::uint64_t bits = 0;
-    for (int b = 0; b < 64; b += width) bits |= above(cells + i + b) << b;
+    for (int b = 0; b < 64; b += width) bits |= cells_above(cells + i + b, cut) << b;
     *stream = bits;
     stream += step;
-    total += __builtin_popcountll(bits);
   }
   if (i < count) {
     std::uint64_t bits = 0;
     int b = 0;
-    for (; i + b + width <= count; b += width) bits |= above(cells + i + b) << b;
+    for (; i + b + width <= count; b += width) bits |= cells_above(cells + i + b, cut) << b;
     if (i + b < count) {
       T last[width] = {};
       for (int c = 0; i + b + c < count; ++c) last[c] = cells[i + b + c];
-      bits |= above(last) << b;
+      bits |= cells_above(last, cut) << b;
     }
-    bits &= ~std::uint64_t{0} >> (64 - (count - i));
-    *stream = bits;
+    *stream = bits & ~std::uint64_t{0} >> (64 - (count - i));
     stream += step;
-    total += __builtin_popcountll(bits);
   }
   *stream = 0;
-  return total;
 }
 
 // Calls f(row, bits) for each row of at most 64 columns.

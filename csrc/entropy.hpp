@@ -30,25 +30,41 @@ double entropy_of_masses(const double* masses, int count, double empty) {
   return entropy > 0 ? entropy : 0;
 }
 
+constexpr int first_cache = 24 * 1024;  // of 32 KiB or more, some is needed for bits
+
 // Working memory for a block of maps, one a lane.
 template <class Word>
 struct Block {
-  static constexpr int maps = 128;
-  static constexpr int ahead = 8;  // maps that are summed before the first of them is cut
+  static constexpr int maps = sizeof(Word) == 4 ? 256 : 128;
+  static constexpr int ahead = 8;  // maps summed before the first is cut, if the cache holds them
 
   Block(Scratch& scratch, int grid_h, int grid_w)
       : flood(scratch, grid_h, maps),
         streams(scratch.take<std::uint64_t>(stream_words(grid_h * grid_w) * maps)),
         cells(scratch.take<double>(ahead * grid_h * grid_w)),
-        foreground(scratch.take<std::int32_t>(maps)),
+        finite(scratch.take<bool>(maps)),
+        foreground(scratch.take<std::uint64_t>(maps)),
         sums(scratch.take<std::uint64_t>(maps)) {}
 
   Flood<Word> flood;
-  std::uint64_t* streams;    // word w of map m at w * maps + m
-  void* cells;               // of maps that are not contiguous
-  std::int32_t* foreground;  // cells of each map; -1 if it is not finite
-  std::uint64_t* sums;       // of n ln n
+  std::uint64_t* streams;  // word w of map m at w * maps + m
+  void* cells;             // of maps that are not contiguous
+  bool* finite;
+  std::uint64_t* foreground;  // cells of each map
+  std::uint64_t* sums;        // of n ln n
 };
+
+// Counts the foreground cells of the first `count` maps.
+template <class Word>
+void count_cells(Block<Word>& block, int count, int words) {
+  for (int m = 0; m < count; m += lanes<std::uint64_t>) {
+    Vec<std::uint64_t> total{};
+    for (int w = 0; w < words; ++w) {
+      total += popcount<std::uint64_t>(load(block.streams + w * Block<Word>::maps + m));
+    }
+    store(block.foreground + m, total);
+  }
+}
 
 // The rows of the first `count` maps, out of their bit streams: row i is [i * grid_w, + grid_w).
 template <class Word>
@@ -96,21 +112,21 @@ std::int64_t sum_and_cut(const MapView& maps, std::int64_t index, int count, Cut
   const int size = maps.grid_h * maps.grid_w;
   const T* cells[most];
   double sum[most];
-  double level[most];
+  CutOf<T> level[most];
   std::int64_t not_finite = 0;
   for (int i = 0; i < count; ++i) {
     cells[i] = contiguous(maps, index + i, static_cast<T*>(block.cells) + i * size);
     sum[i] = sum_of(cells[i], size);
   }
   for (int i = 0; i < count; ++i) {
-    level[i] = level_of(cells[i], size, sum[i], cut);
+    level[i] = cut_of(T{}, level_of(cells[i], size, sum[i], cut));
     const auto rounded = static_cast<float>(sum[i]);
     not_finite += !std::isfinite(rounded);
+    block.finite[m + i] = std::isfinite(sum[i]);
     if (sums != nullptr) sums[index + i] = std::isfinite(sum[i]) ? rounded : NAN;
   }
   for (int i = 0; i < count; ++i) {
-    const int found = cut_cells(cells[i], size, level[i], block.streams + m + i, Block<Word>::maps);
-    block.foreground[m + i] = std::isfinite(sum[i]) ? found : -1;
+    cut_cells(cells[i], size, level[i], block.streams + m + i, Block<Word>::maps);
     block.sums[m + i] = 0;
   }
   return not_finite;
@@ -120,7 +136,9 @@ template <class Word, class T>
 std::int64_t head_stats_by_lanes(const MapView& maps, Cut cut, float nothing, void* memory,
                                  float* sums, float* entropies) {
   constexpr int most = Block<Word>::maps;
-  constexpr int ahead = Block<Word>::ahead;
+  const auto bytes = maps.grid_h * maps.grid_w * static_cast<int>(sizeof(T));
+  const int fitting = first_cache / bytes;
+  const int ahead = fitting < 1 ? 1 : fitting < Block<Word>::ahead ? fitting : Block<Word>::ahead;
   Scratch scratch(memory);
   Block<Word> block(scratch, maps.grid_h, maps.grid_w);
   if (maps.grid_h % 2 != 0) {
@@ -134,6 +152,7 @@ std::int64_t head_stats_by_lanes(const MapView& maps, Cut cut, float nothing, vo
       const int count = size - m < ahead ? size - m : ahead;
       not_finite += sum_and_cut<Word, T>(maps, begin + m, count, cut, block, m, sums);
     }
+    count_cells(block, size, stream_words(maps.grid_h * maps.grid_w));
     split_rows(block, size, maps.grid_h, maps.grid_w);
     prune(block, size, maps.grid_h);
     block.flood.run(size, block.sums);
@@ -176,7 +195,7 @@ std::int64_t head_stats(const MapView& maps, Weight weight, Cut cut, Empty empty
         if (entropies == nullptr) continue;
         double entropy = not_a_number;
         if (std::isfinite(sum)) {
-          cut_cells(cells, count, level_of(cells, count, sum, cut), one.stream);
+          cut_cells(cells, count, cut_of(T{}, level_of(cells, count, sum, cut)), one.stream);
           const int regions = one.components.find(one.stream);
           if (regions == 0) {
             entropy = nothing;

@@ -33,7 +33,7 @@ std::int64_t for_each_foreground(const MapView& maps, Cut cut, OneMap& one, F&& 
         level = level_of(cells, count, sum_of(cells, count), cut);
         not_finite += level != level;
       }
-      cut_cells(cells, count, level, one.stream);
+      cut_cells(cells, count, cut_of(T{}, level), one.stream);
       f(index, one.stream);
     }
     return not_finite;
