@@ -65,13 +65,20 @@ const T* contiguous(const MapView& maps, std::int64_t index, T* buffer) {
 // 32 partial sums, folded in halves.
 class Sum {
  public:
-  static constexpr int registers = 32 / doubles_width;
-
-  // Adds to the partial sums from index * doubles_width on.
-  void add(int index, Doubles cells) { parts_[index] = added(parts_[index], cells); }
+  // Adds eight cells to the partial sums [first, first + 8).
+  template <class T>
+  void add(int first, const T* cells) {
+    constexpr int registers = 8 / doubles_width;
+    Doubles values[registers];
+    eight_doubles(cells, values);
+    for (int r = 0; r < registers; ++r) {
+      Doubles& part = parts_[first / doubles_width + r];
+      part = added(part, values[r]);
+    }
+  }
 
   double total() {
-    for (int half = registers / 2; half > 0; half /= 2) {
+    for (int half = 16 / doubles_width; half > 0; half /= 2) {
       for (int r = 0; r < half; ++r) parts_[r] += parts_[r + half];
     }
     double part[doubles_width];
@@ -83,24 +90,23 @@ class Sum {
   }
 
  private:
-  Doubles parts_[registers] = {};
+  Doubles parts_[32 / doubles_width] = {};
 };
 
 template <class T>
 double sum_of(const T* cells, int count) {
-  constexpr int width = doubles_width;
   Sum sum;
   int i = 0;
   for (; i + 32 <= count; i += 32) {
-    for (int r = 0; r < Sum::registers; ++r) sum.add(r, doubles(cells + i + r * width));
+    for (int first = 0; first < 32; first += 8) sum.add(first, cells + i + first);
   }
-  for (int r = 0; r < Sum::registers; ++r, i += width) {
-    if (i + width <= count) {
-      sum.add(r, doubles(cells + i));
-    } else if (i < count) {
-      T last[width] = {};
+  for (int first = 0; first < 32 && i < count; first += 8, i += 8) {
+    if (i + 8 <= count) {
+      sum.add(first, cells + i);
+    } else {
+      T last[8] = {};
       for (int c = 0; i + c < count; ++c) last[c] = cells[i + c];
-      sum.add(r, doubles(last));
+      sum.add(first, last);
     }
   }
   return sum.total();

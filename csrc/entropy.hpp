@@ -157,9 +157,9 @@ std::int64_t head_stats_by_lanes(const MapView& maps, Cut cut, float nothing, vo
     prune(block, size, maps.grid_h);
     block.flood.run(size, block.sums);
     for (int m = 0; m < size; ++m) {
-      entropies[begin + m] = block.foreground[m] < 0
-                                 ? NAN
-                                 : entropy_of_areas(block.foreground[m], block.sums[m], nothing);
+      const auto cells = static_cast<int>(block.foreground[m]);
+      const float entropy = entropy_of_areas(cells, block.sums[m], nothing);
+      entropies[begin + m] = block.finite[m] ? entropy : NAN;
     }
   }
   return not_finite;

@@ -155,6 +155,16 @@ V floats(const float* from) {
 
 template <class V>
 V floats(const Bfloat16* from) {
+#if defined(FASTGROUND_AVX512)
+  if constexpr (sizeof(V) == 64) {
+    return bit_cast<V>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_as<__m256i>(from)), 16));
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) {
+    return bit_cast<V>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_as<__m128i>(from)), 16));
+  }
+#endif
   using Half = typename VectorOf<std::uint16_t, sizeof(V) / 2>::type;
   using Whole = typename VectorOf<std::uint32_t, sizeof(V)>::type;
   return bit_cast<V>(__builtin_convertvector(load_as<Half>(from), Whole) << 16);
@@ -192,18 +202,28 @@ V floats(const Float16* from) {
 using Doubles = typename VectorOf < double, register_bytes<32 ? register_bytes : 32>::type;
 constexpr int doubles_width = sizeof(Doubles) / sizeof(double);
 
-// As many numbers, exactly.
+// The numbers from[0] to from[7], exactly, in order.
 template <class T>
-Doubles doubles(const T* from) {
-  using Floats = typename VectorOf<float, sizeof(Doubles) / 2>::type;
-  const Floats values = floats<Floats>(from);
+void eight_doubles(const T* from, Doubles* to) {
 #if defined(__AVX2__)
-  return bit_cast<Doubles>(_mm256_cvtps_pd(bit_cast<__m128>(values)));
+  if constexpr (sizeof(T) == 2) {  // the conversion to float is cheapest for eight
+    const auto all = bit_cast<__m256>(floats<VectorOf<float, 32>::type>(from));
+    to[0] = bit_cast<Doubles>(_mm256_cvtps_pd(_mm256_castps256_ps128(all)));
+    to[1] = bit_cast<Doubles>(_mm256_cvtps_pd(_mm256_extractf128_ps(all, 1)));
+  } else {
+    to[0] = bit_cast<Doubles>(_mm256_cvtps_pd(_mm_loadu_ps(from)));
+    to[1] = bit_cast<Doubles>(_mm256_cvtps_pd(_mm_loadu_ps(from + 4)));
+  }
 #else
-  return __builtin_convertvector(values, Doubles);
+  using Floats = typename VectorOf<float, sizeof(Doubles) / 2>::type;
+  for (int i = 0; i < 8; i += doubles_width) {
+    *to++ = __builtin_convertvector(floats<Floats>(from + i), Doubles);
+  }
 #endif
 }
-inline Doubles doubles(const double* from) { return load_as<Doubles>(from); }
+inline void eight_doubles(const double* from, Doubles* to) {
+  for (int i = 0; i < 8; i += doubles_width) *to++ = load_as<Doubles>(from + i);
+}
 
 // a + b, to the bit, as b * 1 + a: beside conversions, that keeps more of a Zen processor busy.
 inline Doubles added(Doubles a, Doubles b) {
