@@ -144,19 +144,26 @@ inline std::uint64_t cells_above(const double* cells, double cut) {
 inline std::uint64_t cells_above(const bool* cells, bool) { return *cells ? 1 : 0; }
 
 // The mean, taken to be at least the least cell: else rounding could turn a constant map to
-// foreground. All cells of a first register above the mean are rare; only then all are looked at.
+// foreground. The first cell that is not above the mean, soon found, tells that nothing is amiss.
 template <class T>
 double mean_of(const T* cells, int count, double sum) {
   const double mean = sum / count;
+  const CutOf<T> cut = cut_of(T{}, mean);
   constexpr int width = cells_at_once<T>;
   constexpr std::uint64_t all = ~std::uint64_t{0} >> (64 - width);
-  if (count >= width && cells_above(cells, cut_of(T{}, mean)) != all) return mean;
+  int i = 0;
+  for (; i + width <= count; i += width) {
+    if (cells_above(cells + i, cut) != all) return mean;
+  }
+  for (; i < count; ++i) {
+    if (to_double(cells[i]) <= mean) return mean;
+  }
   double least = to_double(cells[0]);
-  for (int i = 1; i < count; ++i) {
-    const double cell = to_double(cells[i]);
+  for (int c = 1; c < count; ++c) {
+    const double cell = to_double(cells[c]);
     if (cell < least) least = cell;
   }
-  return mean < least ? least : mean;
+  return least;
 }
 
 // The level that foreground exceeds; NaN, which nothing exceeds, if the sum is not finite.
