@@ -112,6 +112,9 @@ double sum_of(const T* cells, int count) {
   return sum.total();
 }
 
+// A map's attention sum: NaN if its cells are not finite.
+inline float rounded_sum(double sum) { return std::isfinite(sum) ? static_cast<float>(sum) : NAN; }
+
 // The largest float that is not above `level`.
 inline float float_below(double level) {
   const float nearest = static_cast<float>(level);

@@ -13,4 +13,11 @@ extern const std::uint64_t* const n_ln_n_table;
 
 std::uint64_t compute_n_ln_n(int n);
 
+namespace {
+
+inline std::uint64_t n_ln_n(int n) {
+  return n < n_ln_n_known ? n_ln_n_table[n] : compute_n_ln_n(n);
+}
+
+}  // namespace
 }  // namespace fastground

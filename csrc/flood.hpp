@@ -30,17 +30,19 @@ namespace {
 template <class Word>
 class Flood {
  public:
-  // Rows of `columns` maps: row(i)[m] are the bits of row i of map m.
   Flood(Scratch& scratch, int grid_h, int columns)
       : strips_((grid_h + 1) / 2),
         columns_(columns),
         rows_(scratch.take<Word>(2 * strips_ * columns)),
         closed_(scratch.take<Word>(groups * lanes<Word> * (strips_ + 2))) {
     for (Group& group : group_) group.strips = scratch.take<Strip>(strips_);
+    if (rows_ != nullptr && grid_h % 2 != 0) {
+      for (int m = 0; m < columns; ++m) row(grid_h)[m] = 0;
+    }
   }
 
+  // Bits of row i of each map, one word a map.
   Word* row(int i) { return rows_ + i * columns_; }
-  int strips() const { return strips_; }
 
   // Adds to sums[m] the n ln n of each region of map m, for the first `count` columns.
   void run(int count, std::uint64_t* sums) {
@@ -122,7 +124,8 @@ class Flood {
     }
     for (int g = 0; g < groups; ++g) closed = finish(group_[g], state[g], closed);
     for (const Word* note = closed_; note != closed; ++note) {
-      sums[*note >> owner_shift] += n_ln_n_table[*note & ((Word{1} << owner_shift) - 1)];
+      const auto area = static_cast<int>(*note & ((Word{1} << owner_shift) - 1));
+      sums[*note >> owner_shift] += n_ln_n_table[area];
     }
     for (Group& group : group_) refill(group);
   }

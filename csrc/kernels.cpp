@@ -14,18 +14,23 @@
 namespace fastground {
 namespace {
 
-template <class... Workspaces>
+template <class Workspace>
 std::size_t scratch_of(auto... arguments) {
   Scratch scratch(nullptr);
-  (Workspaces(scratch, arguments...), ...);
+  Workspace(scratch, arguments...);
   return scratch.used();
 }
 
 std::size_t scratch_bytes(int grid_h, int grid_w, int taps) {
-  const std::size_t cells = grid_h * grid_w;
-  return scratch_of<OneMap>(grid_h, grid_w) + 8 * cells + 128 +
-         scratch_of<BoxesWorkspace>(grid_h, grid_w, taps) +
-         scratch_of<Block<std::uint64_t>>(grid_h, grid_w);
+  const std::size_t of_each[] = {
+      grid_w > 32 ? 0 : scratch_of<Block<std::uint32_t>>(grid_h, grid_w),
+      grid_w > 64 ? 0 : scratch_of<Block<std::uint64_t>>(grid_h, grid_w),
+      scratch_of<OneEntropy>(grid_h, grid_w),
+      scratch_of<BoxesWorkspace>(grid_h, grid_w, taps),
+  };
+  std::size_t most = 0;
+  for (const std::size_t bytes : of_each) most = bytes > most ? bytes : most;
+  return most;
 }
 
 }  // namespace
