@@ -1,199 +1,210 @@
 """Spatial entropy of a batch of attention maps: fastground and what one would write instead.
 
-    python benches/bench_entropy.py
+    python benches/bench_entropy.py [CASE ...]
 
-All on one thread, from float32 maps to one entropy each, the cut at the float64 mean. "per map
-loop" has the shape of the published way, one map and one region at a time; it weights by mass, so
-only its cost is comparable.
+From the maps of one image's heads to one entropy each, by every instruction set that this machine
+has, beside the peers of `entropy_peers`. CPU time of the process on one thread, but for the threads
+themselves, which are timed by the clock on the wall. The floor is one plain read of the same maps
+in the same run: "of floor" is the share of that speed which a contender reaches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Mapping
 from functools import partial
 
-import cv2
+import entropy_peers as peers
 import fastground as fg
 import harness
 import map_families
 import numba
 import numpy as np
-import scipy.ndimage
 import torch
+from fastground import _core
 
-EIGHT = np.ones((3, 3), dtype=np.int8)
-FLAT = np.stack([np.zeros_like(EIGHT), EIGHT, np.zeros_like(EIGHT)])
-"""8-connected inside a map, no link between maps."""
-
-
-def foreground(maps: np.ndarray) -> np.ndarray:
-    """Each map above its float64 mean."""
-    means = maps.mean((1, 2), dtype=np.float64)
-    return maps > means[:, None, None]
+Contenders = dict[str, Callable[..., np.ndarray]]
+NUMBA = "numba, union-find of cells"
 
 
-def entropies_of(areas: np.ndarray, owners: np.ndarray, count: int) -> np.ndarray:
-    """The entropy of each map from the areas of all regions and the maps that they lie in."""
-    total = np.bincount(owners, areas, minlength=count)
-    sums = np.bincount(owners, areas * np.log(areas), minlength=count)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(total > 0, np.log(total) - sums / total, np.inf)
+def instruction_sets() -> Contenders:
+    """fastground as it comes, then forced to each slower instruction set that runs here."""
+    best = _core.build_info()["kernels"]
+    found: Contenders = {"fastground": fg.entropy}
+    for name in ("avx512", "avx2", "portable"):
+        if name == best:
+            continue
+        try:
+            _core.use(name)
+        except ValueError:
+            continue
+        found[f"fastground, {name}"] = partial(_forced, name)
+    _core.use("")
+    return found
 
 
-def scipy_per_map(maps: np.ndarray) -> np.ndarray:
-    """scipy.ndimage.label on each map."""
-    result = np.empty(len(maps))
-    for i, mask in enumerate(foreground(maps)):
-        labels, _ = scipy.ndimage.label(mask, EIGHT)
-        areas = np.bincount(labels.ravel())[1:]
-        p = areas / areas.sum() if len(areas) else areas
-        result[i] = -(p * np.log(p)).sum() if len(areas) else np.inf
-    return result
-
-
-def scipy_stacked(maps: np.ndarray) -> np.ndarray:
-    """scipy.ndimage.label on the whole batch as one volume."""
-    labels, count = scipy.ndimage.label(foreground(maps), FLAT)
-    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    last = np.maximum.accumulate(labels.reshape(len(maps), -1).max(1))  # numbered map by map
-    return entropies_of(areas, np.searchsorted(last, np.arange(1, count + 1)), len(maps))
-
-
-def opencv_tiled(maps: np.ndarray) -> np.ndarray:
-    """cv2's fastest labelling (BBDT) on one image of all maps, one empty cell between them."""
-    count, h, w = maps.shape
-    across = int(np.ceil(np.sqrt(count)))
-    down = -(-count // across)
-    tiles = np.zeros((down * across, h + 1, w + 1), dtype=np.uint8)
-    tiles[:count, :h, :w] = foreground(maps)
-    image = tiles.reshape(down, across, h + 1, w + 1).swapaxes(1, 2)
-    image = np.ascontiguousarray(image).reshape(down * (h + 1), across * (w + 1))
-    _, _, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
-        image, 8, cv2.CV_32S, cv2.CCL_BBDT
-    )
-    left, top = stats[1:, cv2.CC_STAT_LEFT], stats[1:, cv2.CC_STAT_TOP]
-    owners = top // (h + 1) * across + left // (w + 1)
-    return entropies_of(stats[1:, cv2.CC_STAT_AREA], owners, count)
-
-
-def numba_union_find(maps: np.ndarray) -> np.ndarray:
-    """A union-find over the labels of each map's cells, compiled, in one call."""
-    return _numba_union_find(maps, maps.mean((1, 2), dtype=np.float64))
-
-
-@numba.njit(cache=False)
-def _unite(parent, a, b):  # type: ignore[no-untyped-def]
-    while parent[a] != a:
-        a = parent[a]
-    while parent[b] != b:
-        b = parent[b]
-    parent[max(a, b)] = min(a, b)
-    return min(a, b)
-
-
-@numba.njit(cache=False)
-def _numba_union_find(maps, means):  # type: ignore[no-untyped-def]
-    """Provisional labels by the usual decisions: above decides alone, else above right and left."""
-    count, h, w = maps.shape
-    result = np.empty(count)
-    labels = np.zeros((h + 1, w + 2), dtype=np.int32)  # 0 is background, and the border
-    parent = np.empty(h * w // 2 + 2, dtype=np.int32)
-    areas = np.empty(h * w // 2 + 2, dtype=np.int32)
-    for m in range(count):
-        last = 0
-        for i in range(1, h + 1):
-            for j in range(1, w + 1):
-                if not maps[m, i - 1, j - 1] > means[m]:
-                    labels[i, j] = 0
-                    continue
-                above, right = labels[i - 1, j], labels[i - 1, j + 1]
-                before = labels[i - 1, j - 1] or labels[i, j - 1]
-                if above:
-                    here = above
-                elif right:
-                    here = _unite(parent, right, before) if before else right
-                elif before:
-                    here = before
-                else:
-                    last += 1
-                    parent[last] = here = last
-                    areas[last] = 0
-                areas[here] += 1
-                labels[i, j] = here
-        total, sums = 0, 0.0
-        for label in range(last, 0, -1):  # a parent is smaller than its children
-            area = areas[label]
-            if parent[label] != label:
-                areas[parent[label]] += area
-            else:
-                total += area
-                sums += area * np.log(area)
-        result[m] = np.log(total) - sums / total if total > 0 else np.inf
-    return result
-
-
-def per_map_loop(maps: np.ndarray) -> np.ndarray:
-    """One map at a time, one region at a time."""
-    result = np.empty(len(maps))
-    for i, cells in enumerate(maps):
-        excess = cells - cells.mean()
-        excess = np.where(excess > 0.001 * cells.mean(), excess, 0)
-        labels, count = scipy.ndimage.label(excess > 0, EIGHT)
-        masses = [excess[labels == region].sum() for region in range(1, count + 1)]
-        shares = [mass / sum(masses) for mass in masses]
-        result[i] = -sum(p * np.log(p) for p in shares)
-    return result
-
-
-def fastground_reference(maps: np.ndarray) -> np.ndarray:
-    """The readable definition in PyTorch."""
-    from fastground import reference
-
-    return reference.entropy(torch.from_numpy(maps)).numpy()
-
-
-CONTENDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "fastground": fg.entropy,
-    "numba, union-find of cells": numba_union_find,
-    "OpenCV BBDT, tiled": opencv_tiled,
-    "SciPy, one stack": scipy_stacked,
-    "SciPy, per map": scipy_per_map,
-    "PyTorch (reference)": fastground_reference,
-    "per map loop": per_map_loop,
-}
+def _forced(name: str, maps: np.ndarray) -> np.ndarray:
+    _core.use(name)
+    try:
+        return fg.entropy(maps)
+    finally:
+        _core.use("")
 
 
 def error_of(result: np.ndarray, truth: np.ndarray) -> str:
     """The largest difference, or in how many maps one is infinite and the other is not."""
     finite = np.isfinite(truth)
     wrong = int((np.isfinite(result) != finite).sum())
-    largest = np.abs(result[finite] - truth[finite]).max(initial=0)
+    largest = np.abs(np.asarray(result, np.float64)[finite] - truth[finite]).max(initial=0)
     return f"{wrong} wrong" if wrong else f"{largest:.0e}"
+
+
+def compare(
+    workload: str, contenders: Mapping[str, Callable], maps: np.ndarray, given: argparse.Namespace
+) -> list[harness.Row]:
+    """The contenders on these maps, each checked against SciPy in float64."""
+    truth = peers.scipy_per_map(maps.astype(np.float64))
+    errors = {name: error_of(call(maps), truth) for name, call in contenders.items()}
+    if "per map loop" in errors:
+        errors["per map loop"] = "other weight"
+    calls = {name: partial(call, maps) for name, call in contenders.items()}
+    return harness.compare(
+        workload, calls, items=len(maps), errors=errors, floor=maps, **harness.sampling(given)
+    )
+
+
+def families(given: argparse.Namespace) -> tuple[str, list[harness.Row]]:
+    rows = []
+    for family in map_families.FAMILIES:
+        contenders = instruction_sets() | peers.FAST | peers.SLOW
+        rows += compare(family, contenders, map_families.batch(family, given.count), given)
+    return f"{given.count} maps of 24 x 24 float32, one thread, CPU time", rows
+
+
+def sizes(given: argparse.Namespace) -> tuple[str, list[harness.Row]]:
+    rows = []
+    for grid in ((14, 14), (27, 27), (36, 28), (64, 64)):
+        maps = map_families.batch("attention", given.count, grid)
+        name = f"{grid[0]} x {grid[1]}"
+        rows += compare(name, instruction_sets() | peers.FAST, maps, given)
+    return f"{given.count} attention maps, float32, one thread, CPU time", rows
+
+
+def large(given: argparse.Namespace) -> tuple[str, list[harness.Row]]:
+    maps = map_families.batch("attention", 16 * given.count)
+    rows = compare(f"{len(maps)} maps", instruction_sets() | peers.FAST, maps, given)
+    return "attention maps of 24 x 24 float32, one thread, CPU time", rows
+
+
+def types(given: argparse.Namespace) -> tuple[str, list[harness.Row]]:
+    """float16 as NumPy holds it; bfloat16 as torch does, numba on torch's float32 copy."""
+    maps = map_families.batch("attention", given.count)
+    half = maps.astype(np.float16)
+    contenders = instruction_sets() | peers.FAST
+    contenders[f"{NUMBA}, float32 by torch"] = lambda half: peers.numba_union_find(
+        torch.from_numpy(half).float().numpy()
+    )
+    rows = compare("float16", contenders, half, given)
+    brain = torch.from_numpy(maps).bfloat16()
+    truth = peers.scipy_per_map(brain.double().numpy())
+    calls: Contenders = {
+        "fastground": lambda: fg.entropy(brain).numpy(),
+        f"{NUMBA}, float32 by torch": lambda: peers.numba_union_find(brain.float().numpy()),
+    }
+    rows += harness.compare(
+        "bfloat16",
+        calls,
+        items=len(maps),
+        errors={name: error_of(call(), truth) for name, call in calls.items()},
+        floor=brain.view(torch.int16).numpy(),
+        **harness.sampling(given),
+    )
+    return f"{given.count} attention maps of 24 x 24, one thread, CPU time", rows
+
+
+def head_stats(given: argparse.Namespace) -> tuple[str, list[harness.Row]]:
+    """Both numbers of a head in one pass, against the entropy alone."""
+    maps = map_families.batch("attention", given.count)
+    sums = maps.sum((1, 2), dtype=np.float64)
+    entropies = peers.scipy_per_map(maps.astype(np.float64))
+    both = fg.head_stats(maps)
+    assert error_of(both.entropy, entropies) == error_of(fg.entropy(maps), entropies)
+    calls: dict[str, Callable[[], object]] = {
+        "entropy": lambda: fg.entropy(maps),
+        "head_stats": lambda: fg.head_stats(maps),
+        "attention_sum": lambda: fg.attention_sum(maps),
+        "NumPy, sum in float64": lambda: maps.sum((1, 2), dtype=np.float64),
+    }
+    errors = {
+        "entropy": error_of(fg.entropy(maps), entropies),
+        "head_stats": error_of(both.attention_sum, sums),
+        "attention_sum": error_of(fg.attention_sum(maps), sums),
+    }
+    rows = harness.compare(
+        "head_stats", calls, items=len(maps), errors=errors, floor=maps, **harness.sampling(given)
+    )
+    return f"{given.count} attention maps of 24 x 24 float32, one thread, CPU time", rows
+
+
+def threads(given: argparse.Namespace) -> tuple[str, list[harness.Row]]:
+    """Two threads against one, by the wall clock."""
+    if not hasattr(fg, "set_num_threads"):
+        return "", []
+    maps = map_families.batch("attention", 16 * given.count).astype(np.float16)
+    truth = peers.scipy_per_map(maps.astype(np.float64))
+
+    def ours(count: int) -> np.ndarray:
+        fg.set_num_threads(count)
+        return fg.entropy(maps)
+
+    def numbas(count: int) -> np.ndarray:
+        numba.set_num_threads(count)
+        return peers.numba_union_find_parallel(maps)
+
+    calls = {
+        "fastground, 2 threads": partial(ours, 2),
+        "fastground, 1 thread": partial(ours, 1),
+        f"{NUMBA}, 2 threads": partial(numbas, 2),
+        f"{NUMBA}, 1 thread": partial(numbas, 1),
+    }
+    rows = harness.compare(
+        "2 threads",
+        calls,
+        items=len(maps),
+        errors={name: error_of(call(), truth) for name, call in calls.items()},
+        floor=maps,
+        clock="wall",
+        **harness.sampling(given),
+    )
+    fg.set_num_threads(1)
+    return f"{len(maps)} attention maps of 24 x 24 float16, wall time", rows
+
+
+CASES = {
+    "entropy": families,
+    "entropy-sizes": sizes,
+    "entropy-large": large,
+    "entropy-types": types,
+    "entropy-threads": threads,
+    "head-stats": head_stats,
+}
 
 
 def main() -> None:
     options = harness.parser("Spatial entropy against its peers.")
+    options.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; or all")
     options.add_argument("--count", type=int, default=1024, help="maps a batch")
-    options.add_argument("--size", type=int, default=24, help="cells a side")
     given = options.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    rows = []
-    for family in map_families.FAMILIES:
-        maps = map_families.batch(family, given.count, given.size)
-        truth = scipy_per_map(maps)
-        errors = {name: error_of(call(maps), truth) for name, call in CONTENDERS.items()}
-        errors["per map loop"] = "other weight"
-        rows += harness.compare(
-            family,
-            {name: partial(call, maps) for name, call in CONTENDERS.items()},
-            items=given.count,
-            errors=errors,
-            repeats=given.repeats,
-            min_time_ms=given.min_time_ms,
-        )
-    described = f"{given.count} maps of {given.size} x {given.size} float32, one thread, CPU time"
-    harness.report("entropy", described, rows, save=not given.no_save)
+    if unknown := set(given.cases) - set(CASES):
+        options.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    harness.one_thread()
+    for name in given.cases or CASES:
+        description, rows = CASES[name](given)
+        if rows:
+            count = 2 if name == "entropy-threads" else 1
+            harness.report(name, description, rows, save=not given.no_save, threads=count)
+        else:
+            print(f"{name}: left out, this fastground has one thread")
 
 
 if __name__ == "__main__":

@@ -19,12 +19,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+FLOOR = "floor: one plain read"
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "scipy", "opencv-python-headless", "numba", "transformers", "triton")
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
@@ -44,6 +48,8 @@ class Row:
     """Median of this contender's time over the first contender's, repeat by repeat."""
     error: str
     """What its answers are off by, in words or as a number."""
+    floor: float | None = None
+    """The time of one plain read of the input over this contender's: 1 is the speed of memory."""
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -53,6 +59,11 @@ def parser(description: str) -> argparse.ArgumentParser:
     options.add_argument("--min-time-ms", type=float, default=20, help="least time of one sample")
     options.add_argument("--no-save", action="store_true", help="print only, keep no JSON")
     return options
+
+
+def sampling(given: argparse.Namespace) -> dict[str, Any]:
+    """What `compare` takes of these options."""
+    return {"repeats": given.repeats, "min_time_ms": given.min_time_ms}
 
 
 def compare(
@@ -65,6 +76,7 @@ def compare(
     min_time_ms: float = 20,
     clock: str = "cpu",
     seed: int = 0,
+    floor: np.ndarray | None = None,
 ) -> list[Row]:
     """Time the contenders against each other.
 
@@ -77,11 +89,16 @@ def compare(
         min_time_ms: a sample repeats a short call until about this time has passed.
         clock: "cpu" (of this process, for one thread) or "wall".
         seed: of the order inside each repeat.
+        floor: the input, if the time to read it once, on one thread, is to stand beside.
 
     Returns:
-        One row a contender, in their order.
+        One row a contender, in their order; the floor last.
     """
     now = CLOCKS[clock]
+    if clock == "cpu":
+        one_thread()
+    if floor is not None:
+        contenders = {**contenders, FLOOR: plain_read(floor)}
     calls = {}
     for name, call in contenders.items():
         call()  # compiles, allocates, fills caches
@@ -106,38 +123,81 @@ def compare(
         ratio = statistics.median(t / f for t, f in zip(samples, first, strict=True))
         error = (errors or {}).get(name, "")
         rows.append(Row(workload, name, median, (high - low) / 2 / median, ratio, error))
+    if floor is not None:
+        for row in rows:
+            row.floor = rows[-1].ratio / row.ratio
+        rows[-1].error = f"{floor.nbytes / items / rows[-1].time_us / 1e3:.1f} GB/s"
     return rows
 
 
-def report(name: str, description: str, rows: list[Row], *, save: bool = True) -> None:
+def one_thread() -> None:
+    """No contender starts threads of its own."""
+    import cv2
+    import fastground
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    if hasattr(fastground, "set_num_threads"):
+        fastground.set_num_threads(1)
+
+
+def plain_read(array: np.ndarray) -> Callable[[], object]:
+    """A call that reads the array once, as fast as this machine's vector loads go."""
+    words = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    words = words[: len(words) // 8 * 8].view(np.uint64)
+    read = _reader()
+    return lambda: read(words)
+
+
+@cache
+def _reader() -> Callable[[np.ndarray], int]:
+    import numba
+
+    @numba.njit
+    def read(words):  # type: ignore[no-untyped-def]
+        seen = np.uint64(0)
+        for i in range(len(words)):  # by index: an iterator is not vectorized
+            seen ^= words[i]
+        return seen
+
+    return read
+
+
+def report(
+    name: str, description: str, rows: list[Row], *, save: bool = True, threads: int = 1
+) -> None:
     """Print the rows for people, and keep them under the benchmark's name for machines."""
     card = machine()
     console = Console(width=None if sys.stdout.isatty() else 110)
     table = Table()
     for column in ("workload", "contender"):
         table.add_column(column)
-    for column in ("us/item", "±", "ratio", "error"):
+    for column in ("us/item", "±", "ratio", "error", "of floor"):
         table.add_column(column, justify="right")
     workload = rows[0].workload
     for row in rows:
         if row.workload != workload:
             table.add_section()
             workload = row.workload
-        numbers = (f"{row.time_us:.4g}", f"{row.spread:.0%}", f"{row.ratio:.3g}", row.error)
+        share = "" if row.floor is None else f"{row.floor:.1%}"
+        numbers = (f"{row.time_us:.4g}", f"{row.spread:.0%}", f"{row.ratio:.3g}", row.error, share)
         table.add_row(row.workload, row.contender, *numbers)
     console.print(f"{name}: {description}", table, _caption(card), highlight=False)
     if save:
-        console.print(f"written to {_save(name, description, card, rows)}")
+        console.print(f"written to {_save(name, description, card, rows, threads)}")
 
 
 def machine() -> dict[str, str]:
     """The processor, the accelerator if any, and the versions that a number belongs to."""
     import torch
+    from fastground import _core
 
     card = {
         "cpu": _cpu(),
         "cores": str(os.cpu_count()),
         "system": f"{platform.system()} {platform.machine()}",
+        "kernels": _core.build_info()["kernels"],
         "python": platform.python_version(),
     }
     if torch.cuda.is_available():
@@ -160,7 +220,7 @@ def _cpu() -> str:
 
 def _caption(card: dict[str, str]) -> str:
     versions = ", ".join(f"{p} {card[p]}" for p in PACKAGES if p in card)
-    return f"{card.get('gpu', card['cpu'])}, {card['cores']} cores; {versions}"
+    return f"{card.get('gpu', card['cpu'])}, {card['cores']} cores, {card['kernels']}; {versions}"
 
 
 def _commit() -> str:
@@ -174,7 +234,7 @@ def _commit() -> str:
     return run.stdout.strip() or "unknown"
 
 
-def _save(name: str, description: str, card: dict[str, str], rows: list[Row]) -> Path:
+def _save(name: str, description: str, card: dict[str, str], rows: list[Row], threads: int) -> Path:
     slug = re.sub(r"\((?:r|tm)\)|processor|cpu|@.*", "", card.get("gpu", card["cpu"]).lower())
     slug = "-".join(re.findall(r"[a-z0-9]+", slug))
     path = RESULTS / f"{slug}-{card['cores']}-cores.json"
@@ -182,9 +242,10 @@ def _save(name: str, description: str, card: dict[str, str], rows: list[Row]) ->
     kept[name] = {
         "description": description,
         "machine": card,
+        "threads": threads,
         "command": " ".join(["python", *sys.argv]),
         "commit": _commit(),
-        "date": time.strftime("%Y-%m-%d"),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
         "rows": [asdict(row) for row in rows],
     }
     RESULTS.mkdir(exist_ok=True)

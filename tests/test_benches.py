@@ -49,21 +49,86 @@ def test_the_families_repeat(harness):
         maps = map_families.batch(family, count=3, size=9)
         assert maps.shape == (3, 9, 9) and maps.dtype == np.float32 and (maps >= 0).all()
         assert np.array_equal(maps, map_families.batch(family, count=3, size=9))
+        assert map_families.batch(family, count=2, size=(7, 12)).shape == (2, 7, 12)
 
 
 def test_the_peers_of_entropy_agree(harness):
     pytest.importorskip("numba")
     import bench_entropy
+    import entropy_peers
     import map_families
 
+    contenders = bench_entropy.instruction_sets() | entropy_peers.FAST | entropy_peers.SLOW
+    contenders["numba, parallel"] = entropy_peers.numba_union_find_parallel
     for family in map_families.FAMILIES:
-        maps = map_families.batch(family, count=5, size=11)
-        truth = bench_entropy.scipy_per_map(maps)
-        for name, entropies in bench_entropy.CONTENDERS.items():
+        maps = map_families.batch(family, count=5, size=(11, 8))
+        truth = entropy_peers.scipy_per_map(maps)
+        for name, entropies in contenders.items():
             result = entropies(maps)
             assert result.shape == (5,), name
             if name != "per map loop":
                 np.testing.assert_allclose(result, truth, atol=1e-6, err_msg=name)
+
+
+def test_the_cases_of_entropy_run_and_are_exact(harness, monkeypatch, tmp_path):
+    pytest.importorskip("numba")
+    import bench_entropy
+
+    options = ["--count", "6", "--repeats", "1", "--min-time-ms", "0"]
+    monkeypatch.setattr("sys.argv", ["bench_entropy.py", *options])
+    bench_entropy.main()
+    (path,) = tmp_path.glob("*-cores.json")
+    kept = json.loads(path.read_text())
+    assert set(bench_entropy.CASES) - {"entropy-threads"} <= set(kept)
+    for run in kept.values():
+        assert run["threads"] >= 1 and run["machine"]["kernels"]
+        for row in run["rows"]:
+            if row["contender"].startswith("fastground"):
+                assert float(row["error"]) <= 2e-6, row
+
+
+def test_the_floor_is_one_plain_read(harness):
+    pytest.importorskip("numba")
+    values = np.arange(1 << 16, dtype=np.uint64)
+    assert harness.plain_read(values)() == np.bitwise_xor.reduce(values)
+    slow = {"sum of floats": lambda: sum(values.tolist())}
+    rows = harness.compare("reading", slow, items=8, repeats=3, min_time_ms=1, floor=values)
+    assert [row.contender for row in rows] == ["sum of floats", harness.FLOOR]
+    assert rows[0].floor < 0.5 and rows[1].floor == 1 and rows[1].error.endswith("GB/s")
+
+
+def made_up(**ratios):
+    rows = [{"workload": "attention", "contender": n, "ratio": r} for n, r in ratios.items()]
+    return {"entropy": {"rows": rows}}
+
+
+def test_goals_are_judged(harness, monkeypatch):
+    import goals
+
+    least = goals.Goal("entropy", "attention", "peer", 10, 18, ours="ours")
+    most = goals.Goal("entropy", "attention", "peer", at_most=1.05, ours="ours")
+    monkeypatch.setattr(goals, "GOALS", (least, most))
+    judged = {
+        ratio: [word for _, _, word in goals.reached(made_up(ours=2.0, peer=2.0 * ratio))]
+        for ratio in (0.9, 1.0, 9.9, 10.0, 18.0)
+    }
+    assert judged[0.9] == ["not reached", "not reached"]
+    assert judged[1.0] == judged[9.9] == ["not reached", "reached"]
+    assert judged[10.0] == ["reached", "reached"] and judged[18.0] == ["aim reached", "reached"]
+    assert [word for *_, word in goals.reached({})] == ["not measured"] * 2
+
+
+def test_goals_name_what_is_measured(harness):
+    pytest.importorskip("numba")
+    import bench_boxes
+    import bench_entropy
+    import bench_smooth
+    import entropy_peers
+    import goals
+
+    names = {*bench_entropy.instruction_sets(), *entropy_peers.FAST, "entropy", "head_stats"}
+    names |= {*bench_smooth.CONTENDERS, *bench_boxes.CONTENDERS, "fastground, avx2"}
+    assert {goal.peer for goal in goals.GOALS} | {goal.ours for goal in goals.GOALS} <= names
 
 
 @pytest.mark.parametrize("bench", ["bench_smooth", "bench_boxes"])

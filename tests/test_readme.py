@@ -88,3 +88,16 @@ def test_table_is_what_the_run_gave():
         scores = rows[name.strip("*")]
         assert f"{100 * scores['accuracy']:.1f}" == accuracy
         assert f"{scores['mean_iou']:.3f}" == iou
+
+
+def test_speed_is_what_the_benchmarks_gave(monkeypatch):
+    """The section on speed against the committed results that it names."""
+    monkeypatch.syspath_prepend(str(ROOT / "benches"))
+    import readme_tables
+
+    _, written, _ = readme_tables.split(README)
+    path = ROOT / "benches" / "results" / readme_tables.named_in(README)
+    assert path.is_file(), "the section on speed names no results file"
+    assert written == readme_tables.section(json.loads(path.read_text()), path.name), (
+        f"run `python benches/readme_tables.py {path.relative_to(ROOT)}`"
+    )

@@ -1,0 +1,72 @@
+"""What fastground wants to reach, as ratios against a peer in the same run.
+
+`ours` and `peer` are contenders of one workload of one benchmark, as the benchmarks name them. A
+goal without an aim has only a least; `at_most` bounds our time by the peer's instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NUMBA, OPENCV, SCIPY = "numba, union-find of cells", "OpenCV BBDT, tiled", "SciPy, per map"
+
+
+@dataclass(frozen=True)
+class Goal:
+    benchmark: str
+    workload: str
+    peer: str
+    at_least: float | None = None
+    """Times faster than the peer."""
+    aim: float | None = None
+    at_most: float | None = None
+    """Our time, in the peer's."""
+    ours: str = "fastground"
+
+
+GOALS = (
+    Goal("entropy", "attention", NUMBA, 10, 18),
+    Goal("entropy", "attention", OPENCV, 17, 28),
+    Goal("entropy", "attention", SCIPY, 110, 180),
+    Goal("entropy", "noise", NUMBA, 32, 55),
+    Goal("entropy", "speckle", NUMBA, 9, 18),
+    Goal("entropy", "blob", NUMBA, 6.5, 11),
+    Goal("entropy", "attention", NUMBA, 6.5, 10, ours="fastground, avx2"),
+    Goal("entropy-types", "float16", NUMBA, 20, 35),
+    Goal("entropy-sizes", "14 x 14", NUMBA, 10),
+    Goal("entropy-sizes", "27 x 27", NUMBA, 9),
+    Goal("entropy-sizes", "36 x 28", NUMBA, 8.5),
+    Goal("entropy-sizes", "64 x 64", NUMBA, 4, 10),
+    Goal("head-stats", "head_stats", "entropy", at_most=1.05, ours="head_stats"),
+    Goal("smooth", "16384 maps", "OpenCV, per map", 9),
+    Goal("smooth", "16384 maps", "PyTorch conv2d", 55),
+    Goal("boxes", "attention", "OpenCV, per map", 10, 25),
+    Goal("boxes", "attention", "SciPy, per map", 50, 130),
+)
+
+
+def times_faster(
+    results: Mapping[str, Any], benchmark: str, workload: str, ours: str, peer: str
+) -> float | None:
+    """The peer's time over ours, both against the first contender; None if not measured."""
+    if benchmark not in results:
+        return None
+    rows = [row for row in results[benchmark]["rows"] if row["workload"] == workload]
+    ratios = {row["contender"]: row["ratio"] for row in rows}
+    return ratios[peer] / ratios[ours] if {ours, peer} <= set(ratios) else None
+
+
+def reached(results: Mapping[str, Any]) -> Iterator[tuple[Goal, float | None, str]]:
+    """Each goal, its ratio in these results and what that means, in words."""
+    for goal in GOALS:
+        ratio = times_faster(results, goal.benchmark, goal.workload, goal.ours, goal.peer)
+        if ratio is None:
+            yield goal, None, "not measured"
+        elif goal.at_most is not None:
+            yield goal, 1 / ratio, "reached" if 1 / ratio <= goal.at_most else "not reached"
+        elif ratio < (goal.at_least or 0):
+            yield goal, ratio, "not reached"
+        else:
+            yield goal, ratio, "aim reached" if goal.aim and ratio >= goal.aim else "reached"

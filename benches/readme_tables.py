@@ -1,0 +1,213 @@
+"""Writes the README's tables of speed from one machine's results, and prints the goals beside them.
+
+    python benches/readme_tables.py [benches/results/MACHINE.json]
+
+Without an argument the machine measured last. The section lies between two HTML comments of
+README.md; nobody edits it by hand, and a test holds it to the results file that it names. What a
+results file lacks is left out of the tables, and among the goals is "not measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import goals
+from goals import NUMBA, OPENCV, SCIPY
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+BEGIN, END = "<!-- speed: by benches/readme_tables.py -->\n", "<!-- end of speed -->\n"
+
+Results = Mapping[str, Any]
+STACK = "SciPy, one stack"
+BY_TORCH = f"{NUMBA}, float32 by torch"
+OPERATIONS = (  # said, benchmark, workload, ours, its fast peer, one map at a time
+    ("float16", "entropy-types", "float16", "fastground", NUMBA, SCIPY),
+    ("float16, peer's widened by torch", "entropy-types", "float16", "fastground", BY_TORCH, ""),
+    ("bfloat16, peer's widened by torch", "entropy-types", "bfloat16", "fastground", BY_TORCH, ""),
+    ("16,384 maps", "entropy-large", "16384 maps", "fastground", NUMBA, SCIPY),
+    ("14 x 14", "entropy-sizes", "14 x 14", "fastground", NUMBA, SCIPY),
+    ("27 x 27", "entropy-sizes", "27 x 27", "fastground", NUMBA, SCIPY),
+    ("36 x 28", "entropy-sizes", "36 x 28", "fastground", NUMBA, SCIPY),
+    ("64 x 64", "entropy-sizes", "64 x 64", "fastground", NUMBA, SCIPY),
+    ("AVX2 only", "entropy", "attention", "fastground, avx2", NUMBA, SCIPY),
+    ("plain x86-64 (SSE2)", "entropy", "attention", "fastground, portable", NUMBA, SCIPY),
+    (
+        "two threads, 16,384 maps, float16",
+        "entropy-threads",
+        "2 threads",
+        "fastground, 2 threads",
+        f"{NUMBA}, 2 threads",
+        "",
+    ),
+)
+CAPTURE = (  # said, workload, ours, over
+    ("forward with capture, over a plain forward", "1 expression", "capture", "plain forwards"),
+    ("stopped after layer 3 of 0 to 7", "1 expression", "capture, stop after layer 3",
+     "plain forwards"),
+    ("eager with `output_attentions`, over a plain forward", "1 expression",
+     "eager, output_attentions", "plain forwards"),
+    ("7 expressions captured packed; one by one", "7 expressions", "capture", "capture, packed"),
+    ("7 expressions packed; eager with `output_attentions`, one by one", "7 expressions",
+     "eager, output_attentions", "capture, packed"),
+)  # fmt: skip
+
+
+def times(ratio: float | None) -> str:
+    """A ratio as a person reads it."""
+    if ratio is None:
+        return ""
+    return f"{ratio:.{2 if ratio < 2 else 1 if ratio < 10 else 0}f} x"
+
+
+def duration(time_us: float) -> str:
+    return f"{1e3 * time_us:.0f} ns" if time_us < 1 else f"{time_us:.1f} µs"
+
+
+def rows_of(results: Results, benchmark: str, workload: str) -> dict[str, dict[str, Any]]:
+    """By contender."""
+    rows = results.get(benchmark, {}).get("rows", [])
+    return {row["contender"]: row for row in rows if row["workload"] == workload}
+
+
+def section(results: Results, name: str) -> str:
+    """The README's words and tables for these results, the file's name among them."""
+    card = results["entropy"]["machine"]
+    lines = [
+        f"One core of this processor: {card['cpu']}, by its {card['kernels']} kernels; no GPU. "
+        "Times are a map's; x is how much longer the",
+        f"others take in the same run. `make bench` writes `benches/results/{name}`, and from it "
+        "these tables.",
+        "",
+    ]
+    tables = (families(results), operations(results), regions(results), captures(results))
+    for table in tables:
+        lines += [*table, ""]
+    return re.sub(r"(?<= )x(?=[ ;])", "\N{MULTIPLICATION SIGN}", "\n".join(lines))
+
+
+def families(results: Results) -> Iterator[str]:
+    heads = ("numba", "OpenCV, tiled", "SciPy, one stack", "SciPy, per map")
+    yield "| entropy, 24 x 24 float32, 1,024 maps | fastground | " + " | ".join(heads) + " |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for family in ("attention", "noise", "blob", "speckle"):
+        rows = rows_of(results, "entropy", family)
+        others = [times(rows[peer]["ratio"]) for peer in (NUMBA, OPENCV, STACK, SCIPY)]
+        yield f"| {family} | {duration(rows['fastground']['time_us'])} | {' | '.join(others)} |"
+
+
+def operations(results: Results) -> Iterator[str]:
+    yield "| entropy of attention-like maps | fastground | numba | SciPy, per map |"
+    yield "| --- | ---: | ---: | ---: |"
+    for said, benchmark, workload, ours, fast, slow in OPERATIONS:
+        if ours not in (rows := rows_of(results, benchmark, workload)):
+            continue
+        ratios = (
+            goals.times_faster(results, benchmark, workload, ours, peer) for peer in (fast, slow)
+        )
+        cells = [duration(rows[ours]["time_us"]), *map(times, ratios)]
+        yield f"| {said} | {' | '.join(cells)} |"
+
+
+def regions(results: Results) -> Iterator[str]:
+    """What is not entropy alone, against all of its peers."""
+    yield "| 24 x 24 float32, attention-like maps | fastground | others |"
+    yield "| --- | ---: | --- |"
+    if both := rows_of(results, "head-stats", "head_stats"):
+        sums = times(both["NumPy, sum in float64"]["ratio"] / both["attention_sum"]["ratio"])
+        alone = times(both["head_stats"]["ratio"])
+        yield f"| attention sum | {duration(both['attention_sum']['time_us'])} | NumPy {sums} |"
+        both_time = duration(both["head_stats"]["time_us"])
+        yield f"| both, in one pass | {both_time} | {alone} the time of the entropy alone |"
+    told = [("boxes: smooth, cut, hull, box", "boxes", "attention")]
+    told += [(f"smooth, {name}", "smooth", name) for name in workloads(results, "smooth")]
+    for said, benchmark, workload in told:
+        if not (rows := rows_of(results, benchmark, workload)):
+            continue
+        others = [
+            f"{peer} {times(row['ratio'])}"
+            for peer, row in rows.items()
+            if not peer.startswith(("fastground", "floor"))
+        ]
+        yield f"| {said} | {duration(rows['fastground']['time_us'])} | {'; '.join(others)} |"
+
+
+def workloads(results: Results, benchmark: str) -> list[str]:
+    rows = results.get(benchmark, {}).get("rows", [])
+    return list(dict.fromkeys(row["workload"] for row in rows))
+
+
+def captures(results: Results) -> Iterator[str]:
+    yield "| a LLaVA of 8 layers, 576 image tokens | time |"
+    yield "| --- | ---: |"
+    for said, workload, ours, over in CAPTURE:
+        ratio = goals.times_faster(results, "capture", workload, over, ours)
+        if ratio is not None:
+            yield f"| {said} | {times(ratio)} |"
+
+
+def named_in(readme: str) -> str:
+    """The results file that the README's section names."""
+    _, written, _ = split(readme)
+    found = re.search(r"`benches/results/([\w.-]+\.json)`", written)
+    return found[1] if found else ""
+
+
+def split(readme: str) -> tuple[str, str, str]:
+    """Before the section, the section, after it."""
+    before, found, rest = readme.partition(BEGIN)
+    written, closed, after = rest.partition(END)
+    if not (found and closed):
+        raise SystemExit(f"README.md: needs the lines {BEGIN.strip()} and {END.strip()}")
+    return before + BEGIN, written, END + after
+
+
+def newest() -> Path:
+    """The results file with the latest run."""
+    files = {
+        path: max(run["date"] for run in json.loads(path.read_text()).values())
+        for path in (ROOT / "benches" / "results").glob("*-cores.json")
+    }
+    if not files:
+        raise SystemExit("benches/results: no results yet; `make bench` writes them")
+    return max(files, key=lambda path: files[path])
+
+
+def print_goals(results: Results) -> None:
+    table = Table(title="goals, times faster than the peer (in italics: at most, in its time)")
+    for column in ("operation", "case", "ours", "peer"):
+        table.add_column(column)
+    for column in ("at least", "aim", "here", ""):
+        table.add_column(column, justify="right")
+    for goal, ratio, word in goals.reached(results):
+        least = f"[i]{goal.at_most:g}[/i]" if goal.at_most else f"{goal.at_least:g}"
+        here = "" if ratio is None else f"{ratio:.3g}"
+        names = (goal.benchmark, goal.workload, goal.ours, goal.peer)
+        table.add_row(*names, least, f"{goal.aim:g}" if goal.aim else "", here, word)
+    Console(width=None if sys.stdout.isatty() else 130).print(table, highlight=False)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="The README's tables of speed, and the goals.")
+    options.add_argument("results", nargs="?", type=Path, help="default: the machine run last")
+    options.add_argument("--no-save", action="store_true", help="print only, leave README.md")
+    given = options.parse_args()
+    path = given.results or newest()
+    results = json.loads(path.read_text())
+    print_goals(results)
+    if not given.no_save:
+        before, _, after = split(README.read_text(encoding="utf-8"))
+        README.write_text(before + section(results, path.name) + after, encoding="utf-8")
+        print(f"written to {README.name} from {path}")
+
+
+if __name__ == "__main__":
+    main()
