@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import entropy_peers as peers
 import fastground as fg
 import harness
 import map_families
-import numba
 import numpy as np
 import torch
 from fastground import _core
@@ -157,15 +157,12 @@ def threads(given: argparse.Namespace) -> tuple[str, list[harness.Row]]:
         fg.set_num_threads(count)
         return fg.entropy(maps)
 
-    def numbas(count: int) -> np.ndarray:
-        numba.set_num_threads(count)
-        return peers.numba_union_find_parallel(maps)
-
+    pool = ThreadPoolExecutor(2)
     calls = {
         "fastground, 2 threads": partial(ours, 2),
         "fastground, 1 thread": partial(ours, 1),
-        f"{NUMBA}, 2 threads": partial(numbas, 2),
-        f"{NUMBA}, 1 thread": partial(numbas, 1),
+        f"{NUMBA}, 2 threads": partial(peers.numba_threads, pool, 2, maps),
+        f"{NUMBA}, 1 thread": partial(peers.numba_union_find, maps),
     }
     rows = harness.compare(
         "2 threads",
@@ -176,7 +173,8 @@ def threads(given: argparse.Namespace) -> tuple[str, list[harness.Row]]:
         clock="wall",
         **harness.sampling(given),
     )
-    fg.set_num_threads(1)
+    harness.one_thread()
+    pool.shutdown()
     return f"{len(maps)} attention maps of 24 x 24 float16, wall time", rows
 
 

@@ -10,6 +10,7 @@ one map and one region at a time; it weights by mass, so only its cost is compar
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import cv2
@@ -80,19 +81,13 @@ def opencv_tiled(maps: np.ndarray) -> np.ndarray:
 
 def numba_union_find(maps: np.ndarray) -> np.ndarray:
     """A union-find over the labels of each map's cells, compiled, in one call."""
-    return _union_find_over(maps, _union_find)
-
-
-def numba_union_find_parallel(maps: np.ndarray) -> np.ndarray:
-    """The same by numba's threads, a share of the maps each."""
-    return _union_find_over(maps, _union_find_parallel)
-
-
-def _union_find_over(maps: np.ndarray, run: Callable[..., None]) -> np.ndarray:
     maps = widened(maps)
-    result = np.empty(len(maps))
-    run(maps, maps.mean((1, 2), dtype=np.float64), _terms(maps[0].size), result)
-    return result
+    return _union_find(maps, maps.mean((1, 2), dtype=np.float64), _terms(maps[0].size))
+
+
+def numba_threads(pool: ThreadPoolExecutor, shares: int, maps: np.ndarray) -> np.ndarray:
+    """The same on threads, widening and means too, a share of the maps each."""
+    return np.concatenate(list(pool.map(numba_union_find, np.array_split(maps, shares))))
 
 
 @cache
@@ -109,10 +104,11 @@ def _root(parent, label):  # type: ignore[no-untyped-def]
     return label
 
 
-@numba.njit
-def _union_find(maps, means, terms, result):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True)
+def _union_find(maps, means, terms):  # type: ignore[no-untyped-def]
     """Provisional labels by the usual decisions: above decides alone, else above right and left."""
     count, h, w = maps.shape
+    result = np.empty(count)
     above, here = np.zeros(w + 2, np.uint32), np.zeros(w + 2, np.uint32)  # 0 is no label
     parent, areas = np.empty((2, h * w // 2 + 2), np.uint32)
     for m in range(count):
@@ -148,14 +144,7 @@ def _union_find(maps, means, terms, result):  # type: ignore[no-untyped-def]
                 total += areas[label]
                 sums += terms[areas[label]]
         result[m] = np.log(total) - sums / total if total > 0 else np.inf
-
-
-@numba.njit(parallel=True)
-def _union_find_parallel(maps, means, terms, result):  # type: ignore[no-untyped-def]
-    shares = numba.get_num_threads()
-    for k in numba.prange(shares):
-        begin, end = k * len(maps) // shares, (k + 1) * len(maps) // shares
-        _union_find(maps[begin:end], means[begin:end], terms, result[begin:end])
+    return result
 
 
 def per_map_loop(maps: np.ndarray) -> np.ndarray:

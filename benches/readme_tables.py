@@ -40,14 +40,6 @@ OPERATIONS = (  # said, benchmark, workload, ours, its fast peer, one map at a t
     ("64 x 64", "entropy-sizes", "64 x 64", "fastground", NUMBA, SCIPY),
     ("AVX2 only", "entropy", "attention", "fastground, avx2", NUMBA, SCIPY),
     ("plain x86-64 (SSE2)", "entropy", "attention", "fastground, portable", NUMBA, SCIPY),
-    (
-        "two threads, 16,384 maps, float16",
-        "entropy-threads",
-        "2 threads",
-        "fastground, 2 threads",
-        f"{NUMBA}, 2 threads",
-        "",
-    ),
 )
 CAPTURE = (  # said, workload, ours, over
     ("forward with capture, over a plain forward", "1 expression", "capture", "plain forwards"),
@@ -127,6 +119,14 @@ def regions(results: Results) -> Iterator[str]:
         yield f"| attention sum | {duration(both['attention_sum']['time_us'])} | NumPy {sums} |"
         both_time = duration(both["head_stats"]["time_us"])
         yield f"| both, in one pass | {both_time} | {alone} the time of the entropy alone |"
+    if two := rows_of(results, "entropy-threads", "2 threads"):
+        one = times(two["fastground, 1 thread"]["ratio"])
+        peer = times(two[f"{NUMBA}, 2 threads"]["ratio"])
+        yield (
+            "| entropy, two threads, 16,384 maps, float16 "
+            f"| {duration(two['fastground, 2 threads']['time_us'])} "
+            f"| one thread {one}; numba on two {peer} |"
+        )
     told = [("boxes: smooth, cut, hull, box", "boxes", "attention")]
     told += [(f"smooth, {name}", "smooth", name) for name in workloads(results, "smooth")]
     for said, benchmark, workload in told:

@@ -1,6 +1,8 @@
 """The benchmark harness: what it measures, prints and keeps; the peers give the same answers."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +61,8 @@ def test_the_peers_of_entropy_agree(harness):
     import map_families
 
     contenders = bench_entropy.instruction_sets() | entropy_peers.FAST | entropy_peers.SLOW
-    contenders["numba, parallel"] = entropy_peers.numba_union_find_parallel
+    pool = ThreadPoolExecutor(2)
+    contenders["numba, 2 threads"] = partial(entropy_peers.numba_threads, pool, 2)
     for family in map_families.FAMILIES:
         maps = map_families.batch(family, count=5, size=(11, 8))
         truth = entropy_peers.scipy_per_map(maps)
