@@ -18,18 +18,20 @@ namespace {
 constexpr int first_cache = 24 * 1024;  // bytes of maps; of 32 KiB or more the bits need some
 
 // Working memory for a block of maps, one a lane. Word w of the bit stream of map m lies at
-// streams[w * maps + m].
+// streams[w * columns + m]; the columns are no power of two, or all rows would share a few sets of
+// the cache.
 template <class Word>
 struct Block {
   static constexpr int maps = sizeof(Word) == 4 ? 256 : 128;
+  static constexpr int columns = maps + 64 / static_cast<int>(sizeof(Word));
   static constexpr int ahead = 8;  // maps summed before the first is cut, if the cache holds them
 
   Block(Scratch& scratch, int h, int w)
       : grid_h(h),
         grid_w(w),
         words(stream_words(h * w)),
-        flood(scratch, h, maps),
-        streams(scratch.take<std::uint64_t>(words * maps)),
+        flood(scratch, h, columns),
+        streams(scratch.take<std::uint64_t>(words * columns)),
         cells(scratch.take<double>(ahead * h * w)),
         finite(scratch.take<bool>(maps)),
         foreground(scratch.take<std::uint64_t>(maps)),
@@ -69,7 +71,7 @@ std::int64_t sum_and_cut_few(const MapView& maps, std::int64_t index, int count,
     if (sums != nullptr) sums[index + i] = rounded;
   }
   for (int i = 0; i < count; ++i) {
-    cut_cells(cells[i], size, level[i], block.streams + m + i, Block<Word>::maps);
+    cut_cells(cells[i], size, level[i], block.streams + m + i, Block<Word>::columns);
     block.finite[m + i] = std::isfinite(sum[i]);
     block.sums[m + i] = 0;
   }
@@ -96,7 +98,7 @@ void count_cells(Block<Word>& block, int count) {
   for (int m = 0; m < count; m += lanes<std::uint64_t>) {
     Vec<std::uint64_t> total{};
     for (int w = 0; w < block.words; ++w) {
-      total += popcount<std::uint64_t>(load(block.streams + w * Block<Word>::maps + m));
+      total += popcount<std::uint64_t>(load(block.streams + w * Block<Word>::columns + m));
     }
     store(block.foreground + m, total);
   }
@@ -109,8 +111,8 @@ void split_rows(Block<Word>& block, int count) {
   using Narrow = typename VectorOf<Word, lanes<std::uint64_t> * sizeof(Word)>::type;
   const Wide mask = broadcast(~std::uint64_t{0} >> (64 - block.grid_w));
   for (int i = 0, at = 0; i < block.grid_h; ++i, at += block.grid_w) {
-    const std::uint64_t* low = block.streams + at / 64 * Block<Word>::maps;
-    const std::uint64_t* high = low + Block<Word>::maps;
+    const std::uint64_t* low = block.streams + at / 64 * Block<Word>::columns;
+    const std::uint64_t* high = low + Block<Word>::columns;
     Word* row = block.flood.row(i);
     for (int m = 0; m < count; m += lanes<std::uint64_t>) {
       const Wide bits = load(low + m) >> at % 64 | load(high + m) << 1 << (63 - at % 64);
