@@ -62,7 +62,7 @@ class Flood {
 
  private:
   using V = Vec<Word>;
-  static constexpr int groups = register_bytes >= 32 ? 2 : 1;      // two hide each other's latency
+  static constexpr int groups = 2;  // each hides the latency of the other
   static constexpr int owner_shift = sizeof(Word) == 4 ? 16 : 32;  // a note is owner and area
 
   struct Strip {

@@ -215,9 +215,16 @@ void eight_doubles(const T* from, Doubles* to) {
     to[1] = bit_cast<Doubles>(_mm256_cvtps_pd(_mm_loadu_ps(from + 4)));
   }
 #else
-  using Floats = typename VectorOf<float, sizeof(Doubles) / 2>::type;
-  for (int i = 0; i < 8; i += doubles_width) {
-    *to++ = __builtin_convertvector(floats<Floats>(from + i), Doubles);
+  for (int i = 0; i < 8; i += 4) {
+    const Vec<float> four = floats<Vec<float>>(from + i);
+#if defined(__SSE2__)
+    const auto all = bit_cast<__m128>(four);
+    *to++ = bit_cast<Doubles>(_mm_cvtps_pd(all));
+    *to++ = bit_cast<Doubles>(_mm_cvtps_pd(_mm_movehl_ps(all, all)));
+#else
+    *to++ = Doubles{four[0], four[1]};
+    *to++ = Doubles{four[2], four[3]};
+#endif
   }
 #endif
 }
