@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastground import datasets
     from fastground.capture import capture
     from fastground.discovery import discover
+    from fastground.dispatch import get_num_threads, set_num_threads
     from fastground.evaluation import evaluate
     from fastground.grounder import Grounder
     from fastground.ops import (
@@ -43,8 +44,10 @@ __all__ = [
     "discover",
     "entropy",
     "evaluate",
+    "get_num_threads",
     "head_stats",
     "label",
+    "set_num_threads",
     "smooth",
 ]
 
@@ -55,6 +58,8 @@ _HOMES = {
     "capture": "capture",
     "discover": "discovery",
     "evaluate": "evaluation",
+    "get_num_threads": "dispatch",
+    "set_num_threads": "dispatch",
 }
 
 

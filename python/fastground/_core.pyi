@@ -1,37 +1,50 @@
-"""The native core: what csrc/bindings.cpp exposes. Arrays are addresses that the caller owns."""
+"""The native core: what csrc/bindings.cpp exposes.
 
-from typing import Any
+Outputs are C-contiguous NumPy arrays of the result's size, or None where that is not wanted. Every
+operation returns how many maps are not finite.
+"""
 
-class MapView:
-    """A batch of maps in memory that `owner` keeps alive; strides count elements."""
+from typing import TypeAlias
 
-    def __init__(
-        self,
-        owner: Any,
-        data: int,
-        dtype: str,
-        count: int,
-        grid_h: int,
-        grid_w: int,
-        stride_map: int,
-        stride_row: int,
-        stride_column: int,
-    ) -> None: ...
+import numpy as np
+import torch
+
+Source: TypeAlias = np.ndarray | tuple[torch.Tensor, int, int, tuple[int, ...], tuple[int, ...]]
+"""Maps (grid_h, grid_w) or (count, grid_h, grid_w): a NumPy array; or a tensor, its address, the
+code of its dtype, its shape and its strides, which count elements."""
+
+codes: dict[str, dict[str, int]]
+"""The numbers of the dtypes and of every named choice, by the argument's name."""
 
 def head_stats(
-    maps: MapView, weight: str, cut: str, empty: str, sums: int, entropies: int
-) -> None: ...
-def binarize(maps: MapView, cut: str, mask: int) -> None: ...
-def label(maps: MapView, cut: str, labels: int) -> None: ...
-def combine(maps: MapView, heads: int, taps: list[float], border: str, combined: int) -> None: ...
+    maps: Source,
+    weight: int,
+    cut: int,
+    empty: int,
+    sums: np.ndarray | None,
+    entropies: np.ndarray | None,
+) -> int: ...
+def binarize(maps: Source, cut: int, mask: np.ndarray) -> int: ...
+def label(maps: Source, cut: int, labels: np.ndarray) -> int: ...
+def combine(
+    maps: Source, heads: int, taps: np.ndarray, border: int, combined: np.ndarray
+) -> int: ...
 def boxes(
-    combined: MapView,
-    valid: MapView,
-    region: str,
-    xyxy: int,
-    area: int,
-    mass: int,
-    score: int,
-    found: int,
-) -> None: ...
+    maps: Source,
+    heads: int,
+    taps: np.ndarray,
+    border: int,
+    valid: Source | None,
+    region: int,
+    xyxy: np.ndarray,
+    area: np.ndarray,
+    mass: np.ndarray,
+    score: np.ndarray,
+    found: np.ndarray,
+) -> int: ...
+def set_num_threads(count: int) -> None: ...
+def num_threads() -> int: ...
+def use(name: str) -> None: ...
+def instruction_sets() -> list[str]: ...
+def forced() -> str: ...
 def build_info() -> dict[str, str]: ...

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastground import _core, models, ops
+from fastground import dispatch, models
 from fastground.types import HeadRanking
 
 PACKAGES = ("fastground", "torch", "transformers", "triton", "numpy", "pillow")
@@ -19,9 +19,9 @@ def facts() -> dict[str, Any]:
     """All of it, as JSON can hold it.
 
     Returns:
-        "versions" (None for a package that is not installed), "build" of the native core, "cuda"
-        as torch sees it, "operations" with what runs on which device and why, "models" that are
-        supported, and "rankings" that ship along.
+        "versions" (None for a package that is not installed), "build" of the native core with its
+        instruction sets and threads, "cuda" as torch sees it, "operations" with what runs on which
+        device and why, "models" that are supported, and "rankings" that ship along.
     """
     return {
         "versions": {
@@ -29,9 +29,9 @@ def facts() -> dict[str, Any]:
             **{p: _version(p) for p in PACKAGES},
             "torch": str(torch.__version__),  # its build too, such as +cpu
         },
-        "build": dict(_core.build_info()),
+        "build": dispatch.build(),
         "cuda": _cuda(),
-        "operations": ops.implementations(),
+        "operations": dispatch.implementations(),
         "models": sorted(models.ADAPTERS),
         "rankings": [_summary(p) for p in sorted(_folder().glob("*/ranking.json"))],
     }

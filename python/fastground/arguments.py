@@ -1,0 +1,226 @@
+"""What the operations take and give: checked here, once, by whichever door it comes in.
+
+An array is either a NumPy array or a torch tensor from here on; what has only `__dlpack__` becomes
+a tensor. Nothing is copied unless the native core could not read it: other byte orders, packed
+records, negated views, batches whose axes cannot be walked as one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from fastground import _core
+from fastground.types import CHOICES
+
+Array = np.ndarray | torch.Tensor
+Shape = tuple[int, ...]
+
+MAX_GRID = 256
+"""Cells a side, at most."""
+
+DTYPES: dict[Any, str] = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+    np.dtype("float16"): "float16",
+    np.dtype("float32"): "float32",
+    np.dtype("float64"): "float64",
+}
+"""The dtypes of maps and their names."""
+
+MASKS = (torch.bool, np.dtype("bool"))
+
+_CODES = {torch.bool: "bool", **DTYPES}
+_CODES = {dtype: _core.codes["dtype"][name] for dtype, name in _CODES.items()}
+
+
+class Choice(dict):
+    """The values that an argument may have, with what they mean to the native core."""
+
+    def __init__(self, argument: str, meanings: dict[str, Any]) -> None:
+        super().__init__(meanings)
+        self.argument = argument
+
+    def __missing__(self, value: Any) -> Any:
+        raise ValueError(f"{self.argument} must be one of {', '.join(self)}, but got {value!r}")
+
+
+def _choice(argument: str) -> Choice:
+    return Choice(argument, {value: _core.codes[argument][value] for value in CHOICES[argument]})
+
+
+WEIGHT, CUT, EMPTY = _choice("weight"), _choice("cut"), _choice("empty")
+BORDER, REGION = _choice("border"), _choice("region")
+NAN = Choice("nan", {"raise": True, "propagate": False})
+
+
+def take(array: Any, name: str) -> Array:
+    """A dense array of numbers, over the same memory where that can be."""
+    if isinstance(array, np.ndarray):
+        if array.dtype.kind not in "fbiuc":
+            raise TypeError(f"{name} must be numbers, but got a NumPy array of {array.dtype}")
+        if not (array.dtype.isnative and array.flags.aligned):
+            array = array.astype(array.dtype.newbyteorder("="), order="C")
+        return array
+    if not isinstance(array, torch.Tensor):
+        if not hasattr(array, "__dlpack__"):
+            raise TypeError(
+                f"{name} must be a torch tensor, a NumPy array or have __dlpack__, but got "
+                f"{type(array).__name__}"
+            )
+        array = from_dlpack(array)
+    if array.layout != torch.strided or array.is_meta:
+        raise TypeError(
+            f"{name} must be a dense tensor that holds data, but got layout {array.layout} on "
+            f"{array.device}; call .to_dense() on a sparse one"
+        )
+    return array.resolve_neg() if array.is_neg() else array
+
+
+def take_maps(maps: Any, *, masks: bool = False, heads: bool = False) -> tuple[Array, Shape]:
+    """Maps and their shape: floating, with `masks` also bool; `heads` is one axis more."""
+    maps = take(maps, "maps")
+    shape = tuple(maps.shape)
+    if maps.dtype not in DTYPES and not (masks and maps.dtype in MASKS):
+        kinds = [*dict.fromkeys(DTYPES.values()), *(["bool"] if masks else [])]
+        raise TypeError(
+            f"maps must be {', '.join(kinds[:-1])} or {kinds[-1]}, but got "
+            f"{dtype_name(maps.dtype)}; convert with maps.float()"
+        )
+    if len(shape) < 2 + heads:
+        need = "(..., k, grid_h, grid_w)" if heads else "(..., grid_h, grid_w)"
+        raise ValueError(f"maps must be {need}, but got shape {shape}; reshape with layout.grid")
+    if not (0 < shape[-2] <= MAX_GRID and 0 < shape[-1] <= MAX_GRID):
+        raise ValueError(
+            f"maps must have a grid of 1 to {MAX_GRID} cells a side, but got shape {shape}"
+        )
+    if heads and shape[-3] == 0:
+        raise ValueError(f"maps must hold at least one head, but got shape {shape}")
+    return maps, shape
+
+
+def take_valid(valid: Any, maps: Array, shape: Shape) -> torch.Tensor:
+    """Where cells of combined maps of this shape are valid, on the device of maps."""
+    valid = take(valid, "valid")
+    if valid.dtype not in MASKS:
+        raise TypeError(f"valid must be bool, but got {dtype_name(valid.dtype)}")
+    if tuple(valid.shape) not in (shape, shape[-2:]):
+        raise ValueError(
+            f"valid must be {shape[-2:]} or {shape} for maps of shape {tuple(maps.shape)}, "
+            f"but got shape {tuple(valid.shape)}"
+        )
+    return tensor(valid).to("cpu" if isinstance(maps, np.ndarray) else maps.device)
+
+
+def check_out(out: Any, maps: Array, shape: Shape, dtype: str) -> None:
+    """Refuses an `out` that cannot be the result for these maps."""
+    if out is None:
+        return
+    kind = np.ndarray if isinstance(maps, np.ndarray) else torch.Tensor
+    if not isinstance(out, kind):
+        raise TypeError(
+            f"out must be of the kind of maps, {kind.__module__}.{kind.__name__}, but got "
+            f"{type(out).__module__}.{type(out).__name__}"
+        )
+    if dtype_name(out.dtype) != dtype:
+        raise TypeError(f"out must be {dtype}, but got {dtype_name(out.dtype)}")
+    if tuple(out.shape) != shape:
+        raise ValueError(f"out must have shape {shape}, but got shape {tuple(out.shape)}")
+    if isinstance(out, np.ndarray):
+        whole = out.flags.c_contiguous and out.flags.aligned
+        overlap = np.may_share_memory(out, maps)
+        if not out.flags.writeable:
+            raise ValueError("out must be writable, but got a read-only array")
+    else:
+        whole = out.layout == torch.strided and out.is_contiguous() and not out.is_neg()
+        if out.device != maps.device:
+            raise ValueError(f"out must be on the device of maps, {maps.device}: {out.device}")
+        if out.requires_grad:
+            raise ValueError("out must not require a gradient; give out.detach()")
+        overlap = whole and _overlap(out, maps)
+    if not whole:
+        raise ValueError("out must be contiguous; give a new array and copy from it")
+    if overlap:
+        raise ValueError("out must not overlap maps in memory")
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.numel() == 0 or b.numel() == 0:
+        return False
+    (a_first, a_end), (b_first, b_end) = map(_span, (a, b))
+    return a_first < b_end and b_first < a_end
+
+
+def _span(array: torch.Tensor) -> tuple[int, int]:
+    last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
+    return array.data_ptr(), array.data_ptr() + (last + 1) * array.element_size()
+
+
+def source(array: Array, shape: Shape) -> Any:
+    """An array of this shape as the native core reads it: see `Source` in _core.pyi."""
+    if len(shape) > 3:
+        array = array.reshape(-1, *shape[-2:])
+        shape = array.shape
+    if isinstance(array, np.ndarray):
+        return array
+    return array, array.data_ptr(), _CODES[array.dtype], shape, array.stride()
+
+
+def room(shape: Shape, dtype: Any, out: Any, maps: Array, heads: int, strict: bool) -> Any:
+    """The NumPy array that the native core writes: `out`, unless the maps may yet be refused."""
+    if out is None or (strict and not _surely_finite(maps, heads)):
+        return np.empty(shape, dtype)
+    return out if isinstance(out, np.ndarray) else out.numpy()
+
+
+def _surely_finite(maps: Array, heads: int) -> bool:
+    """Whether the maps and their sums over heads are finite, at a glance; some yes are missed."""
+    if maps.dtype in MASKS or 0 in maps.shape:
+        return True
+    low, high = tensor(maps).aminmax()
+    return heads * max(-float(low), float(high)) < torch.finfo(torch.float32).max / 2
+
+
+def give(result: Array, maps: Array, out: Any = None) -> Any:
+    """The result as the caller's kind of array, or in `out`."""
+    if out is not None:
+        target, result = tensor(out), tensor(result)
+        if target.data_ptr() != result.data_ptr():
+            target.copy_(result)
+        return out
+    if isinstance(result, np.ndarray):
+        return result if isinstance(maps, np.ndarray) else torch.from_numpy(result)
+    return result.numpy() if isinstance(maps, np.ndarray) else result
+
+
+def tensor(array: Array) -> torch.Tensor:
+    """A tensor over the same memory where that can be, without gradient."""
+    if isinstance(array, torch.Tensor):
+        return array.detach()
+    odd = any(stride < 0 or stride % array.itemsize for stride in array.strides)
+    return torch.from_numpy(array.copy() if odd or not array.flags.writeable else array)
+
+
+def dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def refuse_maps(maps: Array) -> None:
+    """Refuses maps whose sum is not finite."""
+    refuse(~tensor(maps).sum((-2, -1), dtype=torch.float64).isfinite())
+
+
+def refuse(bad: Any) -> None:
+    """Refuses maps where any is bad."""
+    bad = torch.as_tensor(bad)
+    if bool(bad.any()):
+        first = bad.flatten().nonzero()[0, 0].item()
+        raise ValueError(
+            f"maps must be finite and their sums fit the result, but {int(bad.sum())} of "
+            f'{bad.numel()} are not, the first at {first}; pass nan="propagate" to have NaN there'
+        )

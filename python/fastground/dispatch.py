@@ -1,0 +1,127 @@
+"""What runs: which implementation on which device, in which instruction set, on how many threads.
+
+On the CPU the native core runs, in the fastest instruction set that this processor has; elsewhere
+the plain PyTorch of `fastground.reference`, on the tensor's own device; `implementations` says so.
+FASTGROUND_IMPLEMENTATION = reference | native | avx512 | avx2 | portable forces one of them, for
+debugging; native is the fastest of the last three. It may change at any time. The results of the
+native core are the same to the bit in every instruction set and on every number of threads.
+"""
+
+from __future__ import annotations
+
+import operator
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastground import _core
+
+MAX_THREADS = 1024
+
+_followed = ""
+
+
+def set_num_threads(num_threads: int) -> None:
+    """At most this many threads work on one call of an operation on the CPU.
+
+    Only calls of a millisecond or more are shared among threads; they take turns when several
+    Python threads call at once. torch's own threads are another matter, and so are attention_rows.
+
+    Args:
+        num_threads: 1 to 1024, the calling thread included; at first all processors that this
+            process may use.
+
+    Raises:
+        TypeError: num_threads is no integer.
+        ValueError: it is out of range.
+    """
+    if isinstance(num_threads, bool) or not hasattr(num_threads, "__index__"):
+        raise TypeError(f"num_threads must be an integer, but got {num_threads!r}")
+    num_threads = operator.index(num_threads)
+    if not 1 <= num_threads <= MAX_THREADS:
+        raise ValueError(f"num_threads must be 1 to {MAX_THREADS}, but got {num_threads}")
+    _core.set_num_threads(num_threads)
+
+
+def get_num_threads() -> int:
+    """How many threads may work on one call of an operation on the CPU.
+
+    Returns:
+        What `set_num_threads` was given, else the number of processors this process may use.
+    """
+    return _core.num_threads()
+
+
+def forced() -> str:
+    """FASTGROUND_IMPLEMENTATION, empty unless set; the native core follows it.
+
+    Raises:
+        ValueError: this build or this processor has no such implementation.
+    """
+    global _followed
+    name = _core.forced()
+    if name != _followed:
+        here = _core.instruction_sets()
+        if name not in ("", "reference", "native", *here):
+            raise ValueError(
+                "FASTGROUND_IMPLEMENTATION must be one of what this build and this processor have, "
+                f"reference, native, {', '.join(here)}, but got {name!r}"
+            )
+        _core.use(name if name in here else "")
+        _followed = name
+    return name
+
+
+def native(maps: np.ndarray | torch.Tensor) -> bool:
+    """Whether the native core takes these maps.
+
+    Raises:
+        ValueError: FASTGROUND_IMPLEMENTATION cannot be had for them.
+    """
+    name = forced()
+    if isinstance(maps, np.ndarray) or maps.is_cpu:
+        return name != "reference"
+    if name not in ("", "reference"):
+        raise ValueError(
+            f"FASTGROUND_IMPLEMENTATION={name} needs maps on the CPU, but got {maps.device}: "
+            f"CUDA kernels in this build: {_core.build_info()['cuda']}"
+        )
+    return False
+
+
+def implementations() -> dict[str, dict[str, str]]:
+    """Which implementation of each operation runs on which device here, and why.
+
+    Returns:
+        Per operation the keys "cpu" and "cuda" with "native (C++, avx512)" or the like, or
+        "reference (PyTorch)", and "why" where a device has no implementation of its own.
+    """
+    name = forced()
+    build = _core.build_info()
+    cuda = "reference (PyTorch)" if torch.cuda.is_available() else "none (no CUDA device here)"
+    on_cpu = "reference (PyTorch)" if name == "reference" else f"native (C++, {build['kernels']})"
+    why = f"CUDA kernels in this build: {build['cuda']}"
+    if name:
+        why += f"; FASTGROUND_IMPLEMENTATION={name}"
+    operations = ("attention_sum", "binarize", "label", "entropy", "head_stats", "smooth")
+    row = {"cpu": on_cpu, "cuda": cuda, "why": why}
+    found = {operation: dict(row) for operation in (*operations, "combine", "boxes")}
+    triton = "none (Triton is not installed)" if find_spec("triton") is None else "Triton"
+    found["attention_rows"] = {
+        "cpu": "reference (PyTorch)",
+        "cuda": (triton if name != "reference" else cuda) if torch.cuda.is_available() else cuda,
+        "why": "on the CPU it is two of PyTorch's own products, which are native",
+    }
+    return found
+
+
+def build() -> dict[str, Any]:
+    """What the native core was built with, and what of it runs here."""
+    forced()
+    return {
+        **_core.build_info(),
+        "kernels here": " ".join(_core.instruction_sets()),
+        "threads": get_num_threads(),
+    }
