@@ -7,6 +7,7 @@
 // memory. A map is always computed alone, so that slices and threads leave no trace in its numbers.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstddef>
@@ -180,6 +181,26 @@ class Filter {
   Border border_;
 };
 
+// While it lives, other Python threads run. A daemon thread that comes back when the interpreter
+// has gone is ended by Python in the midst of C++, which cannot be; it sleeps instead until the
+// process ends.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) {}
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+  ~WithoutGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      while (true) pause();
+    }
+  }
+
+ private:
+  PyThreadState* state_;
+};
+
 // How the work is cut.
 
 const Kernels* kernels = &best_kernels();
@@ -220,7 +241,7 @@ std::int64_t for_groups(const MapView& maps, int heads, int taps, double ns_a_ce
   const double ns_a_group = ns_a_cell * heads * maps.grid_h * maps.grid_w;
   const std::size_t bytes = kernels->scratch_bytes(maps.grid_h, maps.grid_w, taps);
   std::atomic<std::int64_t> sum = 0;
-  const py::gil_scoped_release release;
+  const WithoutGil without;
   parallel_for(groups, grain(groups, ns_a_group),
                [&](std::int64_t begin, std::int64_t end) { sum += f(begin, end, scratch(bytes)); });
   return sum;

@@ -1,14 +1,26 @@
 """What every operation on maps takes, gives back and refuses."""
 
+import math
+
 import fastground as fg
 import numpy as np
 import pytest
 import torch
-from fastground import ops
+from fastground import _core, arguments, dispatch, ops
 
 OPERATIONS = [fg.attention_sum, fg.binarize, fg.label, fg.entropy, fg.head_stats, fg.smooth]
 OPERATIONS += [ops.combine, fg.boxes]
 each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda f: f.__name__)
+
+LARGE = {
+    fg.binarize: torch.bool,
+    fg.label: torch.int32,
+    fg.smooth: torch.float32,
+    ops.combine: torch.float32,
+}
+"""Those that take `out`, and the dtype of their results."""
+each_large = pytest.mark.parametrize("operation", LARGE, ids=lambda f: f.__name__)
+each_kind = pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray], ids=["torch", "numpy"])
 
 
 def arrays(result):
@@ -24,7 +36,9 @@ def test_numpy_in_numpy_out(operation):
     read_only.flags.writeable = False
     packed = np.zeros(maps.shape, dtype=np.dtype([("pad", "i1"), ("cells", "f4")]))
     packed["cells"] = base
-    variants = [base, base[::-1][::-1], base[..., ::-1].copy()[..., ::-1], read_only]
+    backward = base[::-1, ::-1, ::-1, ::-1].copy()[::-1, ::-1, ::-1, ::-1]
+    assert max(backward.strides) < 0
+    variants = [base, base[::-1][::-1], base[..., ::-1].copy()[..., ::-1], read_only, backward]
     variants += [base.astype(">f4"), packed["cells"], base.astype(np.float64)]
     for variant in variants:
         result = arrays(operation(variant))
@@ -115,17 +129,235 @@ def test_masks_only_where_they_mean_something():
         fg.entropy(mask)
 
 
+@each_operation
+@each_kind
+def test_a_batch_of_none(operation, kind):
+    results = arrays(operation(kind(np.empty((0, 3, 5, 7), np.float32))))
+    assert all(array.shape[0] == 0 for array in results)
+
+
+@each_operation
+def test_batches_whose_axes_do_not_make_one(operation):
+    maps = torch.rand(4, 3, 2, 6, 5)
+    odd = maps.permute(1, 2, 0, 3, 4)
+    assert all(map(torch.equal, arrays(operation(odd)), arrays(operation(odd.contiguous()))))
+    results = arrays(operation(maps.numpy().transpose(1, 2, 0, 3, 4)))
+    expected = arrays(operation(odd))
+    assert all(np.array_equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@each_operation
+@each_kind
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_refused_or_passed_on(operation, kind, value):
+    cells = np.random.default_rng(0).random((3, 1, 6, 5), np.float32)
+    cells[1, 0, 2, 3] = value
+    with pytest.raises(ValueError, match=r"1 of 3 are not, the first at 1; pass nan="):
+        operation(kind(cells))
+    passed = arrays(operation(kind(cells), nan="propagate"))
+    clean = arrays(operation(kind(cells[::2].copy())))
+    assert all(np.array_equal(a[::2], b) for a, b in zip(passed, clean, strict=True))
+
+
+@pytest.mark.parametrize("operation", [fg.smooth, ops.combine, fg.boxes], ids=["smooth", "k", "b"])
+def test_sums_that_do_not_fit_are_refused(operation, implementation):
+    maps = torch.rand(3, 2, 6, 5, dtype=torch.float64)
+    maps[2] *= 1e39
+    with pytest.raises(ValueError, match="are not, the first at"):
+        implementation(operation, maps)
+
+
+# out
+
+
+@each_large
+@each_kind
+def test_out_holds_the_result(operation, kind):
+    maps = kind(np.random.default_rng(0).random((4, 3, 13, 9), np.float32))
+    expected = torch.as_tensor(operation(maps))
+    base = torch.empty(expected.numel() + 1, dtype=expected.dtype)  # not aligned to a cache line
+    out = base[1:].reshape(expected.shape)
+    out = out.numpy() if kind is np.asarray else out
+    for nan in ("raise", "propagate"):
+        base.fill_(7)
+        assert operation(maps, out=out, nan=nan) is out
+        assert torch.equal(torch.as_tensor(out), expected) and base[0] == torch.tensor(7).to(base)
+
+
+@each_large
+def test_out_on_every_implementation(operation, implementation):
+    maps = torch.rand(2, 3, 6, 5)
+    expected = operation(maps)
+    out = torch.full_like(expected, 1)
+    assert torch.equal(implementation(operation, maps, out=out), expected)
+    if implementation.device == "cpu":
+        assert torch.equal(out, expected)
+
+
+@each_large
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, "huge", "opposite"])
+def test_out_stays_when_maps_are_refused(operation, dtype, value):
+    maps = torch.rand(70, 2, 6, 5).to(dtype)
+    huge = torch.finfo(dtype).max
+    if value == "huge":
+        maps[50] = huge
+    elif value == "opposite":
+        maps[50, :, ::2], maps[50, :, 1::2] = huge, -huge
+    else:
+        maps[50, 1, 2, 3] = value
+    out = torch.ones_like(operation(maps, nan="propagate"))
+    try:
+        result = operation(maps, out=out)
+    except ValueError as error:
+        assert "pass nan=" in str(error) and bool((out == 1).all())
+    else:
+        assert value in ("huge", "opposite") and result is out
+        assert torch.equal(out, operation(maps, nan="propagate"))
+
+
+@each_large
+def test_masks_and_a_batch_of_none_into_out(operation):
+    shape = (0, 3, 6, 5)
+    out = torch.empty(operation(torch.empty(shape)).shape, dtype=LARGE[operation])
+    assert operation(torch.empty(shape), out=out) is out
+    mask = torch.eye(6, dtype=torch.bool)
+    assert fg.label(mask, out=torch.empty(6, 6, dtype=torch.int32)).max() == 1
+
+
+def other(dtype):
+    return torch.int64 if dtype == torch.int32 else torch.int32
+
+
+@each_large
+def test_bad_out_of_torch(operation):
+    maps = torch.rand(2, 3, 6, 5)
+    dtype = LARGE[operation]
+    shape = operation(maps).shape
+    good = torch.zeros(shape, dtype=dtype)
+    long = ("shape", torch.zeros(1, *shape, dtype=dtype))
+    bad = {
+        ValueError: [
+            ("out must have shape .* but got shape", long[1]),
+            ("out must have shape", good[..., :-1]),
+            ("out must be contiguous", good.mT.contiguous().mT),
+            ("out must be contiguous", good[:1].expand(shape)),
+            ("out must be on the device of maps, cpu: meta", good.to("meta")),
+        ],
+        TypeError: [
+            (f"out must be {arguments.dtype_name(dtype)}, but got", good.to(other(dtype))),
+            ("out must be of the kind of maps, torch.Tensor, but got numpy", good.numpy()),
+            ("out must be of the kind of maps, torch.Tensor, but got builtins.list", [1.0]),
+        ],
+    }
+    for error, cases in bad.items():
+        for message, out in cases:
+            with pytest.raises(error, match=message):
+                operation(maps, out=out)
+    assert not good.any()
+    if dtype.is_floating_point:
+        with pytest.raises(ValueError, match="out must not require a gradient"):
+            operation(maps, out=good.requires_grad_())
+
+
+@each_large
+def test_bad_out_of_numpy(operation):
+    maps = np.random.default_rng(0).random((2, 3, 6, 5), np.float32)
+    good = np.zeros_like(operation(maps))
+    read_only = good.copy()
+    read_only.flags.writeable = False
+    packed = np.zeros(good.size + 1, good.dtype).view("i1")[1 : 1 + good.nbytes].view(good.dtype)
+    cases = [
+        ("out must be writable, but got a read-only array", read_only),
+        ("out must have shape", good[1:]),
+        ("out must be contiguous", np.asfortranarray(good)),
+        ("out must be contiguous", good[:, ::-1]),
+    ]
+    if good.itemsize > 1:
+        cases.append(("out must be contiguous", packed.reshape(good.shape)))
+    for message, out in cases:
+        with pytest.raises(ValueError, match=message):
+            operation(maps, out=out)
+    for out in (good.astype(">i8"), good.astype(complex), torch.from_numpy(good), None.__class__):
+        with pytest.raises(TypeError, match="out must be"):
+            operation(maps, out=out)
+    assert not good.any() and not read_only.any()
+
+
+def test_out_that_overlaps_the_maps():
+    for memory in (torch.rand(100), torch.rand(100).numpy()):
+        maps = memory[:60].reshape(2, 6, 5)
+        with pytest.raises(ValueError, match="out must not overlap maps"):
+            fg.smooth(maps, out=memory[40:].reshape(2, 6, 5))
+        fg.smooth(maps[:1], out=memory[30:60].reshape(1, 6, 5))  # its neighbour may hold it
+    with pytest.raises(ValueError, match="out must not overlap maps"):
+        fg.smooth(maps, out=maps)
+
+
+# What runs
+
+
 def test_the_implementation_can_be_forced_and_is_told(monkeypatch):
-    assert ops.implementations()["entropy"]["cpu"] == "native (C++)"
+    monkeypatch.delenv("FASTGROUND_IMPLEMENTATION", raising=False)
+    best, *_ = here = _core.instruction_sets()
+    assert here[-1] == "portable"
+    assert dispatch.implementations()["entropy"]["cpu"] == f"native (C++, {best})"
+    for name in here:
+        monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", name)
+        assert dispatch.implementations()["boxes"]["cpu"] == f"native (C++, {name})"
+        assert dispatch.build()["kernels"] == name
+    monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", "native")
+    assert dispatch.implementations()["entropy"]["cpu"] == f"native (C++, {best})"
     monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", "reference")
-    forced = ops.implementations()["entropy"]
+    forced = dispatch.implementations()["entropy"]
     assert forced["cpu"] == "reference (PyTorch)" and "IMPLEMENTATION=reference" in forced["why"]
     monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", "fast")
-    with pytest.raises(ValueError, match="must be reference or native, but got 'fast'"):
-        fg.entropy(torch.rand(4, 4))
+    message = f"must be one of .*, reference, native, {', '.join(here)}, but got 'fast'"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            fg.entropy(torch.rand(4, 4))
+
+
+def test_an_instruction_set_that_is_not_here_is_refused(monkeypatch):
+    monkeypatch.setattr(_core, "instruction_sets", lambda: ["portable"])
+    monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", "avx512")
+    with pytest.raises(ValueError, match="reference, native, portable, but got 'avx512'"):
+        fg.smooth(torch.rand(4, 4))
+
+
+@each_operation
+def test_instruction_sets_agree_to_the_bit(operation, monkeypatch):
+    maps = torch.rand(20, 3, 24, 24)
+    results = []
+    for name in _core.instruction_sets():
+        monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", name)
+        results.append(arrays(operation(maps)))
+    for other_result in results[1:]:
+        assert all(map(torch.equal, results[0], other_result))
 
 
 def test_every_operation_tells_its_implementation():
-    told = ops.implementations()
+    told = dispatch.implementations()
     assert set(told) == {f.__name__ for f in OPERATIONS} | {"attention_rows"}
     assert all({"cpu", "cuda", "why"} <= set(row) for row in told.values())
+
+
+def test_the_native_core_checks_what_it_would_write_and_read():
+    maps, one = np.zeros((4, 6, 5), np.float32), np.ones(1)
+    sums = np.empty(4, np.float32)
+    assert _core.head_stats(maps, 0, 0, 0, sums, None) == 0
+    with pytest.raises(ValueError, match="not the size of the result"):
+        _core.head_stats(maps, 0, 0, 0, sums[:3], None)
+    with pytest.raises(ValueError, match="not the size of the result"):
+        _core.label(maps, 0, np.empty((4, 6, 5), np.int16))
+    sums.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        _core.head_stats(maps, 0, 0, 0, sums, None)
+    for wrong in (maps[0, 0], maps[None], maps[:, :0], maps.astype(int), np.zeros((1, 257, 2))):
+        with pytest.raises(ValueError, match="maps"):
+            _core.binarize(wrong, 0, np.empty(wrong.shape, bool))
+    for heads in (0, 3):
+        with pytest.raises(ValueError, match="heads"):
+            _core.combine(maps, heads, one, 0, np.empty((1, 6, 5), np.float32))
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        _core.combine(maps, 1, np.ones(2), 0, np.empty(maps.shape, np.float32))
