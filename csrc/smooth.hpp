@@ -98,10 +98,12 @@ std::int64_t combine(const MapView& maps, int heads, const Taps& taps, void* mem
                      float* combined) {
   Scratch scratch(memory);
   Smoother smoother(scratch, maps.grid_h, maps.grid_w, taps.count);
+  const int cells = maps.grid_h * maps.grid_w;
   std::int64_t not_finite = 0;
   for (std::int64_t index = 0; index < maps.count; index += heads) {
-    not_finite += !combine_one(maps, index, heads, taps, smoother, combined);
-    combined += maps.grid_h * maps.grid_w;
+    const bool finite = combine_one(maps, index, heads, taps, smoother, combined);
+    not_finite += !finite || !std::isfinite(sum_of(combined, cells));  // it may overflow float32
+    combined += cells;
   }
   return not_finite;
 }
