@@ -207,6 +207,7 @@ def tensor(array: Array) -> torch.Tensor:
 
 
 def dtype_name(dtype: Any) -> str:
+    """A dtype as it is written in messages."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -41,7 +41,7 @@ from fastground.arguments import (
     take_valid,
     tensor,
 )
-from fastground.dispatch import native
+from fastground.dispatch import implementations, native
 from fastground.rows import attention_rows
 from fastground.types import Boxes, HeadStats, Recipe
 
@@ -53,6 +53,7 @@ __all__ = [
     "combine",
     "entropy",
     "head_stats",
+    "implementations",
     "label",
     "smooth",
 ]
