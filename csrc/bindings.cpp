@@ -155,6 +155,7 @@ class Input {
     maps_.grid_w = static_cast<int>(grid_w);
     maps_.stride_row = strides(ndim - 2);
     maps_.stride_column = strides(ndim - 1);
+    if (maps_.data == nullptr && maps_.count > 0) throw std::invalid_argument("maps hold no data");
   }
 
   std::optional<Buffer> buffer_;

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import from_numpy, strided
 from torch.utils.dlpack import from_dlpack
 
 from fastground import _core
@@ -74,7 +75,7 @@ def take(array: Any, name: str) -> Array:
                 f"{type(array).__name__}"
             )
         array = from_dlpack(array)
-    if array.layout != torch.strided or array.is_meta:
+    if array.layout is not strided or array.is_meta:
         raise TypeError(
             f"{name} must be a dense tensor that holds data, but got layout {array.layout} on "
             f"{array.device}; call .to_dense() on a sparse one"
@@ -137,7 +138,7 @@ def check_out(out: Any, maps: Array, shape: Shape, dtype: str) -> None:
         if not out.flags.writeable:
             raise ValueError("out must be writable, but got a read-only array")
     else:
-        whole = out.layout == torch.strided and out.is_contiguous() and not out.is_neg()
+        whole = out.layout is strided and out.is_contiguous() and not out.is_neg()
         if out.device != maps.device:
             raise ValueError(f"out must be on the device of maps, {maps.device}: {out.device}")
         if out.requires_grad:
@@ -194,7 +195,7 @@ def give(result: Array, maps: Array, out: Any = None) -> Any:
             target.copy_(result)
         return out
     if isinstance(result, np.ndarray):
-        return result if isinstance(maps, np.ndarray) else torch.from_numpy(result)
+        return result if isinstance(maps, np.ndarray) else from_numpy(result)
     return result.numpy() if isinstance(maps, np.ndarray) else result
 
 
@@ -203,7 +204,7 @@ def tensor(array: Array) -> torch.Tensor:
     if isinstance(array, torch.Tensor):
         return array.detach()
     odd = any(stride < 0 or stride % array.itemsize for stride in array.strides)
-    return torch.from_numpy(array.copy() if odd or not array.flags.writeable else array)
+    return from_numpy(array.copy() if odd or not array.flags.writeable else array)
 
 
 def dtype_name(dtype: Any) -> str:

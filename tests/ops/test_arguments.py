@@ -122,6 +122,12 @@ def test_bad_choices():
             operation(maps, nan="ignore")
 
 
+@each_operation
+def test_tensors_without_memory(operation):
+    with pytest.raises(ValueError, match="maps hold no data"):
+        operation(torch._efficientzerotensor((1, 4, 4)))
+
+
 def test_masks_only_where_they_mean_something():
     mask = torch.eye(4, dtype=torch.bool)
     assert fg.label(mask).max() == 1
