@@ -52,18 +52,9 @@ std::map<std::string, std::map<std::string, int>> codes() {
 }
 
 std::int64_t bytes_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::boolean:
-      return 1;
-    case Dtype::float16:
-    case Dtype::bfloat16:
-      return 2;
-    case Dtype::float32:
-      return 4;
-    case Dtype::float64:
-      return 8;
-  }
-  throw std::invalid_argument("no such dtype");
+  if (dtype == Dtype::boolean) return 1;
+  if (dtype == Dtype::float16 || dtype == Dtype::bfloat16) return 2;
+  return dtype == Dtype::float32 ? 4 : 8;
 }
 
 // The memory of a NumPy array, held for the length of a call.
@@ -223,6 +214,13 @@ MapView part(const MapView& maps, std::int64_t begin, std::int64_t end) {
   return some;
 }
 
+std::int64_t groups_of(const MapView& maps, int heads) {
+  if (heads < 1 || maps.count % heads != 0) {
+    throw std::invalid_argument("count must be a multiple of heads");
+  }
+  return maps.count / heads;
+}
+
 // How many groups of maps a thread takes at once: all where that takes less than a millisecond,
 // else a quarter of one, in the blocks of 256 that the kernels like.
 std::int64_t grain(std::int64_t groups, double ns_a_group) {
@@ -235,10 +233,7 @@ std::int64_t grain(std::int64_t groups, double ns_a_group) {
 // ns_a_cell about what it costs; returns the sum of what f returns.
 template <class F>
 std::int64_t for_groups(const MapView& maps, int heads, int taps, double ns_a_cell, F&& f) {
-  if (heads < 1 || maps.count % heads != 0) {
-    throw std::invalid_argument("count must be a multiple of heads");
-  }
-  const std::int64_t groups = maps.count / heads;
+  const std::int64_t groups = groups_of(maps, heads);
   const double ns_a_group = ns_a_cell * heads * maps.grid_h * maps.grid_w;
   const std::size_t bytes = kernels->scratch_bytes(maps.grid_h, maps.grid_w, taps);
   std::atomic<std::int64_t> sum = 0;
@@ -294,8 +289,7 @@ std::int64_t run_combine(py::handle source, int heads, py::handle weights, int b
   const Filter filter(weights, border);
   const Taps taps = filter.taps();
   const std::int64_t cells = maps.grid_h * maps.grid_w;
-  if (heads < 1) throw std::invalid_argument("heads must be positive");
-  const Output<float> to_combined(combined, maps.count / heads * cells);
+  const Output<float> to_combined(combined, groups_of(maps, heads) * cells);
   const auto combine = kernels->combine;
   const double cost = 0.3 + 0.1 * taps.count;
   return for_groups(maps, heads, taps.count, cost,
@@ -328,8 +322,7 @@ std::int64_t run_boxes(py::handle source, int heads, py::handle weights, int bor
   const MapView& maps = input.maps();
   const Filter filter(weights, border);
   const Taps taps = filter.taps();
-  if (heads < 1) throw std::invalid_argument("heads must be positive");
-  const std::int64_t groups = maps.count / heads;
+  const std::int64_t groups = groups_of(maps, heads);
   std::optional<Input> valid_input;
   if (!valid_source.is_none()) valid_input.emplace(valid_source);
   const MapView valid = valid_view(valid_input, maps, groups);
