@@ -111,7 +111,9 @@ std::int64_t head_stats(const MapView& maps, Weight weight, Cut cut, Empty empty
   const float nothing = empty == Empty::inf ? INFINITY : 0.0f;
   return with_number_type(maps.dtype, [&](auto type) {
     using T = decltype(type);
-    if (entropies == nullptr || weight == Weight::mass || maps.grid_w > 64) {
+    constexpr int worth_turning = 3;  // fewer maps than that are faster one by one
+    if (entropies == nullptr || weight == Weight::mass || maps.grid_w > 64 ||
+        maps.count < worth_turning) {
       return head_stats_one_by_one<T>(maps, weight, cut, nothing, memory, sums, entropies);
     }
     return maps.grid_w <= 32
