@@ -1,4 +1,6 @@
-"""smooth and combine: every implementation against OpenCV and SciPy."""
+"""smooth and combine: every implementation against OpenCV, SciPy and PyTorch's convolution."""
+
+import itertools
 
 import cv2
 import fastground as fg
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from fastground import ops, reference
+import torch.nn.functional as F
+from fastground import _core, ops, reference
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,15 +19,29 @@ SIGMAS = st.sampled_from([0.3, 1.0, 2.5])
 BORDERS = st.sampled_from(["reflect101", "reflect"])
 
 
+ISAS = ["portable", "avx2", "avx512"]
+SINGLE = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def assert_close(result, expected, maps, **keywords):
+    """Within 4e-7 of the smoothed magnitudes and a few of the smallest steps of float32."""
+    expected = torch.as_tensor(expected).double()
+    size = reference.smooth(maps.double().abs(), **keywords).double()
+    assert result.dtype == torch.float32 and result.shape == expected.shape
+    assert torch.equal(result.isnan(), expected.isnan())
+    near = (result.double() - expected).abs() <= 4e-7 * size + 4 * 2.0**-149
+    assert (near | (result == expected.float()) | expected.isnan()).all()
+
+
 @given(maps=map_cases.batches(sizes=("plain",)), kernel_size=SIZES, sigma=SIGMAS)
 def test_equals_opencv(implementation, maps, kernel_size, sigma):
     expected = [
         cv2.GaussianBlur(m, (kernel_size, kernel_size), sigma, borderType=cv2.BORDER_REFLECT_101)
         for m in maps.double().numpy()
     ]
-    result = implementation(fg.smooth, maps, kernel_size=kernel_size, sigma=sigma)
-    assert result.dtype == torch.float32
-    np.testing.assert_allclose(result, np.stack(expected), rtol=2e-6, atol=1e-6)
+    keywords = {"kernel_size": kernel_size, "sigma": sigma}
+    result = implementation(fg.smooth, maps, **keywords)
+    assert_close(result, np.stack(expected), maps, **keywords)
 
 
 @given(maps=map_cases.batches(sizes=("plain",)), kernel_size=SIZES, sigma=SIGMAS, border=BORDERS)
@@ -34,29 +51,139 @@ def test_equals_scipy(implementation, maps, kernel_size, sigma, border):
     radius = kernel_size // 2
     expected = scipy.ndimage.gaussian_filter(cells, sigma, mode=mode, radius=radius, axes=(1, 2))
     keywords = {"kernel_size": kernel_size, "sigma": sigma, "border": border}
-    result = implementation(fg.smooth, maps, **keywords)
-    np.testing.assert_allclose(result, expected, rtol=2e-6, atol=1e-7)
+    assert_close(implementation(fg.smooth, maps, **keywords), expected, maps, **keywords)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5, 7, 9, 15])
+def test_equals_a_dense_convolution(implementation, kernel_size):
+    maps, radius = torch.rand(50, 24, 24), kernel_size // 2
+    taps = torch.tensor(reference.gaussian(kernel_size, 1.0), dtype=torch.float64)
+    padded = F.pad(maps[:, None].double(), [radius] * 4, mode="reflect")
+    expected = F.conv2d(padded, torch.outer(taps, taps)[None, None])[:, 0]
+    result = implementation(fg.smooth, maps, kernel_size=kernel_size)
+    assert_close(result, expected, maps, kernel_size=kernel_size)
 
 
 @given(maps=map_cases.batches(), kernel_size=SIZES, sigma=SIGMAS, border=BORDERS)
-def test_equals_the_reference_to_the_bit(implementation, maps, kernel_size, sigma, border):
+def test_equals_the_reference(implementation, maps, kernel_size, sigma, border):
+    keywords = {"kernel_size": kernel_size, "sigma": sigma, "border": border}
+    result = implementation(fg.smooth, maps, nan="propagate", **keywords)
+    assert_close(result, reference.smooth(maps, **keywords), maps, **keywords)
+    recipe = fg.Recipe(**keywords)
+    combined = implementation(ops.combine, maps, recipe=recipe, nan="propagate")
+    expected = reference.combine(maps, recipe=recipe)
+    assert_close(combined, expected, maps.double().abs().sum(0), **keywords)
+
+
+@given(
+    maps=map_cases.batches(dtypes=[torch.float64]), kernel_size=SIZES, sigma=SIGMAS, border=BORDERS
+)
+def test_float64_equals_the_reference_to_the_bit(implementation, maps, kernel_size, sigma, border):
     keywords = {"kernel_size": kernel_size, "sigma": sigma, "border": border}
     result = implementation(fg.smooth, maps, nan="propagate", **keywords)
     assert torch.equal(result, reference.smooth(maps, **keywords))
-    recipe = fg.Recipe(**keywords)
-    combined = implementation(ops.combine, maps, recipe=recipe, nan="propagate")
-    assert torch.equal(combined, reference.combine(maps, recipe=recipe))
+
+
+@pytest.mark.parametrize("border", ["reflect101", "reflect"])
+def test_every_small_grid(implementation, border):
+    for h, w in itertools.product(range(1, 10), repeat=2):
+        maps = torch.rand(3, h, w)
+        for kernel_size in range(1, 16, 2):
+            keywords = {"kernel_size": kernel_size, "sigma": 1.5, "border": border}
+            result = implementation(fg.smooth, maps, **keywords)
+            assert_close(result, reference.smooth(maps.double(), **keywords), maps, **keywords)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 16, 17])
+def test_every_width(implementation, heads):
+    for w in range(1, 257):
+        maps = torch.rand(2, heads, 5, w)
+        combined = implementation(ops.combine, maps)
+        expected = reference.combine(maps.double(), recipe=fg.Recipe())
+        assert_close(combined, expected, maps.double().sum(1) * (1 + heads / 16))
+
+
+@pytest.fixture
+def instructions():
+    """Calls an operation with the kernels of each instruction set that runs here."""
+
+    def call_each(operation, *arrays, **keywords):
+        results = []
+        for name in ISAS:
+            try:
+                _core.use(name)
+            except ValueError:
+                continue
+            results.append(operation(*arrays, **keywords))
+        return results
+
+    yield call_each
+    _core.use("")
+
+
+@given(maps=map_cases.batches(), kernel_size=SIZES, sigma=SIGMAS, border=BORDERS)
+def test_all_instruction_sets_agree_to_the_bit(instructions, maps, kernel_size, sigma, border):
+    recipe = fg.Recipe(kernel_size=kernel_size, sigma=sigma, border=border)
+    first, *others = instructions(ops.combine, maps[:, None], recipe=recipe, nan="propagate")
+    assert all(torch.equal(first, other) for other in others)
+    first, *others = instructions(ops.combine, maps, recipe=recipe, nan="propagate")
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 7, 9, 15])
+@pytest.mark.parametrize("border", ["reflect101", "reflect"])
+def test_a_mirrored_map_gives_the_mirrored_result(implementation, kernel_size, border):
+    for h, w in [(24, 24), (7, 13), (5, 6), (1, 9), (30, 5)]:
+        for dtype in SINGLE:
+            maps = torch.rand(4, h, w).to(dtype)
+            result = implementation(fg.smooth, maps, kernel_size=kernel_size, border=border)
+            for dims in [(1,), (2,), (1, 2)]:
+                mirrored = implementation(
+                    fg.smooth, maps.flip(dims), kernel_size=kernel_size, border=border
+                )
+                if kernel_size <= 9 and w > 3:
+                    assert torch.equal(mirrored, result.flip(dims))
+                torch.testing.assert_close(mirrored, result.flip(dims), rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7, 9, 15])
+def test_a_constant_map_stays(implementation, kernel_size):
+    for value in (0.3, 1e-3, 7.7e-36, 3e38, 3e-45, 0.0, -1.9):
+        for h, w in [(24, 24), (4, 9), (1, 1), (3, 30)]:
+            maps = torch.full((2, h, w), value)
+            result = implementation(fg.smooth, maps, kernel_size=kernel_size, sigma=2.0)
+            assert (result == result[0, 0, 0]).all()
+            assert_close(result, maps, maps, kernel_size=kernel_size, sigma=2.0)
+
+
+@pytest.mark.parametrize("scale", [3.4e38, 1e38, 1e-30, 1e-36, 1e-38, 1e-41, 3e-45])
+def test_numbers_at_the_ends_of_the_range(implementation, scale):
+    maps = (torch.rand(40, 24, 24, dtype=torch.float64) * scale).float()
+    maps[::2] *= torch.rand(20, 24, 24) < 0.1
+    for recipe in [fg.Recipe(), fg.Recipe(kernel_size=3), fg.Recipe(kernel_size=9)]:
+        keywords = {"kernel_size": recipe.kernel_size}
+        expected = reference.smooth(maps.double(), **keywords)
+        assert_close(implementation(fg.smooth, maps, **keywords), expected, maps, **keywords)
+        opposed = torch.stack([maps, -maps.flip(0), maps], dim=1)
+        combined = implementation(ops.combine, opposed, recipe=recipe, nan="propagate")
+        expected = reference.combine(opposed.double(), recipe=recipe)
+        assert_close(combined, expected, opposed.double().abs().sum(1), **keywords)
+
+
+def test_the_far_and_small_beside_the_large(implementation):
+    maps = torch.zeros(5, 24, 24)
+    for i, value in enumerate([1.0, 1e-20, 1e-40, 1e30, 1e-45]):
+        maps[i, 3, 4] = value
+        maps[i, 20, 20] = 1.0
+    for sigma in (0.1, 0.2, 0.3, 1.0):
+        expected = reference.smooth(maps.double(), sigma=sigma)
+        assert_close(implementation(fg.smooth, maps, sigma=sigma), expected, maps, sigma=sigma)
 
 
 @pytest.mark.parametrize("off", [{"kernel_size": 1}, {"sigma": 0}, {"sigma": 1e-200}])
 def test_no_smoothing_is_the_identity(implementation, off):
     maps = torch.rand(3, 6, 5)
     assert torch.equal(implementation(fg.smooth, maps, **off), maps)
-
-
-def test_a_constant_map_stays(implementation):
-    result = implementation(fg.smooth, torch.full((4, 9), 0.3), kernel_size=15, sigma=4.0)
-    torch.testing.assert_close(result, torch.full((4, 9), 0.3))
 
 
 def test_combine_is_the_sum_over_the_heads(implementation):
