@@ -13,7 +13,7 @@
 // stores have reached the cache and cost more than all arithmetic, hence a whole map lies between.
 // A filter's weights are the same on both sides, so that cells at one distance are added before
 // they are weighed, the farthest first: a constant map stays constant, a mirrored map gives the
-// mirrored result, and the error stays within 4e-7. What float32 cannot hold so well is computed
+// mirrored result, and the error stays below 4e-7. What float32 cannot hold so well is computed
 // again in float64: where the result is not finite or so small that numbers lose digits, and
 // float64 maps, wide or uneven filters and grids narrower than a vector.
 #pragma once
