@@ -129,7 +129,9 @@ Largest largest_of(const double* sizes, int count) {
 
 // Finds the largest of the regions and writes its cells to w.rows.
 template <int Words>
-Kept keep_largest(Keep keep, int count, int grid_w, BoxesWorkspace& w) {
+Kept keep_largest(Keep keep, int grid_w, BoxesWorkspace& w) {
+  const int count =
+      keep == Keep::mass ? w.components.find(w.stream) : w.components.find_larger(w.stream);
   if (keep == Keep::mass) {
     w.components.add_cells(w.cells, w.sizes);
   } else {
@@ -260,9 +262,8 @@ std::int64_t boxes_by(const MapView& maps, int heads, const Taps& taps, const Ma
       continue;
     }
     if (num_valid == 0 || !cut_valid(sum, num_valid, count, w)) continue;
-    const Kept kept = keep == Keep::all
-                          ? keep_all<Words>(grid_h, grid_w, w)
-                          : keep_largest<Words>(keep, w.components.find(w.stream), grid_w, w);
+    const Kept kept = keep == Keep::all ? keep_all<Words>(grid_h, grid_w, w)
+                                        : keep_largest<Words>(keep, grid_w, w);
     const Support support = support_of<Words>(kept, sum, num_valid, count, grid_w, w);
     xyxy[0] = static_cast<float>(kept.box.left);
     xyxy[1] = static_cast<float>(kept.box.top);

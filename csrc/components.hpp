@@ -33,7 +33,13 @@ class Components {
 
   // Finds the regions of a bit stream; returns how many.
   int find(const std::uint64_t* stream) {
-    words_ == 1 ? connect<1>(stream) : connect<4>(stream);
+    words_ == 1 ? find_by<1>(stream, false) : find_by<4>(stream, false);
+    return num_regions_;
+  }
+
+  // Finds those of more than one cell; if there is none, all.
+  int find_larger(const std::uint64_t* stream) {
+    words_ == 1 ? find_by<1>(stream, true) : find_by<4>(stream, true);
     return num_regions_;
   }
 
@@ -46,10 +52,7 @@ class Components {
     return {e[0], e[1], -e[2], -e[3], areas_[index]};
   }
 
-  // The bits of all rows, Words each, one row after another.
-  const std::uint64_t* rows() const { return rows_; }
-
-  // Writes the rows of a region, each where it lies in rows(). The others are not written, but for
+  // Writes the rows of a region, row i at `rows` + i * Words. The others are not written, but for
   // one that shares a strip with a row of the region: that has no bits.
   template <int Words>
   void write_rows(int region, std::uint64_t* rows) const;
@@ -69,22 +72,31 @@ class Components {
     add_up(sums, [&](int cell) { return double{cells[cell]}; });
   }
 
-  // Writes 1, 2, ... into the cells of each region in raster order of its first cell, else 0.
-  void write_labels(std::int32_t* labels);
+  // Finds the regions of a bit stream and writes 1, 2, ... into the cells of each, in raster order
+  // of its first cell, and 0 into the others.
+  void label(const std::uint64_t* stream, std::int32_t* labels) {
+    words_ == 1 ? label_by<1>(stream, labels) : label_by<4>(stream, labels);
+  }
 
  private:
   using Extent = typename VectorOf<std::int32_t, 16>::type;  // left, top, -right, -bottom
 
+  template <int Words>
+  void find_by(const std::uint64_t* stream, bool larger);
+  template <int Words>
+  void drop_single_cells();
+  template <int Words>
+  void connect();
+  template <int Words>
+  void measure();
   template <class F>
   void add_up(double* totals, F&& value) const;
   template <int Words>
-  void connect(const std::uint64_t* stream);
+  void label_by(const std::uint64_t* stream, std::int32_t* labels);
   template <int Words>
-  void measure();
+  void number();
   template <int Words>
-  void number_regions();
-  template <int Words>
-  void write_labels_by(std::int32_t* labels);
+  void write_labels(std::int32_t* labels);
   int root(int run);
   void unite(int a, int b);
 
@@ -92,7 +104,8 @@ class Components {
   int grid_w_;
   int strips_;
   int words_;             // 64-bit words a row: 1 or 4
-  std::uint64_t* rows_;   // bits of each row, an even number of rows
+  std::uint64_t* rows_;   // bits of each row, an even number of them, and one more
+  std::uint64_t* spare_;  // as many
   int* begins_;           // the runs of strip k are [begins_[k], begins_[k + 1])
   std::uint64_t* masks_;  // bits of each run
   int* strip_;            // of each run
@@ -111,14 +124,15 @@ class Components {
 Components::Components(Scratch& scratch, int grid_h, int grid_w)
     : grid_h_(grid_h), grid_w_(grid_w), strips_((grid_h + 1) / 2), words_(grid_w <= 64 ? 1 : 4) {
   const int most_runs = strips_ * ((grid_w + 1) / 2);
-  rows_ = scratch.take<std::uint64_t>(2 * strips_ * words_);
+  rows_ = scratch.take<std::uint64_t>((2 * strips_ + 1) * words_);
+  spare_ = scratch.take<std::uint64_t>((2 * strips_ + 1) * words_);
   begins_ = scratch.take<int>(strips_ + 1);
   masks_ = scratch.take<std::uint64_t>(most_runs * words_);
   strip_ = scratch.take<int>(most_runs);
   parent_ = scratch.take<int>(most_runs);
   region_ = scratch.take<int>(most_runs);
-  areas_ = scratch.take<std::int32_t>(most_runs + 1);
-  extents_ = scratch.take<Extent>(most_runs + 1);
+  areas_ = scratch.take<std::int32_t>(most_runs);
+  extents_ = scratch.take<Extent>(most_runs);
   numbers_ = scratch.take<std::int32_t>(most_runs);
   firsts_ = scratch.take<std::uint64_t>(stream_words(grid_h * grid_w));
   ranks_ = scratch.take<int>(stream_words(grid_h * grid_w));
@@ -127,10 +141,38 @@ Components::Components(Scratch& scratch, int grid_h, int grid_w)
 }
 
 template <int Words>
-void Components::connect(const std::uint64_t* stream) {
-  using Row = Bits<Words>;
-  for (int w = 0; w < Words; ++w) rows_[(2 * strips_ - 1) * Words + w] = 0;
+void Components::find_by(const std::uint64_t* stream, bool larger) {
   unpack_rows<Words>(stream, grid_h_, grid_w_, rows_);
+  Bits<Words>{}.write(&rows_[grid_h_ * Words]);
+  if (larger) drop_single_cells<Words>();
+  connect<Words>();
+  measure<Words>();
+}
+
+template <int Words>
+void Components::drop_single_cells() {
+  using Row = Bits<Words>;
+  Row any;
+  Row above;
+  Row row = Row::read(&rows_[0]);
+  for (int i = 0; i < grid_h_; ++i) {
+    const Row below = Row::read(&rows_[(i + 1) * Words]);
+    const Row kept = row & ((above | below).widened() | row.right() | row.left());
+    kept.write(&spare_[i * Words]);
+    any = any | kept;
+    above = row;
+    row = below;
+  }
+  if (!any.any()) return;
+  Row{}.write(&spare_[grid_h_ * Words]);
+  std::uint64_t* rows = rows_;
+  rows_ = spare_;
+  spare_ = rows;
+}
+
+template <int Words>
+void Components::connect() {
+  using Row = Bits<Words>;
   int count = 0;
   int above = 0;  // the first run of the strip above
   Row above_starts;
@@ -165,18 +207,24 @@ void Components::connect(const std::uint64_t* stream) {
     above_lower = lower;
   }
   begins_[strips_] = count;
-  measure<Words>();
+  int regions = 0;
+  for (int index = 0; index < count; ++index) {
+    region_[index] = regions;
+    region_[index] = region_[parent_[index]];  // the parent comes earlier, or is this one
+    regions += parent_[index] == index;
+  }
+  num_regions_ = regions;
 }
 
-// Numbers the regions and adds up their runs, without a branch: the entry behind the last region is
-// always ready for the next.
+// The box of each region and the number of its cells.
 template <int Words>
 void Components::measure() {
   using Row = Bits<Words>;
   constexpr Extent nothing = {1 << 30, 1 << 30, 1 << 30, 1 << 30};
-  int next = 0;
-  extents_[0] = nothing;
-  areas_[0] = 0;
+  for (int region = 0; region < num_regions_; ++region) {
+    extents_[region] = nothing;
+    areas_[region] = 0;
+  }
   for (int index = 0; index < begins_[strips_]; ++index) {
     const int strip = strip_[index];
     const Row mask = Row::read(&masks_[index * Words]);
@@ -185,16 +233,10 @@ void Components::measure() {
     const int top = 2 * strip + !upper.any();
     const int bottom = 2 * strip + 1 + lower.any();
     const Extent extent = {mask.first(), top, -1 - mask.last(), -bottom};
-    region_[index] = next;
-    const int region = region_[parent_[index]];  // the parent comes earlier, or is this one
-    region_[index] = region;
-    extents_[region] = extent < extents_[region] ? extent : extents_[region];
-    areas_[region] += upper.count() + lower.count();
-    next += parent_[index] == index;
-    extents_[next] = nothing;
-    areas_[next] = 0;
+    Extent& least = extents_[region_[index]];
+    least = extent < least ? extent : least;
+    areas_[region_[index]] += upper.count() + lower.count();
   }
-  num_regions_ = next;
 }
 
 int Components::root(int run) {
@@ -242,20 +284,60 @@ void Components::add_up(double* totals, F&& value) const {
   }
 }
 
+template <int Words>
+void Components::label_by(const std::uint64_t* stream, std::int32_t* labels) {
+  unpack_rows<Words>(stream, grid_h_, grid_w_, rows_);
+  Bits<Words>{}.write(&rows_[grid_h_ * Words]);
+  connect<Words>();
+  number<Words>();
+  write_labels<Words>(labels);
+}
+
+// Gives each region its place in raster order of the first cells, as the rank of that cell's bit
+// among those of all regions.
+template <int Words>
+void Components::number() {
+  using Row = Bits<Words>;
+  const int cells = grid_h_ * grid_w_;
+  for (int region = 0; region < num_regions_; ++region) numbers_[region] = cells;
+  for (int index = 0; index < begins_[strips_]; ++index) {
+    const int row = 2 * strip_[index] * Words;
+    const Row mask = Row::read(&masks_[index * Words]);
+    const Row upper = mask & Row::read(&rows_[row]);
+    const int in_lower = !upper.any();
+    const Row first_row = mask & Row::read(&rows_[row + in_lower * Words]);
+    const int cell = (2 * strip_[index] + in_lower) * grid_w_ + first_row.first();
+    std::int32_t& first = numbers_[region_[index]];
+    first = cell < first ? cell : first;
+  }
+  const int words = stream_words(cells);
+  for (int i = 0; i < words; ++i) firsts_[i] = 0;
+  for (int region = 0; region < num_regions_; ++region) {
+    firsts_[numbers_[region] / 64] |= std::uint64_t{1} << numbers_[region] % 64;
+  }
+  for (int i = 0, before = 1; i < words; ++i) {
+    ranks_[i] = before;
+    before += __builtin_popcountll(firsts_[i]);
+  }
+  for (int region = 0; region < num_regions_; ++region) {
+    const int first = numbers_[region];
+    const std::uint64_t earlier = firsts_[first / 64] & bits_below(first % 64);
+    numbers_[region] = ranks_[first / 64] + __builtin_popcountll(earlier);
+  }
+}
+
 // Every run is laid out as its number over the strip's columns, a register at a time, what it
 // writes too much being overwritten by the next one; the rows pick of them by their bits.
 template <int Words>
-void Components::write_labels_by(std::int32_t* labels) {
+void Components::write_labels(std::int32_t* labels) {
   using Row = Bits<Words>;
   constexpr int width = lanes<std::int32_t>;
-  const int num_runs = begins_[strips_];
-  number_regions<Words>();
-  for (int index = 0; index < num_runs; ++index) {
+  for (int index = 0; index < begins_[strips_]; ++index) {
     const Row mask = Row::read(&masks_[index * Words]);
     const auto number = broadcast(numbers_[region_[index]]);
     std::int32_t* line = lines_ + strip_[index] * line_size_;
-    for (int column = mask.first(); column <= mask.last(); column += width)
-      store(line + column, number);
+    const int last = mask.last();
+    for (int column = mask.first(); column <= last; column += width) store(line + column, number);
   }
   const int cells = grid_h_ * grid_w_;
   for (int i = 0, at = 0; i < grid_h_; ++i, at += grid_w_) {
@@ -271,42 +353,6 @@ void Components::write_labels_by(std::int32_t* labels) {
       }
     }
   }
-}
-
-// Gives each region its place in raster order of the first cells, as the rank of that cell's bit
-// among those of all regions.
-template <int Words>
-void Components::number_regions() {
-  using Row = Bits<Words>;
-  for (int i = 0; i < stream_words(grid_h_ * grid_w_); ++i) firsts_[i] = 0;
-  for (int region = 0; region < num_regions_; ++region) numbers_[region] = grid_h_ * grid_w_;
-  for (int index = 0; index < begins_[strips_]; ++index) {
-    const int strip = strip_[index];
-    const Row mask = Row::read(&masks_[index * Words]);
-    const Row upper = mask & Row::read(&rows_[2 * strip * Words]);
-    const Row lower = mask & Row::read(&rows_[(2 * strip + 1) * Words]);
-    const int in_lower = !upper.any();
-    const int cell = (2 * strip + in_lower) * grid_w_ + (in_lower ? lower : upper).first();
-    std::int32_t& first = numbers_[region_[index]];
-    first = cell < first ? cell : first;
-  }
-  for (int region = 0; region < num_regions_; ++region) {
-    firsts_[numbers_[region] / 64] |= std::uint64_t{1} << numbers_[region] % 64;
-  }
-  int before = 1;
-  for (int i = 0; i < stream_words(grid_h_ * grid_w_); ++i) {
-    ranks_[i] = before;
-    before += __builtin_popcountll(firsts_[i]);
-  }
-  for (int region = 0; region < num_regions_; ++region) {
-    const int first = numbers_[region];
-    const std::uint64_t earlier = firsts_[first / 64] & ~(~std::uint64_t{0} << first % 64);
-    numbers_[region] = ranks_[first / 64] + __builtin_popcountll(earlier);
-  }
-}
-
-void Components::write_labels(std::int32_t* labels) {
-  words_ == 1 ? write_labels_by<1>(labels) : write_labels_by<4>(labels);
 }
 
 }  // namespace
