@@ -38,8 +38,8 @@ struct BoxesWorkspace {
   Smoother smoother;
   Components components;
   Hull hull;
-  float* cells;  // the combined map, later 0 where it is not valid
-  float* inside;
+  float* cells;   // the combined map; later 0 where it is not valid, then where it is kept
+  float* inside;  // the kept cells, else 0
   bool* mask;
   std::uint64_t* valid;
   std::uint64_t* stream;   // the foreground, then what is kept
@@ -127,28 +127,36 @@ Largest largest_of(const double* sizes, int count) {
   return found;
 }
 
+// Makes hull areas of the sizes, which are numbers of cells, but where even the box would not be
+// enough for the largest, starting with `most`. Returns the region whose hull was taken last.
+template <int Words>
+int take_hulls(int most, int count, BoxesWorkspace& w) {
+  double largest = w.sizes[most] = 0.5 * hull_of<Words>(most, w);
+  int last = most;
+  for (int r = 0; r < count; ++r) {
+    const Region box = w.components.region(r);
+    if ((box.bottom - box.top) * (box.right - box.left) < largest || r == most) continue;
+    w.sizes[r] = 0.5 * hull_of<Words>(r, w);
+    if (w.sizes[r] > largest) largest = w.sizes[r];
+    last = r;
+  }
+  return last;
+}
+
 // Finds the largest of the regions and writes its cells to w.rows.
 template <int Words>
 Kept keep_largest(Keep keep, int grid_w, BoxesWorkspace& w) {
-  const int count =
-      keep == Keep::mass ? w.components.find(w.stream) : w.components.find_larger(w.stream);
-  if (keep == Keep::mass) {
+  const bool by_mass = keep == Keep::mass;
+  const int count = by_mass ? w.components.find(w.stream) : w.components.find_larger(w.stream);
+  if (by_mass) {
     w.components.add_cells(w.cells, w.sizes);
   } else {
     for (int r = 0; r < count; ++r) w.sizes[r] = w.components.areas()[r];
   }
   Largest largest = largest_of(w.sizes, count);
-  int hulled = largest.region;
+  int hulled = -1;
   if (keep == Keep::hull) {
-    double size = 0.5 * hull_of<Words>(hulled, w);
-    w.sizes[hulled] = size;
-    for (int r = 0; r < count; ++r) {
-      const Region box = w.components.region(r);
-      if ((box.bottom - box.top) * (box.right - box.left) < size || r == largest.region) continue;
-      w.sizes[r] = 0.5 * hull_of<Words>(r, w);
-      if (w.sizes[r] > size) size = w.sizes[r];
-      hulled = r;
-    }
+    hulled = take_hulls<Words>(largest.region, count, w);
     largest = largest_of(w.sizes, count);
   }
   int best = largest.region;
