@@ -1,283 +1,296 @@
-// The region of a combined map that is kept, its convex hull and its tight box.
+// The region of a combined map that is kept, its tight box, and what supports it.
 //
-// A hull is that of its cells' corners, so a single cell has hull area 1. Only the outermost
-// corners of each grid line can be on it; taken from top to bottom they make a left and a right
-// chain, both monotone, and each needs one pass (Andrew's monotone chain):
+//     combined map -> cut at the mean of the valid cells -> bits -> regions -> the largest
+//                                                                                 |
+//     mass, score  <- sums inside and outside            <- bits of the cells  <--+
 //
-//     line 0   +---+               left chain   (1,0) (0,1) (0,2)
-//     line 1   +-+-+-+   cells     right chain  (2,0) (3,1) (3,2)
-//     line 2   +-----+
-//
-// All corners are whole numbers: areas and the question whether a cell's centre lies in a hull are
-// decided exactly.
+// All is done on bits: a region is rows of them, and its box and the row ends that span its hull
+// are the first and last bits of these rows. A hull lies in its region's box and holds its cells,
+// so only regions are hulled whose box exceeds the most cells of any: most often one. Sums are only
+// taken of what needs them, the cells picked by bits in the order of cells.hpp; that outside is
+// summed as such, not as the rest, keeps it exact where it is 0.
 #pragma once
 
-#include <initializer_list>
-
 #include "components.hpp"
+#include "foreground.hpp"
+#include "hull.hpp"
 #include "smooth.hpp"
 
 namespace fastground {
 namespace {
-
-struct Region {
-  int top, left, bottom, right;  // half-open
-  int cells;
-  double sum;
-};
-
-struct Point {
-  int x, y;
-};
-
-// One side of a hull, from top to bottom.
-struct Chain {
-  Point* points;
-  int size;
-};
 
 // Working memory for grids of one size.
 struct BoxesWorkspace {
   BoxesWorkspace(Scratch& scratch, int grid_h, int grid_w, int taps)
       : smoother(scratch, grid_h, grid_w, taps),
         components(scratch, grid_h, grid_w),
+        hull(scratch, grid_h),
         cells(scratch.take<float>(grid_h * grid_w)),
-        valid(scratch.take<bool>(grid_h * grid_w)),
-        labels(scratch.take<std::int32_t>(grid_h * grid_w)),
+        inside(scratch.take<float>(grid_h * grid_w)),
+        mask(scratch.take<bool>(grid_h * grid_w)),
+        valid(scratch.take<std::uint64_t>(stream_words(grid_h * grid_w))),
         stream(scratch.take<std::uint64_t>(stream_words(grid_h * grid_w))),
-        valid_stream(scratch.take<std::uint64_t>(stream_words(grid_h * grid_w))),
-        regions(scratch.take<Region>((grid_h + 1) / 2 * ((grid_w + 1) / 2))),
-        first(scratch.take<int>(grid_h)),
-        last(scratch.take<int>(grid_h)),
-        left{scratch.take<Point>(grid_h + 1), 0},
-        right{scratch.take<Point>(grid_h + 1), 0} {}
+        outside(scratch.take<std::uint64_t>(stream_words(grid_h * grid_w))),
+        rows(scratch.take<std::uint64_t>((grid_h + 1) * (grid_w <= 64 ? 1 : 4))),
+        sizes(scratch.take<double>((grid_h + 1) / 2 * ((grid_w + 1) / 2))),
+        sums(scratch.take<double>((grid_h + 1) / 2 * ((grid_w + 1) / 2))) {}
 
   Smoother smoother;
   Components components;
-  float* cells;  // the combined map
-  bool* valid;
-  std::int32_t* labels;
-  std::uint64_t* stream;
-  std::uint64_t* valid_stream;
-  Region* regions;
-  int num_regions = 0;
-  int* first;  // the inside columns [first, last) of each grid row
-  int* last;
-  Chain left, right;
+  Hull hull;
+  float* cells;   // the combined map; later 0 where it is not valid, then where it is kept
+  float* inside;  // the kept cells, else 0
+  bool* mask;
+  std::uint64_t* valid;
+  std::uint64_t* stream;   // the foreground, then what is kept
+  std::uint64_t* outside;  // the valid cells that are not kept
+  std::uint64_t* rows;     // of the kept region
+  double* sizes;           // of each region, what the largest is chosen by
+  double* sums;            // of each region
 };
 
-std::int64_t turn(Point a, Point b, Point c) {
-  return std::int64_t{b.x - a.x} * (c.y - a.y) - std::int64_t{b.y - a.y} * (c.x - a.x);
-}
-
-// Appends a corner on the next grid line and drops those that are then no corners of the hull;
-// side is +1 for the left chain, -1 for the right.
-void append(Chain& chain, Point corner, int side) {
-  Point* end = chain.points + chain.size;
-  while (end - chain.points > 1 && side * turn(end[-2], end[-1], corner) >= 0) --end;
-  *end++ = corner;
-  chain.size = static_cast<int>(end - chain.points);
-}
-
-// Twice the area between the line x = 0 and a chain.
-std::int64_t twice_area(const Chain& chain) {
-  std::int64_t area = 0;
-  for (int i = 1; i < chain.size; ++i) {
-    const Point a = chain.points[i - 1];
-    const Point b = chain.points[i];
-    area += std::int64_t{a.x + b.x} * (b.y - a.y);
-  }
-  return area;
-}
-
-std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0); }
-
-// The hull's chains of the cells that carry `label`; returns twice its area.
-std::int64_t hull_of(const std::int32_t* labels, int grid_w, const Region& region,
-                     std::int32_t label, Chain& left, Chain& right) {
-  left.size = 0;
-  right.size = 0;
-  int above_first = grid_w;
-  int above_last = 0;
-  for (int i = region.top; i <= region.bottom; ++i) {
-    int first = grid_w;
-    int last = 0;
-    if (i < region.bottom) {
-      const std::int32_t* row = labels + i * grid_w;
-      first = region.left;
-      while (row[first] != label) ++first;  // a region has a cell in each of its rows
-      last = region.right;
-      while (row[last - 1] != label) --last;
-    }
-    append(left, {first < above_first ? first : above_first, i}, +1);
-    append(right, {last > above_last ? last : above_last, i}, -1);
-    above_first = first;
-    above_last = last;
-  }
-  return twice_area(right) - twice_area(left);
-}
-
-// For each row the columns [first, last) whose centres lie between the chains. A centre
-// (j + 1/2, i + 1/2) is right of the edge from a to b, which spans the row, where
-// (2j + 1) dy >= 2 a.x dy + (2i + 1 - 2 a.y) dx.
-void centres_between(const Chain& left, const Chain& right, int* first, int* last) {
-  for (const Chain* chain : {&left, &right}) {
-    for (int e = 1; e < chain->size; ++e) {
-      const Point a = chain->points[e - 1];
-      const Point b = chain->points[e];
-      const std::int64_t dx = b.x - a.x;
-      const std::int64_t dy = b.y - a.y;
-      for (int i = a.y; i < b.y; ++i) {
-        const std::int64_t bound = 2 * a.x * dy + (2 * i + 1 - 2 * a.y) * dx - dy;
-        if (chain == &left) {
-          first[i] = static_cast<int>(-floor_div(-bound, 2 * dy));
-        } else {
-          last[i] = static_cast<int>(floor_div(bound, 2 * dy)) + 1;
-        }
-      }
-    }
-  }
-}
-
-// The extent, cells and sum of every region; with `merge` all foreground is region 1.
-void measure(int grid_h, int grid_w, bool merge, BoxesWorkspace& w) {
-  for (int r = 0; r < w.num_regions; ++r) w.regions[r] = {grid_h, grid_w, 0, 0, 0, 0.0};
-  for (int i = 0; i < grid_h; ++i) {
-    for (int j = 0; j < grid_w; ++j) {
-      std::int32_t& label = w.labels[i * grid_w + j];
-      if (label == 0) continue;
-      if (merge) label = 1;
-      Region& region = w.regions[label - 1];
-      if (i < region.top) region.top = i;
-      if (j < region.left) region.left = j;
-      region.bottom = i + 1;
-      if (j >= region.right) region.right = j + 1;
-      region.cells += 1;
-      region.sum += w.cells[i * grid_w + j];
-    }
-  }
-}
-
-// The region to keep, and what it was chosen by.
-struct Choice {
-  int region;
-  double size;
+// The region that is kept; its rows are in the workspace.
+struct Kept {
+  Region box;
+  double area;
 };
 
-Choice choose(Keep keep, int grid_w, BoxesWorkspace& w) {
+int count_bits(const std::uint64_t* stream, int words) {
+  int total = 0;
+  for (int i = 0; i < words; ++i) total += __builtin_popcountll(stream[i]);
+  return total;
+}
+
+// Copies the cells whose bit is set, and 0 for the others; `to` may be where they are.
+void pick(const float* cells, const std::uint64_t* stream, int count, float* to) {
+  for (int i = 0; i < count; i += lanes<float>) {
+    const auto mask = lanes_of<std::int32_t>(stream[i / 64] >> (i % 64));
+    store(to + i, bit_cast<Vec<float>>(bit_cast<Vec<std::int32_t>>(load(cells + i)) & mask));
+  }
+}
+
+// The mean of the cells whose bit is set, but at least the least of them, as in level_of.
+double mean_of_bits(const float* cells, const std::uint64_t* stream, int words, double mean) {
+  double least = std::numeric_limits<double>::infinity();
+  for (int w = 0; w < words; ++w) {
+    for (std::uint64_t bits = stream[w]; bits != 0; bits &= bits - 1) {
+      const double cell = cells[64 * w + __builtin_ctzll(bits)];
+      if (cell <= mean) return mean;
+      if (cell < least) least = cell;
+    }
+  }
+  return least;
+}
+
+// Of the regions of the largest size: that of the larger sum, then the first in raster order.
+template <int Words>
+int first_of_equals(Keep keep, double largest, int count, int grid_w, BoxesWorkspace& w) {
+  if (keep != Keep::mass) w.components.add_cells(w.cells, w.sums);
+  const double* sums = keep == Keep::mass ? w.sizes : w.sums;
   int best = -1;
-  double best_size = 0;
-  for (int r = 0; r < w.num_regions; ++r) {
-    const Region& region = w.regions[r];
-    double size = keep == Keep::mass ? region.sum : region.cells;
-    if (keep == Keep::hull) {
-      // A hull lies within its box, so a smaller box need not be looked at.
-      if ((region.bottom - region.top) * (region.right - region.left) < best_size) continue;
-      size = 0.5 * static_cast<double>(hull_of(w.labels, grid_w, region, r + 1, w.left, w.right));
-    }
-    if (best < 0 || size > best_size || (size == best_size && region.sum > w.regions[best].sum)) {
+  int best_cell = 0;
+  for (int r = 0; r < count; ++r) {
+    if (w.sizes[r] != largest) continue;
+    w.components.write_rows<Words>(r, w.rows);
+    const int top = w.components.region(r).top;
+    const int cell = top * grid_w + Bits<Words>::read(&w.rows[top * Words]).first();
+    if (best < 0 || sums[r] > sums[best] || (sums[r] == sums[best] && cell < best_cell)) {
       best = r;
-      best_size = size;
+      best_cell = cell;
     }
   }
-  return {best, best_size};
+  return best;
 }
 
-struct Share {
-  double sum = 0;
-  int cells = 0;
+template <int Words>
+int hull_of(int region, BoxesWorkspace& w) {
+  const Region box = w.components.region(region);
+  w.components.write_rows<Words>(region, w.rows);
+  return w.hull.enclose<Words>(w.rows, box.top, box.bottom);
+}
 
-  void add(double value) {
-    sum += value;
-    cells += 1;
-  }
+struct Largest {
+  int region;
+  int equals;  // how many are as large
 };
+
+// The last of the largest regions. No branch: how sizes compare cannot be predicted.
+Largest largest_of(const double* sizes, int count) {
+  double largest = sizes[0];
+  for (int r = 1; r < count; ++r) largest = sizes[r] > largest ? sizes[r] : largest;
+  Largest found = {0, 0};
+  for (int r = 0; r < count; ++r) {
+    const int is_largest = sizes[r] == largest;
+    found.region += -is_largest & (r - found.region);
+    found.equals += is_largest;
+  }
+  return found;
+}
+
+// Makes hull areas of the sizes, which are numbers of cells, but where even the box would not be
+// enough for the largest, starting with `most`. Returns the region whose hull was taken last.
+template <int Words>
+int take_hulls(int most, int count, BoxesWorkspace& w) {
+  double largest = w.sizes[most] = 0.5 * hull_of<Words>(most, w);
+  int last = most;
+  for (int r = 0; r < count; ++r) {
+    const Region box = w.components.region(r);
+    if ((box.bottom - box.top) * (box.right - box.left) < largest || r == most) continue;
+    w.sizes[r] = 0.5 * hull_of<Words>(r, w);
+    if (w.sizes[r] > largest) largest = w.sizes[r];
+    last = r;
+  }
+  return last;
+}
+
+// Finds the largest of the regions and writes its cells to w.rows.
+template <int Words>
+Kept keep_largest(Keep keep, int grid_w, BoxesWorkspace& w) {
+  const bool by_mass = keep == Keep::mass;
+  const int count = by_mass ? w.components.find(w.stream) : w.components.find_larger(w.stream);
+  if (by_mass) {
+    w.components.add_cells(w.cells, w.sizes);
+  } else {
+    for (int r = 0; r < count; ++r) w.sizes[r] = w.components.areas()[r];
+  }
+  Largest largest = largest_of(w.sizes, count);
+  int hulled = -1;
+  if (keep == Keep::hull) {
+    hulled = take_hulls<Words>(largest.region, count, w);
+    largest = largest_of(w.sizes, count);
+  }
+  int best = largest.region;
+  if (largest.equals > 1) {
+    best = first_of_equals<Words>(keep, w.sizes[best], count, grid_w, w);
+    hulled = -1;
+  }
+  const Region box = w.components.region(best);
+  if (keep != Keep::hull) {
+    w.components.write_rows<Words>(best, w.rows);
+    return {box, static_cast<double>(box.cells)};
+  }
+  if (hulled != best) hull_of<Words>(best, w);
+  w.hull.fill<Words>(w.rows, box.top, box.bottom);
+  return {box, w.sizes[best]};
+}
+
+// All foreground as one region.
+template <int Words>
+Kept keep_all(int grid_h, int grid_w, BoxesWorkspace& w) {
+  unpack_rows<Words>(w.stream, grid_h, grid_w, w.rows);
+  Bits<Words> columns;
+  Region box = {0, grid_h, 0, 0, 0};
+  for (int i = 0; i < grid_h; ++i) {
+    const auto row = Bits<Words>::read(&w.rows[i * Words]);
+    if (!row.any()) continue;
+    if (box.top > i) box.top = i;
+    box.bottom = i + 1;
+    box.cells += row.count();
+    columns = columns | row;
+  }
+  box.left = columns.first();
+  box.right = columns.last() + 1;
+  return {box, static_cast<double>(box.cells)};
+}
+
+// Reads the valid cells of a combined map; returns how many there are.
+int read_valid(const MapView& valid, std::int64_t index, BoxesWorkspace& w) {
+  const int count = valid.grid_h * valid.grid_w;
+  read_mask(contiguous(valid, index, w.mask), count, w.valid);
+  return count_bits(w.valid, stream_words(count));
+}
+
+// The sum of the valid cells, NaN if the map is not finite; the other cells become 0.
+double sum_valid(int num_valid, int count, BoxesWorkspace& w) {
+  const double sum = sum_of(w.cells, count);
+  if (num_valid == count || !std::isfinite(sum)) return std::isfinite(sum) ? sum : not_a_number;
+  pick(w.cells, w.valid, count, w.cells);
+  return sum_of(w.cells, count);
+}
+
+// Writes the bits of the valid cells above their mean; returns whether there is any.
+bool cut_valid(double sum, int num_valid, int count, BoxesWorkspace& w) {
+  const int words = stream_words(count);
+  const double level = num_valid == count ? level_of(w.cells, count, sum, Cut::mean)
+                                          : mean_of_bits(w.cells, w.valid, words, sum / num_valid);
+  cut_cells(w.cells, count, cut_of(0.0f, level), w.stream);
+  std::uint64_t any = 0;
+  for (int i = 0; i < words; ++i) any |= w.stream[i] &= w.valid[i];
+  return any != 0;
+}
 
 // The valid cells inside the kept region and outside it.
-struct Split {
-  Share inside;
-  Share outside;
+struct Support {
+  double mass;
+  double score;
 };
 
-Split split(Keep keep, int kept, int grid_h, int grid_w, BoxesWorkspace& w) {
-  const Region& region = w.regions[kept];
-  if (keep == Keep::hull) {
-    hull_of(w.labels, grid_w, region, kept + 1, w.left, w.right);
-    centres_between(w.left, w.right, w.first, w.last);
+template <int Words>
+Support support_of(const Kept& kept, double sum, int num_valid, int count, int grid_w,
+                   BoxesWorkspace& w) {
+  const int words = stream_words(count);
+  const Region& box = kept.box;
+  for (int i = 0; i < words; ++i) w.stream[i] = 0;
+  pack_rows<Words>(w.rows + box.top * Words, box.top, box.bottom - box.top, grid_w, w.stream);
+  for (int i = 0; i < words; ++i) {
+    w.stream[i] &= w.valid[i];
+    w.outside[i] = w.stream[i] ^ w.valid[i];
   }
-  Share inside;
-  Share outside;
-  for (int i = 0, c = 0; i < grid_h; ++i) {
-    const bool in_rows = i >= region.top && i < region.bottom;
-    for (int j = 0; j < grid_w; ++j, ++c) {
-      if (!w.valid[c]) continue;
-      const bool in = keep == Keep::hull ? in_rows && j >= w.first[i] && j < w.last[i]
-                                         : w.labels[c] == kept + 1;
-      (in ? inside : outside).add(w.cells[c]);
-    }
-  }
-  return {inside, outside};
+  const int inside = count_bits(w.stream, words);
+  const int outside = num_valid - inside;
+  pick(w.cells, w.stream, count, w.inside);
+  pick(w.cells, w.outside, count, w.cells);
+  const double inside_sum = sum_of(w.inside, count);
+  const double outside_sum = sum_of(w.cells, count);
+  const double score = outside == 0 ? std::numeric_limits<double>::infinity()
+                                    : (inside_sum / inside) / (outside_sum / outside);
+  return {inside_sum / sum, score};
 }
 
-std::int64_t boxes(const MapView& maps, int heads, const Taps& taps, const MapView& valid,
-                   Keep keep, void* memory, const BoxesOut& out) {
+template <int Words>
+std::int64_t boxes_by(const MapView& maps, int heads, const Taps& taps, const MapView& valid,
+                      Keep keep, BoxesWorkspace& w, const BoxesOut& out) {
   const int grid_h = maps.grid_h;
   const int grid_w = maps.grid_w;
   const int count = grid_h * grid_w;
-  Scratch scratch(memory);
-  BoxesWorkspace w(scratch, grid_h, grid_w, taps.count);
   std::int64_t not_finite = 0;
+  int num_valid = 0;
   for (std::int64_t index = 0; index < maps.count / heads; ++index) {
     float* xyxy = out.xyxy + 4 * index;
     for (int i = 0; i < 4; ++i) xyxy[i] = 0;
     out.area[index] = out.mass[index] = out.score[index] = 0;
     out.found[index] = false;
 
-    if (!combine_one(maps, index * heads, heads, taps, w.smoother, w.cells) ||
-        !std::isfinite(sum_of(w.cells, count))) {
+    if (index == 0 || valid.stride_map != 0) num_valid = read_valid(valid, index, w);
+    const bool finite = combine_one(maps, index * heads, heads, taps, w.smoother, w.cells);
+    const double sum = finite ? sum_valid(num_valid, count, w) : not_a_number;
+    if (sum != sum) {
       out.mass[index] = out.score[index] = static_cast<float>(not_a_number);
       not_finite += 1;
       continue;
     }
-    const bool* usable = contiguous(valid, index, w.valid);
-    Share all;
-    for (int c = 0; c < count; ++c) {
-      w.valid[c] = usable[c];
-      if (usable[c]) all.add(w.cells[c]);
-    }
-    if (all.cells == 0) continue;
-    double level = all.sum / all.cells;
-    double least = std::numeric_limits<double>::infinity();
-    for (int c = 0; c < count; ++c) {
-      if (usable[c] && w.cells[c] < least) least = w.cells[c];
-    }
-    if (level < least) level = least;
-    cut_cells(w.cells, count, cut_of(float{}, level), w.stream);
-    cut_cells(w.valid, count, false, w.valid_stream);
-    for (int i = 0; i < stream_words(count); ++i) w.stream[i] &= w.valid_stream[i];
-    const int regions = w.components.find(w.stream);
-    if (regions == 0) continue;
-    w.components.write_labels(w.labels);
-    w.num_regions = keep == Keep::all ? 1 : regions;
-    measure(grid_h, grid_w, keep == Keep::all, w);
-    const auto [best, size] = choose(keep, grid_w, w);
-    const auto [inside, outside] = split(keep, best, grid_h, grid_w, w);
-
-    const Region& kept = w.regions[best];
-    xyxy[0] = static_cast<float>(kept.left);
-    xyxy[1] = static_cast<float>(kept.top);
-    xyxy[2] = static_cast<float>(kept.right);
-    xyxy[3] = static_cast<float>(kept.bottom);
-    out.area[index] = static_cast<float>(keep == Keep::hull ? size : kept.cells);
-    out.mass[index] = static_cast<float>(inside.sum / all.sum);
-    out.score[index] = std::numeric_limits<float>::infinity();
-    if (outside.cells > 0) {
-      out.score[index] =
-          static_cast<float>((inside.sum / inside.cells) / (outside.sum / outside.cells));
-    }
+    if (num_valid == 0 || !cut_valid(sum, num_valid, count, w)) continue;
+    const Kept kept = keep == Keep::all ? keep_all<Words>(grid_h, grid_w, w)
+                                        : keep_largest<Words>(keep, grid_w, w);
+    const Support support = support_of<Words>(kept, sum, num_valid, count, grid_w, w);
+    xyxy[0] = static_cast<float>(kept.box.left);
+    xyxy[1] = static_cast<float>(kept.box.top);
+    xyxy[2] = static_cast<float>(kept.box.right);
+    xyxy[3] = static_cast<float>(kept.box.bottom);
+    out.area[index] = static_cast<float>(kept.area);
+    out.mass[index] = static_cast<float>(support.mass);
+    out.score[index] = static_cast<float>(support.score);
     out.found[index] = true;
   }
   return not_finite;
+}
+
+std::int64_t boxes(const MapView& maps, int heads, const Taps& taps, const MapView& valid,
+                   Keep keep, void* memory, const BoxesOut& out) {
+  Scratch scratch(memory);
+  BoxesWorkspace w(scratch, maps.grid_h, maps.grid_w, taps.count);
+  return maps.grid_w <= 64 ? boxes_by<1>(maps, heads, taps, valid, keep, w, out)
+                           : boxes_by<4>(maps, heads, taps, valid, keep, w, out);
 }
 
 }  // namespace

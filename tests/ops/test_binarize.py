@@ -1,6 +1,7 @@
 """binarize: every implementation against a comparison in NumPy."""
 
 import fastground as fg
+import instruction_sets
 import map_cases
 import pytest
 import torch
@@ -30,3 +31,8 @@ def test_what_is_no_number_is_refused_or_background(implementation):
             implementation(fg.binarize, maps)
         result = implementation(fg.binarize, maps, nan="propagate")
         assert not result[1].any() and result[0].any() and result[2].any()
+
+
+@given(maps=map_cases.batches(), cut=CUTS)
+def test_every_instruction_set_gives_the_same(maps, cut):
+    instruction_sets.assert_same_bits(lambda: fg.binarize(maps, cut=cut, nan="propagate"))

@@ -4,6 +4,7 @@ import math
 
 import cv2
 import fastground as fg
+import instruction_sets
 import map_cases
 import numpy as np
 import pytest
@@ -132,6 +133,35 @@ def test_ties_go_to_the_larger_sum_then_to_raster_order(implementation):
     assert equal.xyxy.tolist() == [3, 0, 4, 1]
 
 
+@pytest.mark.parametrize("region", REGIONS)
+@given(
+    grid=st.sampled_from([(5, 5), (6, 9), (12, 30), (4, 80)]),
+    density=st.floats(0.05, 0.6),
+    seed=st.integers(0, 1000),
+)
+def test_many_ties(implementation, region, grid, density, seed):
+    """Few values, small regions: most are equal in size, many in their sum too."""
+    rng = np.random.default_rng(seed)
+    maps = torch.from_numpy(
+        (rng.uniform(size=(3, *grid)) < density) * rng.integers(2, 4, (3, *grid))
+    )
+    recipe = fg.Recipe(region=region, **PLAIN)
+    boxes = implementation(fg.boxes, maps.float()[:, None], recipe=recipe)
+    assert_like_opencv(boxes, maps.float(), np.ones(grid, dtype=bool), region)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@given(maps=map_cases.batches(grids=GRIDS), seed=st.integers(0, 100), heads=st.integers(1, 3))
+def test_every_instruction_set_gives_the_same(region, maps, seed, heads):
+    valid = torch.from_numpy(np.random.default_rng(seed).uniform(size=maps.shape) < 0.8)
+    recipe = fg.Recipe(region=region, kernel_size=3)
+    maps = maps[:, None].expand(-1, heads, -1, -1)
+    for where in (None, valid):
+        instruction_sets.assert_same_bits(
+            lambda where=where: fg.boxes(maps, recipe=recipe, valid=where, nan="propagate")
+        )
+
+
 def test_nothing_is_found_in_a_flat_map(implementation):
     boxes = implementation(fg.boxes, torch.full((2, 3, 24, 24), 0.1))
     assert boxes.xyxy.tolist() == [[0] * 4] * 2 and not boxes.found.any()
@@ -159,6 +189,26 @@ def test_shapes_of_batch_and_valid(implementation):
     assert all(map(torch.equal, boxes, each))
     none = implementation(fg.boxes, maps[:, :0])
     assert none.xyxy.shape == (2, 0, 4) and none.found.dtype == torch.bool
+
+
+@pytest.mark.parametrize("grid", [(6, 5), (24, 24), (4, 70)])
+@pytest.mark.parametrize("region", REGIONS)
+def test_each_map_may_have_its_own_valid_cells(implementation, region, grid):
+    maps = torch.rand(6, *grid)
+    valid = torch.rand(6, *grid) > 0.3
+    valid[1], valid[2] = False, True
+    valid[3] = valid[4]
+    recipe = fg.Recipe(region=region, **PLAIN)
+    wide = torch.zeros(6, 2 * grid[0], 3 * grid[1], dtype=torch.bool)
+    wide[:, ::2, 1::3] = valid
+    transposed = valid.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    for where in (valid, wide[:, ::2, 1::3], transposed):
+        boxes = implementation(fg.boxes, maps[:, None], recipe=recipe, valid=where)
+        for i in range(6):
+            one = type(boxes)(*(part[i : i + 1] for part in boxes))
+            assert_like_opencv(one, maps[i : i + 1], valid[i].numpy(), region)
+    nowhere = torch.zeros(1, 1, dtype=torch.bool).expand(6, *grid)
+    assert not implementation(fg.boxes, maps[:, None], recipe=recipe, valid=nowhere).found.any()
 
 
 def test_what_is_no_number_is_refused_or_not_found(implementation):

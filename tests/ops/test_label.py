@@ -1,6 +1,7 @@
 """label: every implementation against scipy.ndimage.label."""
 
 import fastground as fg
+import instruction_sets
 import map_cases
 import numpy as np
 import pytest
@@ -33,6 +34,33 @@ def test_equals_scipy(implementation, maps, cut):
 def test_masks_are_labelled_as_they_are(implementation, grid, density, seed):
     masks = np.random.default_rng(seed).uniform(size=(3, *grid)) < density
     assert torch.equal(implementation(fg.label, torch.from_numpy(masks)), by_scipy(masks))
+
+
+@pytest.mark.parametrize("density", [0.1, 0.4, 0.6, 0.9])
+def test_every_width(density):
+    rng = np.random.default_rng(0)
+    for width in range(1, 131):
+        masks = rng.uniform(size=(4, rng.integers(1, 20), width)) < density
+        expected = by_scipy(masks)
+        for name in instruction_sets.each():
+            assert torch.equal(fg.label(torch.from_numpy(masks)), expected), (name, width)
+
+
+@pytest.mark.parametrize("grid", [(9, 7), (3, 70)])
+def test_masks_of_any_layout(implementation, grid):
+    masks = torch.from_numpy(np.random.default_rng(0).uniform(size=(5, *grid)) < 0.5)
+    expected = by_scipy(masks.numpy())
+    for layout in ("transposed", "strided"):
+        wide = map_cases.lay_out(masks.double(), layout)
+        strided = torch.empty_strided(wide.shape, wide.stride(), dtype=torch.bool)
+        strided.copy_(masks)
+        assert torch.equal(implementation(fg.label, strided), expected)
+    assert torch.equal(implementation(fg.label, masks.flip(-1)), by_scipy(masks.flip(-1).numpy()))
+
+
+@given(maps=map_cases.batches())
+def test_every_instruction_set_gives_the_same(maps):
+    instruction_sets.assert_same_bits(lambda: fg.label(maps, nan="propagate"))
 
 
 @pytest.mark.parametrize("grid", [(24, 24), (64, 64), (40, 100)])

@@ -1,0 +1,27 @@
+"""One call under every instruction set that this processor has."""
+
+from fastground import _core
+
+
+def each():
+    """Takes the kernels of one instruction set after the other; the best when done."""
+    try:
+        for name in ("portable", "avx2", "avx512"):
+            try:
+                _core.use(name)
+            except ValueError:  # not of this processor
+                continue
+            yield name
+    finally:
+        _core.use("")
+
+
+def assert_same_bits(call):
+    """`call` gives the same tensor, or tuple of tensors, to the bit under each of them."""
+    expected = None
+    for name in each():
+        result = call()
+        parts = result if isinstance(result, tuple) else (result,)
+        bits = [part.numpy().tobytes() for part in parts]
+        expected = expected or bits
+        assert bits == expected, name
