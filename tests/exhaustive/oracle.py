@@ -62,8 +62,10 @@ def hulls(labels):
     for part in scipy.ndimage.find_objects(labels):
         number = len(areas) + 1
         rows, columns = np.nonzero(labels[part] == number)
-        cells = np.stack([columns + part[1].start, rows + part[0].start], 1).astype(np.int32)
-        corners = np.concatenate([cells + (x, y) for x in (0, 1) for y in (0, 1)]).astype(np.int32)
+        cells = np.stack([columns + part[1].start, rows + part[0].start], 1)
+        corners = np.concatenate(
+            [np.add(cells, corner) for corner in np.ndindex(2, 2)], dtype=np.int32
+        )
         x, y, width, height = cv2.boundingRect(corners)  # counts pixels: one more than the extent
         boxes.append((x, y, x + width - 1, y + height - 1))
         areas.append(cv2.contourArea(cv2.convexHull(corners)))

@@ -56,7 +56,7 @@ NAMES = instruction_sets()
 def plan(number, most_cells=CELLS):
     """The grid, family and number of maps of a batch; each pair of grid and family in turn."""
     (h, w), family = KINDS[number * 257 % len(KINDS)]
-    square = max(h, w) ** 2 if family in drawn_maps.map_families.FAMILIES else h * w
+    square = max(h, w, 8) ** 2 if family in drawn_maps.map_families.FAMILIES else h * w
     count = drawn_maps.COUNTS[number % len(drawn_maps.COUNTS)]
     return h, w, family, max(1, min(count, most_cells // square))
 
@@ -67,7 +67,7 @@ def batch(number, seed, most_cells=CELLS):
     h, w, family, count = plan(number, most_cells)
     dtype = map_cases.DTYPES[rng.integers(4)]
     layout = LAYOUTS[rng.integers(len(LAYOUTS))]
-    cells = np.ascontiguousarray(drawn_maps.FAMILIES[family](rng, count, h, w), np.float64)
+    cells = np.array(drawn_maps.FAMILIES[family](rng, count, h, w), np.float64)
     words = f"batch {number}: {count} x {h} x {w} {family} {str(dtype)[6:]} {layout}"
     return map_cases.lay_out(torch.from_numpy(cells).to(dtype), layout), words, rng
 
