@@ -168,12 +168,12 @@ def check_smooth(report, maps, cells):
     expected, most = (x[: 3 * len(three)].reshape(three.shape).sum(1) for x in (expected, most))
     near = np.abs(combined - expected) <= 4e-7 * most + 2**-149
     report.each("combine", near.all((1, 2)))
-    _, other = same_bits(lambda: fg.boxes(three))
+    _, other = same_bits(lambda: fg.boxes(three, nan="propagate"))
     report.bits("boxes of three smoothed", other)
 
 
 def check_boxes(report, maps):
-    found, other = same_bits(lambda: fg.boxes(maps[:, None], recipe=PLAIN))
+    found, other = same_bits(lambda: fg.boxes(maps[:, None], recipe=PLAIN, nan="propagate"))
     report.bits("boxes", other)
     xyxy, area = found[:2]
     cells = maps.float().double().numpy()
@@ -205,7 +205,7 @@ def prove(maps, jobs=1, seed=0, most_cells=CELLS):
     one = functools.partial(check, seed=seed, most_cells=most_cells)
     pool = multiprocessing.get_context("spawn").Pool(jobs, start_worker) if jobs > 1 else None
     done, compared, differ = 0, collections.Counter(), []
-    for count, made, wrong in pool.imap_unordered(one, numbers) if pool else map(one, numbers):
+    for count, made, wrong in pool.imap_unordered(one, numbers, 4) if pool else map(one, numbers):
         done += count
         compared.update(made)
         differ += wrong
@@ -214,6 +214,9 @@ def prove(maps, jobs=1, seed=0, most_cells=CELLS):
         if time.monotonic() - shown > 15:
             shown = time.monotonic()
             print(f"{done:,} of {planned:,} maps, {shown - begin:.0f} s", flush=True)
+    if pool:
+        pool.close()
+        pool.join()
     for what, count in sorted(compared.items()):
         print(f"{count:>11,} {what}")
     print(f"{' and '.join(NAMES)} in {time.monotonic() - begin:.0f} s")
