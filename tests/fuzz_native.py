@@ -19,6 +19,7 @@ import mmap
 import os
 import struct
 import sys
+import threading
 import time
 import traceback
 
@@ -237,6 +238,13 @@ OPERATIONS = {f.__name__: f for f in (head_stats, binarize, label, combine, boxe
 COSTLY = {"head_stats": 1, "binarize": 0.1, "label": 1, "combine": 1, "boxes": 20}
 
 
+def in_a_new_thread(call):
+    """There the core's working memory is made anew, not a byte larger than it asks for."""
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
 def play(seed, number, names, words):
     """One call, and its comparison; words takes what it is. Returns the operation's name."""
     rng = np.random.default_rng([seed, number])
@@ -255,7 +263,7 @@ def play(seed, number, names, words):
         fg.set_num_threads(int(rng.integers(1, 4)))
     keywords = {"heads": heads} if what in ("combine", "boxes") else {}
     steps = OPERATIONS[what](view, maps, rng, **keywords)
-    next(steps)()
+    in_a_new_thread(next(steps))
     if count and rng.random() < 3000 / (1 + COSTLY[what] * maps.numel()):
         collections.deque(steps, maxlen=0)  # the comparison
         return f"{what}, compared"
