@@ -1,5 +1,5 @@
-// Runs the portable kernels over drawn maps and writes all results to standard output: .ci/aarch64
-// compares what two processors write.
+// Runs the kernels of a name (portable unless given) over drawn maps and writes all results to
+// standard output, so that what two processors or compilers write can be compared: .ci/aarch64.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -92,8 +92,8 @@ void write(std::vector<T> results) {
   std::fwrite(results.data(), sizeof(T), results.size(), stdout);
 }
 
-void run(Random& random, Dtype dtype, int h, int w, int count) {
-  const Kernels& kernels = portable_kernels;
+void run(const char* name, Random& random, Dtype dtype, int h, int w, int count) {
+  const Kernels& kernels = *kernels_named(name);
   const int cells = h * w;
   const std::vector<std::byte> memory = draw(random, dtype, count, cells);
   const MapView maps{memory.data(), dtype, count, h, w, cells, w, 1};
@@ -142,7 +142,9 @@ void run(Random& random, Dtype dtype, int h, int w, int count) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  const char* name = argc > 1 ? argv[1] : "portable";
+  if (kernels_named(name) == nullptr) return 2;
   Random random{88172645463325252u};
   const int grids[][2] = {{1, 1},   {1, 24},  {24, 1},  {7, 5},   {14, 14}, {16, 16},
                           {24, 24}, {27, 27}, {28, 36}, {31, 32}, {32, 31}, {33, 33},
@@ -151,7 +153,7 @@ int main() {
        {Dtype::boolean, Dtype::float16, Dtype::bfloat16, Dtype::float32, Dtype::float64}) {
     for (const auto& [h, w] : grids) {
       for (const int count : {1, 3, 17, 300}) {
-        if (h * w * count <= 300 * 1300) run(random, dtype, h, w, count);
+        if (h * w * count <= 300 * 1300) run(name, random, dtype, h, w, count);
       }
     }
   }
