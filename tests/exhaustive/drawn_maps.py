@@ -95,7 +95,7 @@ def ties(rng, count, h, w):
 
 def family_of_the_benches(name):
     def draw(rng, count, h, w):
-        return map_families.FAMILIES[name](rng, count, max(h, w, 8))[:, :h, :w]
+        return map_families.FAMILIES[name](rng, count, max(h, 2), max(w, 2))[:, :h, :w]
 
     return draw
 

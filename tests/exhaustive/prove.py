@@ -56,9 +56,8 @@ NAMES = instruction_sets()
 def plan(number, most_cells=CELLS):
     """The grid, family and number of maps of a batch; each pair of grid and family in turn."""
     (h, w), family = KINDS[number * 257 % len(KINDS)]
-    square = max(h, w, 8) ** 2 if family in drawn_maps.map_families.FAMILIES else h * w
     count = drawn_maps.COUNTS[number % len(drawn_maps.COUNTS)]
-    return h, w, family, max(1, min(count, most_cells // square))
+    return h, w, family, max(1, min(count, most_cells // (h * w)))
 
 
 def batch(number, seed, most_cells=CELLS):
@@ -205,7 +204,7 @@ def prove(maps, jobs=1, seed=0, most_cells=CELLS):
     one = functools.partial(check, seed=seed, most_cells=most_cells)
     pool = multiprocessing.get_context("spawn").Pool(jobs, start_worker) if jobs > 1 else None
     done, compared, differ = 0, collections.Counter(), []
-    for count, made, wrong in pool.imap_unordered(one, numbers, 4) if pool else map(one, numbers):
+    for count, made, wrong in pool.imap_unordered(one, numbers) if pool else map(one, numbers):
         done += count
         compared.update(made)
         differ += wrong
