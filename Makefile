@@ -3,18 +3,23 @@
 PYTHON ?= python3
 DEMO_SAMPLES ?= 1000
 DEMO_OUT ?= demo
+EXHAUSTIVE_MAPS ?= 1000000
+FUZZ_SECONDS ?= 120
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 CPP := $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.cu)
 PY := python kernels benches tests
 
-.PHONY: help demo test lint format bench gpu-check clean
+.PHONY: help demo test test-exhaustive sanitize fuzz lint format bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       find the tiny model's heads, evaluate them, write $(DEMO_OUT)/index.html"
 	@echo "                (DEMO_SAMPLES=$(DEMO_SAMPLES), DEMO_OUT=$(DEMO_OUT))"
 	@echo "make test       run the tests"
+	@echo "make test-exhaustive  compare the native core with SciPy on $(EXHAUSTIVE_MAPS) maps"
+	@echo "make sanitize   run its tests under the address and undefined-behaviour sanitizers"
+	@echo "make fuzz       call it at random under the same for $(FUZZ_SECONDS) seconds"
 	@echo "make lint       check format and style;   make format: mend what can be mended"
 	@echo "make bench      run the benchmarks, write benches/results/"
 	@echo "make gpu-check  on a machine with an NVIDIA GPU: tests, memory check, benchmarks"
@@ -26,6 +31,15 @@ demo: .venv/ready
 # Plain pytest: `python -m pytest` would put the root first, where kernels/ hides a package.
 test: .venv/ready
 	$(BIN)/pytest
+
+test-exhaustive: .venv/ready
+	$(BIN)/python tests/exhaustive/prove.py --maps $(EXHAUSTIVE_MAPS)
+
+sanitize: .venv/ready
+	.ci/sanitize $(BIN)/python
+
+fuzz: .venv/ready
+	FUZZ_SECONDS=$(FUZZ_SECONDS) .ci/fuzz $(BIN)/python
 
 lint: .venv/ready
 	$(BIN)/ruff format --check $(PY)

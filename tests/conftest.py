@@ -15,6 +15,9 @@ hypothesis.settings.register_profile(
     max_examples=100,
     suppress_health_check=list(hypothesis.HealthCheck),
 )
+hypothesis.settings.register_profile(
+    "few", hypothesis.settings.get_profile("fastground"), max_examples=20
+)
 hypothesis.settings.load_profile("fastground")
 torch.arange(1 << 16, dtype=torch.float32).cos()  # a process's first may be off: see models/lvlm.py
 

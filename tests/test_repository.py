@@ -108,8 +108,9 @@ def test_package_holds_more_than_python():
 
 
 def test_scripts_run():
-    for name in ("run", "bench", "gpu-check"):
-        script = ROOT / ".ci" / name
+    scripts = sorted((ROOT / ".ci").iterdir())
+    assert {"run", "bench", "gpu-check", "sanitize", "fuzz"} <= {script.name for script in scripts}
+    for script in scripts:
         assert os.access(script, os.X_OK)
         subprocess.run(["bash", "-n", script], check=True)
 

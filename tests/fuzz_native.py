@@ -1,0 +1,338 @@
+"""Random calls of the native core, held to fastground.reference within the documented tolerance.
+
+    python tests/fuzz_native.py [--seconds 120] [--seed SEED [--call NUMBER]]
+
+Every call draws all it needs from (seed, number): operation, instruction set, grid, dtype, strides
+(0 and negative ones too), values (any bits, NaN, infinity, sub-normal, huge, few levels), choices,
+heads, taps and valid cells. Arrays end where their memory ends, so that under a sanitizer
+(.ci/fuzz) no byte beyond is touched unnoticed. The calls run in a child process; if it ends at any
+call, the parent prints how to repeat that one.
+
+Where a float64 sum depends on the order of its additions, cells within its error of the cut may
+fall on either side; what follows from the cut is then not compared.
+"""
+
+import argparse
+import collections
+import math
+import mmap
+import os
+import struct
+import sys
+import threading
+import time
+import traceback
+
+import fastground as fg
+import numpy as np
+import torch
+from fastground import _core, reference
+
+DTYPES = ["bool", "float16", "bfloat16", "float32", "float64"]
+BITS = {"bool": np.uint8, "float16": np.uint16, "bfloat16": np.uint16,
+        "float32": np.uint32, "float64": np.uint64}  # fmt: skip
+SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
+EDGES = [1, 2, 15, 16, 17, 24, 31, 32, 33, 63, 64, 65, 127, 128, 129, 130, 255, 256]
+VALUES = ["bits", "uniform", "levels", "huge", "sub-normal", "signed", "spoilt", "constant"]
+CUTS, KEEPS = ["mean", "mean+eps", "2mean+eps"], ["hull", "component", "mass", "all"]
+
+
+def side(rng):
+    return int(rng.choice(EDGES)) if rng.integers(3) == 0 else int(256 ** rng.random() + 0.5)
+
+
+def values_of(kind, dtype, shape, rng):
+    """Cells of this dtype, as a torch tensor."""
+    if dtype == "bool":
+        return torch.from_numpy(rng.random(shape) < rng.random())
+    torch_dtype = getattr(torch, dtype)
+    if kind == "bits":
+        raw = rng.integers(0, 256, (*shape, BITS[dtype]().itemsize), np.uint8)
+        return torch.from_numpy(raw.view(SIGNED[raw.shape[-1]])[..., 0].copy()).view(torch_dtype)
+    cells = rng.random(shape)
+    if kind == "levels":
+        cells = rng.integers(0, rng.integers(2, 5), shape) / 4
+    if kind == "signed":
+        cells = rng.integers(-3, 3, shape) * 0.5 if rng.integers(2) else cells - 0.5
+    if kind == "constant":
+        cells = np.full(shape, rng.random())
+    info = torch.finfo(torch_dtype)
+    scale = {"huge": info.max / 2, "sub-normal": info.smallest_normal / 8}.get(kind, 1.0)
+    if kind == "spoilt" and cells.size:
+        cells.flat[rng.integers(cells.size)] = rng.choice([math.nan, math.inf, -math.inf])
+    return torch.from_numpy(cells * scale).to(torch_dtype)
+
+
+def lay_out(cells, dtype, rng):
+    """A view of the cells laid out at random in memory of its own, and the cells as they then are.
+
+    Strides may overlap (0), run backwards, leave gaps or take the axes in another order.
+    """
+    shape = np.array(cells.shape)
+    strides, step = np.zeros(3, np.int64), 1
+    for axis in rng.permutation(3) if rng.integers(2) else (2, 1, 0):
+        strides[axis] = step
+        step *= max(shape[axis], 1)
+        step += int(rng.integers(4)) if rng.integers(4) == 0 else 0
+    if rng.integers(4) == 0:
+        strides[rng.integers(3)] = 0
+    strides *= rng.choice([1, -1], 3) if rng.integers(3) == 0 else 1
+    reach = (shape - 1).clip(min=0) * strides
+    offset = int(rng.integers(5)) if rng.integers(2) else 0
+    low = -reach.clip(max=0).sum() + offset
+    kind = BITS[dtype]
+    memory = np.zeros(int(low + reach.clip(min=0).sum() + 1), kind)
+    width = kind().itemsize
+    view = np.ndarray(cells.shape, kind, memory, int(low) * width, tuple(strides * width))
+    view[...] = cells.view(getattr(torch, SIGNED[width].__name__)).numpy().view(kind)
+    plain = torch.from_numpy(np.array(view).view(SIGNED[width])).view(cells.dtype)
+    first = memory.ctypes.data + int(low) * width
+    return _core.MapView(memory, first, dtype, *map(int, (*shape, *strides))), plain
+
+
+def out(dtype, *shape):
+    """Memory for a result, with what no result is."""
+    name = str(dtype).removeprefix("torch.")
+    kind = np.uint8 if name == "bool" else np.dtype(name)
+    return torch.from_numpy(np.full(shape, 77, kind)).view(dtype)
+
+
+class Sums:
+    """How far the float64 sums of maps (count, h, w) depend on the order of addition."""
+
+    def __init__(self, cells, valid=None):
+        cells = cells.double().numpy()
+        keep = np.ones(cells.shape, bool) if valid is None else valid.numpy()
+        cells = np.where(keep & np.isfinite(cells), cells, 0)
+        self.most = np.abs(cells).sum((1, 2))
+        fraction, exponent = np.frexp(cells)
+        whole = np.abs(fraction * 2.0**53).astype(np.int64)
+        lowest = np.where(
+            cells == 0, 9999, exponent - 53 + np.log2((whole & -whole) + (whole == 0))
+        )
+        self.exact = np.log2(self.most + (self.most == 0)) - lowest.min((1, 2)) < 52
+        self.safe = (self.most < 1e300) & ((self.most > 1e-290) | (self.most == 0))
+
+    def clear(self, cells, valid=None):
+        """Whether each map's cut is the same whatever the order."""
+        cells, count = cells.double(), cells.shape[-1] * cells.shape[-2]
+        mean = reference.mean(cells, valid)
+        clear = np.ones(len(cells), bool)
+        for level in (mean, mean + reference.EPS, 2 * mean + reference.EPS):
+            gap = (cells - level).abs().amin((-2, -1)).numpy()
+            clear &= gap > 4e-12 * self.most / count + 1e-18
+        return self.safe & (self.exact | clear)
+
+
+def hold(what, found, expected, slack=0.0):
+    """Raises unless all are equal, both NaN, or within the slack."""
+    found, expected = numbers(found), numbers(expected)
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    wrong = np.argwhere(~(same | (np.abs(found - expected) <= slack)))
+    if len(wrong):
+        at = tuple(map(int, wrong[0]))
+        raise AssertionError(
+            f"{what} is {found[at]!r} instead of {expected[at]!r} at {at} and {len(wrong) - 1} more"
+        )
+
+
+def numbers(array):
+    return array.double().numpy() if isinstance(array, torch.Tensor) else array
+
+
+def head_stats(view, maps, rng):
+    weight = str(rng.choice(["area", "mass"]))
+    cut, empty = str(rng.choice(CUTS)), str(rng.choice(["inf", "zero"]))
+    sums, entropies = out(torch.float32, len(maps)), out(torch.float32, len(maps))
+    wanted = rng.integers(1, 4)
+    addresses = [sums.data_ptr() if wanted & 1 else 0, entropies.data_ptr() if wanted & 2 else 0]
+    yield lambda: _core.head_stats(view, weight, cut, empty, *addresses)
+    order = Sums(maps)
+    if wanted & 1:
+        expected = numbers(reference.attention_sum(maps))
+        slack = 2e-7 * np.abs(expected) + 1e-12 * order.most
+        safe = order.safe
+        hold("sum", sums[safe], expected[safe], slack[safe])
+    if wanted & 2:
+        clear = order.clear(maps)
+        expected = numbers(reference.entropy(maps, weight=weight, cut=cut, empty=empty))
+        slack = np.full(len(maps), 2e-6)
+        if weight == "mass":  # the excess over the mean may cancel
+            excess = (maps.double() - reference.mean(maps)).clamp(min=0).sum((-2, -1)).numpy()
+            slack += np.nan_to_num(1e-11 * order.most / excess, nan=0)
+        hold(f"entropy by {weight}", entropies[clear], expected[clear], slack[clear])
+
+
+def binarize(view, maps, rng):
+    cut = str(rng.choice(CUTS))
+    mask = out(torch.bool, *maps.shape)
+    yield lambda: _core.binarize(view, cut, mask.data_ptr())
+    clear = torch.from_numpy(Sums(maps).clear(maps))
+    hold("mask", mask[clear], reference.binarize(maps, cut=cut)[clear])
+
+
+def label(view, maps, rng):
+    cut = str(rng.choice(CUTS))
+    labels = out(torch.int32, *maps.shape)
+    yield lambda: _core.label(view, cut, labels.data_ptr())
+    clear = torch.ones(len(maps), dtype=torch.bool)
+    if maps.dtype != torch.bool:
+        clear = torch.from_numpy(Sums(maps).clear(maps))
+    hold("label", labels[clear], reference.label(maps, cut=cut)[clear])
+
+
+def taps_and_border(rng):
+    size = int(rng.choice([1, 3, 5, 7, 7, 9, 15, 2 * rng.integers(300) + 1]))
+    sigma = float(rng.choice([0.3, 1.0, 1.0, 2.5, 60]))
+    return reference.gaussian(size, sigma), str(rng.choice(["reflect101", "reflect"]))
+
+
+def combined_by_reference(maps, heads, taps, border):
+    """In float64: the combined maps, and the same of absolute values."""
+    both = (
+        reference._smooth(cells, taps, border) for cells in (maps.double(), maps.double().abs())
+    )
+    return [smoothed.unflatten(0, (-1, heads)).sum(1) for smoothed in both]
+
+
+def combine(view, maps, rng, heads):
+    taps, border = taps_and_border(rng)
+    combined = out(torch.float32, len(maps) // heads, *maps.shape[1:])
+    yield lambda: _core.combine(view, heads, taps, border, combined.data_ptr())
+    expected, most = combined_by_reference(maps, heads, taps, border)
+    finite = maps.double().isfinite().unflatten(0, (-1, heads)).all(1).all(-1).all(-1)
+    safe = ~finite | (most < 3e38).all(-1).all(-1)  # beyond, float32 has no number
+    hold("combined", combined[safe], expected[safe], 4e-7 * numbers(most[safe]) + 2.0**-149)
+
+
+def boxes(view, maps, rng, heads):
+    (taps, border), keep = taps_and_border(rng), str(rng.choice(KEEPS))
+    shape = (len(maps) // heads, *maps.shape[1:])
+    valid_view, valid = lay_out(values_of("uniform", "bool", shape, rng), "bool", rng)
+    if rng.integers(2):
+        one = torch.ones(1, dtype=torch.bool)
+        valid_view = _core.MapView(one, one.data_ptr(), "bool", *shape, 0, 0, 0)
+        valid = torch.ones(shape, dtype=torch.bool)
+    combined = out(torch.float32, *shape)
+    parts = [out(torch.float32, 4 * shape[0])]
+    parts += [out(torch.float32, shape[0]) for _ in range(3)] + [out(torch.bool, shape[0])]
+
+    def call():
+        addresses = [part.data_ptr() for part in parts]
+        _core.boxes(view, heads, taps, border, valid_view, keep, *addresses)
+        _core.combine(view, heads, taps, border, combined.data_ptr())
+
+    yield call
+    order = Sums(combined, valid)
+    clear = torch.from_numpy(order.exact & order.safe) & valid.any(-1).any(-1)
+    expected = reference.regions(combined[clear], region=keep, valid=valid[clear])
+    xyxy, area, mass, score, found = (part.unflatten(0, (shape[0], -1)) for part in parts)
+    hold("found", found[clear, 0], expected.found)
+    hold("box", xyxy[clear], expected.xyxy)
+    hold("area", area[clear, 0], expected.area)
+    for part, right in ((mass, expected.mass), (score, expected.score)):
+        hold("mass or score", part[clear, 0], right, 1e-5 * np.abs(numbers(right)))
+
+
+OPERATIONS = {f.__name__: f for f in (head_stats, binarize, label, combine, boxes)}
+COSTLY = {"head_stats": 1, "binarize": 0.1, "label": 1, "combine": 1, "boxes": 20}
+
+
+def in_a_new_thread(call):
+    """There the core's working memory is made anew, not a byte larger than it asks for."""
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+def play(seed, number, names, words):
+    """One call, and its comparison; words takes what it is. Returns the operation's name."""
+    rng = np.random.default_rng([seed, number])
+    what = str(rng.choice(list(OPERATIONS)))
+    name = str(rng.choice(names))
+    h, w = side(rng), side(rng)
+    dtype = str(rng.choice(DTYPES if what == "label" else DTYPES[1:]))
+    kind = str(rng.choice(VALUES))
+    heads = int(rng.integers(1, 5)) if what in ("combine", "boxes") else 1
+    cells = rng.choice([3_000, 20_000, 200_000], p=[0.89, 0.1, 0.01])  # few calls are for threads
+    count = heads * int(rng.integers(0, max(2, min(cells // 100, cells // (h * w * heads)))))
+    words(f"{what} by {name}, {count} x {h} x {w} {dtype} {kind}, {heads} heads")
+    view, maps = lay_out(values_of(kind, dtype, (count, h, w), rng), dtype, rng)
+    _core.use(name)
+    if hasattr(fg, "set_num_threads"):
+        fg.set_num_threads(int(rng.integers(1, 4)))
+    keywords = {"heads": heads} if what in ("combine", "boxes") else {}
+    steps = OPERATIONS[what](view, maps, rng, **keywords)
+    in_a_new_thread(next(steps))
+    if count and rng.random() < 3000 / (1 + COSTLY[what] * maps.numel()):
+        collections.deque(steps, maxlen=0)  # the comparison
+        return f"{what}, compared"
+    return what
+
+
+def instruction_sets():
+    found = []
+    for name in ("portable", "avx2", "avx512"):
+        try:
+            _core.use(name)
+        except ValueError:
+            continue
+        found.append(name)
+    return found
+
+
+def run(seed, numbers, seconds, last):
+    """The child: plays until the time is up. Returns the exit status."""
+    torch.set_num_threads(1)
+    np.seterr(all="ignore")
+    names, made, begin = instruction_sets(), collections.Counter(), time.monotonic()
+
+    def words(text):
+        text = text.encode()
+        last[:] = struct.pack("qq240s", number, len(text), text)
+
+    for number in numbers:
+        if time.monotonic() - begin > seconds:
+            break
+        try:
+            made[play(seed, number, names, words)] += 1
+        except Exception:
+            traceback.print_exc()
+            return 1
+    for what, count in sorted(made.items()):
+        print(f"{count:>9,} {what}")
+    total = made.total()
+    print(f"{total:,} calls by {' and '.join(names)}, none differs (seed {seed})", flush=True)
+    return 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seed", type=int, default=None, help="drawn unless given")
+    parser.add_argument("--call", type=int, help="only this one")
+    given = parser.parse_args()
+    seed = int.from_bytes(os.urandom(4), "little") if given.seed is None else given.seed
+    numbers = range(2**62) if given.call is None else [given.call]
+    last = mmap.mmap(-1, struct.calcsize("qq240s"))
+    print(f"seed {seed}", flush=True)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = run(seed, numbers, given.seconds, last)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    if status == 0:
+        return 0
+    number, length, text = struct.unpack("qq240s", last[:])
+    print(f"failed at call {number}: {text[:length].decode()}", file=sys.stderr)
+    print(f"repeat with: --seed {seed} --call {number}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

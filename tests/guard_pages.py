@@ -1,0 +1,183 @@
+"""Every operation of the native core on maps, masks and results that lie against forbidden pages.
+
+    | forbidden |#### piece ....| forbidden |        begins right behind a forbidden page
+    | forbidden |.... piece ####| forbidden |        ends right before one
+
+A read or write of a single byte outside ends this process; test_native_safety.py starts it. The
+results must be the bits that the portable kernels give in ordinary memory. The last line on stderr
+is the call that was made last.
+
+    python tests/guard_pages.py [SECONDS]
+"""
+
+import ctypes
+import itertools
+import mmap
+import sys
+import threading
+import time
+
+import numpy as np
+from fastground import _core, reference
+
+PAGE = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+GRIDS = [
+    (1, 1), (1, 2), (2, 1), (1, 24), (24, 1), (3, 5), (7, 7), (14, 14), (16, 16), (13, 17),
+    (24, 24), (27, 27), (31, 32), (32, 31), (33, 33), (36, 28), (2, 63), (9, 64), (5, 65), (63, 64),
+    (64, 64), (65, 3), (3, 127), (2, 128), (3, 130), (1, 255), (2, 256), (256, 1),
+]  # fmt: skip
+COUNTS = [1, 2, 3, 15, 16, 17, 33]
+WIDTHS = {"bool": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+LAYOUTS = ["contiguous", "apart", "backwards", "columns first", "one for all"]
+CUTS, KEEPS = ["mean", "mean+eps", "2mean+eps"], ["hull", "component", "mass", "all"]
+
+
+class Arena:
+    """Memory between two forbidden pages, of which pieces are given at either end."""
+
+    def __init__(self, size):
+        pages = -(-size // PAGE)
+        self.map = mmap.mmap(-1, (pages + 2) * PAGE)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        self.start, self.stop = base + PAGE, base + (pages + 1) * PAGE
+        for page in (base, self.stop):
+            if libc.mprotect(page, PAGE, 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+
+    def piece(self, size, at_end):
+        """The address of `size` bytes and a NumPy array over them."""
+        address = self.stop - size if at_end else self.start
+        return address, np.frombuffer((ctypes.c_ubyte * size).from_address(address), np.uint8)
+
+
+ARENAS = [Arena(33 * 256 * 256) for _ in range(7)]
+
+
+def strides_of(layout, count, h, w, rng):
+    """Strides in elements, of maps, rows and columns."""
+    if layout == "apart":
+        column = int(rng.integers(1, 3))
+        row = w * column + int(rng.integers(4))
+        return h * row + int(rng.integers(3)), row, column
+    if layout == "backwards":
+        return tuple(np.array([h * w, w, 1]) * rng.choice([1, -1], 3))
+    if layout == "columns first":
+        return 1, count, h * count
+    return (0 if layout == "one for all" else h * w), w, 1
+
+
+class Guarded:
+    """A batch of maps in a guarded piece, and the same contiguous in ordinary memory."""
+
+    def __init__(self, arena, values, dtype, layout, at_end, rng):
+        strides = np.array(strides_of(layout, *values.shape, rng), np.int64)
+        reach = (np.array(values.shape) - 1) * strides
+        low, high = reach.clip(max=0).sum(), reach.clip(min=0).sum()
+        width = WIDTHS[dtype]
+        address, raw = arena.piece(int(high - low + 1) * width, at_end)
+        raw[:] = 0xFF  # NaN in every dtype, true as bool
+        kind = values.dtype
+        view = np.ndarray(values.shape, kind, raw, -low * width, tuple(strides * width))
+        view[...] = values[:1] if layout == "one for all" else values
+        self.plain = np.ascontiguousarray(view)
+        shape = tuple(map(int, values.shape))
+        first = int(address - low * width)
+        self.view = _core.MapView(raw, first, dtype, *shape, *map(int, strides))
+        h, w = shape[1:]
+        plain = self.plain.ctypes.data
+        self.plain_view = _core.MapView(self.plain, plain, dtype, *shape, h * w, w, 1)
+
+
+def values_of(dtype, shape, rng):
+    """Cells as NumPy holds them: bfloat16 as its bits."""
+    if dtype == "bool":
+        return rng.random(shape) < 0.6
+    cells = rng.random(shape) if rng.integers(2) else rng.integers(0, 3, shape) / 2
+    if dtype == "bfloat16":
+        return (cells.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return cells.astype(dtype)
+
+
+def calls(maps, valid, dtype, rng):
+    """name, bytes of each result, and how to call it, for every operation."""
+    count, h, w = maps.plain.shape
+    cut = str(rng.choice(CUTS))
+    yield "label", [4 * count * h * w], lambda m, v, out: _core.label(m, cut, *out)
+    if dtype == "bool":
+        return
+    weight = str(rng.choice(["area", "mass"]))
+    yield (
+        "head_stats",
+        [4 * count] * 2,
+        lambda m, v, out: _core.head_stats(m, weight, cut, "inf", *out),
+    )
+    yield "binarize", [count * h * w], lambda m, v, out: _core.binarize(m, cut, *out)
+    heads = count // valid.plain.shape[0]
+    taps = reference.gaussian(int(rng.choice([1, 3, 7, 9, 15])), 1.0)
+    border = str(rng.choice(["reflect101", "reflect"]))
+    cells = 4 * count // heads * h * w
+    yield "combine", [cells], lambda m, v, out: _core.combine(m, heads, taps, border, *out)
+    keep = str(rng.choice(KEEPS))
+    sizes = [16, 4, 4, 4, 1]
+    yield (
+        "boxes",
+        [size * count // heads for size in sizes],
+        lambda m, v, out: _core.boxes(m, heads, taps, border, v, keep, *out),
+    )
+
+
+def check(number, names):
+    """All operations once, on maps drawn from this number."""
+    rng = np.random.default_rng(number)
+    h, w = GRIDS[number % len(GRIDS)]
+    dtype = list(WIDTHS)[number % len(WIDTHS)]
+    heads = int(rng.integers(1, 4))
+    count = int(rng.choice(COUNTS)) * heads
+    if count * h * w > 50_000:
+        count = heads
+    at_end = bool(rng.integers(4))
+    layout, valid_layout = rng.choice(LAYOUTS, 2)
+    maps = Guarded(ARENAS[0], values_of(dtype, (count, h, w), rng), dtype, layout, at_end, rng)
+    shape = (count // heads, h, w)
+    valid = Guarded(ARENAS[1], values_of("bool", shape, rng), "bool", valid_layout, at_end, rng)
+    for what, sizes, call in calls(maps, valid, dtype, rng):
+        expected = [np.full(size, 0xFF, np.uint8) for size in sizes]
+        _core.use("portable")
+        call(maps.plain_view, valid.plain_view, [out.ctypes.data for out in expected])
+        for name in names:
+            outs = [arena.piece(n, at_end) for arena, n in zip(ARENAS[2:], sizes, strict=False)]
+            for _, array in outs:
+                array[:] = 0xFF
+            words = f"{number}: {what} by {name}, {count} x {h} x {w} {dtype}, {layout}"
+            print(words.ljust(99), end="\r", file=sys.stderr, flush=True)
+            _core.use(name)
+            arguments = (maps.view, valid.view, [address for address, _ in outs])
+            thread = threading.Thread(target=call, args=arguments)  # with working memory of its own
+            thread.start()
+            thread.join()
+            for (_, found), right in zip(outs, expected, strict=True):
+                assert (found == right).all(), words
+
+
+def instruction_sets():
+    for name in ("portable", "avx2", "avx512"):
+        try:
+            _core.use(name)
+        except ValueError:
+            continue
+        yield name
+
+
+if __name__ == "__main__":
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 5
+    names = list(instruction_sets())
+    least = len(GRIDS) * len(WIDTHS)  # every grid with every dtype
+    begin = time.monotonic()
+    for number in itertools.count():
+        if number >= least and time.monotonic() - begin > seconds:
+            break
+        check(number, names)
+    print(f"{number} batches, {' and '.join(names)}, none left its memory")
