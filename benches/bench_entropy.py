@@ -29,17 +29,9 @@ NUMBA = "numba, union-find of cells"
 
 def instruction_sets() -> Contenders:
     """fastground as it comes, then forced to each slower instruction set that runs here."""
-    best = _core.build_info()["kernels"]
     found: Contenders = {"fastground": fg.entropy}
-    for name in ("avx512", "avx2", "portable"):
-        if name == best:
-            continue
-        try:
-            _core.use(name)
-        except ValueError:
-            continue
+    for name in _core.instruction_sets()[1:]:
         found[f"fastground, {name}"] = partial(_forced, name)
-    _core.use("")
     return found
 
 
@@ -148,8 +140,6 @@ def head_stats(given: argparse.Namespace) -> tuple[str, list[harness.Row]]:
 
 def threads(given: argparse.Namespace) -> tuple[str, list[harness.Row]]:
     """Two threads against one, by the wall clock."""
-    if not hasattr(fg, "set_num_threads"):
-        return "", []
     maps = map_families.batch("attention", 16 * given.count).astype(np.float16)
     truth = peers.scipy_per_map(maps.astype(np.float64))
 

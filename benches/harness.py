@@ -138,8 +138,7 @@ def one_thread() -> None:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    if hasattr(fastground, "set_num_threads"):
-        fastground.set_num_threads(1)
+    fastground.set_num_threads(1)
 
 
 def plain_read(array: np.ndarray) -> Callable[[], object]:

@@ -130,13 +130,12 @@ float cut_of(T, double level) {
   return float_below(level);
 }
 inline double cut_of(double, double level) { return level; }
-inline bool cut_of(bool, double) { return false; }
 template <class T>
 using CutOf = decltype(cut_of(T{}, 0.0));
 
 // Compares as many cells as a register holds.
 template <class T>
-constexpr int cells_at_once = sizeof(T) == 1 ? 1 : lanes<CutOf<T>>;
+constexpr int cells_at_once = lanes<CutOf<T>>;
 template <class T>
 std::uint64_t cells_above(const T* cells, CutOf<T> cut) {
   return bits_above(floats<Vec<float>>(cells), broadcast(cut));
@@ -144,7 +143,6 @@ std::uint64_t cells_above(const T* cells, CutOf<T> cut) {
 inline std::uint64_t cells_above(const double* cells, double cut) {
   return bits_above(load(cells), broadcast(cut));
 }
-inline std::uint64_t cells_above(const bool* cells, bool) { return *cells ? 1 : 0; }
 
 // The mean, taken to be at least the least cell: else rounding could turn a constant map to
 // foreground. The first cell that is not above the mean, soon found, tells that nothing is amiss.
@@ -205,17 +203,6 @@ void cut_cells(const T* cells, int count, CutOf<T> cut, std::uint64_t* stream, i
     stream += step;
   }
   *stream = 0;
-}
-
-// Calls f(row, bits) for each row of at most 64 columns.
-template <class F>
-void for_each_row(const std::uint64_t* stream, int grid_h, int grid_w, F&& f) {
-  const std::uint64_t mask = ~std::uint64_t{0} >> (64 - grid_w);
-  for (int row = 0, at = 0; row < grid_h; ++row, at += grid_w) {
-    const std::uint64_t low = stream[at / 64] >> (at % 64);
-    const std::uint64_t high = stream[at / 64 + 1] << 1 << (63 - at % 64);
-    f(row, (low | high) & mask);
-  }
 }
 
 }  // namespace

@@ -4,32 +4,26 @@
 #include "kernels.hpp"
 
 namespace fastground {
+#ifdef FASTGROUND_X86
 namespace {
 
 // Ice Lake, Zen 4 and later. Without the bit permutations of GFNI and VBMI2, AVX2 is taken.
 bool has_avx512() {
-#ifdef FASTGROUND_X86
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
          __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vpopcntdq") &&
          __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("gfni");
-#else
-  return false;
-#endif
 }
 
 // Haswell, Zen and later.
 bool has_avx2() {
-#ifdef FASTGROUND_X86
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
          __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma");
-#else
-  return false;
-#endif
 }
 
 }  // namespace
+#endif
 
 const Kernels* kernels_named(const char* name) {
 #ifdef FASTGROUND_X86

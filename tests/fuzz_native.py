@@ -34,7 +34,13 @@ BITS = {"bool": np.uint8, "float16": np.uint16, "bfloat16": np.uint16,
 SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 EDGES = [1, 2, 15, 16, 17, 24, 31, 32, 33, 63, 64, 65, 127, 128, 129, 130, 255, 256]
 VALUES = ["bits", "uniform", "levels", "huge", "sub-normal", "signed", "spoilt", "constant"]
-CUTS, KEEPS = ["mean", "mean+eps", "2mean+eps"], ["hull", "component", "mass", "all"]
+CODES = _core.codes
+
+
+def chosen(name, rng):
+    """One of the choices, by name and by number."""
+    word = str(rng.choice(sorted(CODES[name])))
+    return word, CODES[name][word]
 
 
 def side(rng):
@@ -87,7 +93,8 @@ def lay_out(cells, dtype, rng):
     view[...] = cells.view(getattr(torch, SIGNED[width].__name__)).numpy().view(kind)
     plain = torch.from_numpy(np.array(view).view(SIGNED[width])).view(cells.dtype)
     first = memory.ctypes.data + int(low) * width
-    return _core.MapView(memory, first, dtype, *map(int, (*shape, *strides))), plain
+    view = (memory, first, CODES["dtype"][dtype], cells.shape, tuple(map(int, strides)))
+    return view, plain
 
 
 def out(dtype, *shape):
@@ -141,12 +148,11 @@ def numbers(array):
 
 
 def head_stats(view, maps, rng):
-    weight = str(rng.choice(["area", "mass"]))
-    cut, empty = str(rng.choice(CUTS)), str(rng.choice(["inf", "zero"]))
+    (weight, *a), (cut, *b), (empty, *c) = (chosen(n, rng) for n in ("weight", "cut", "empty"))
     sums, entropies = out(torch.float32, len(maps)), out(torch.float32, len(maps))
     wanted = rng.integers(1, 4)
-    addresses = [sums.data_ptr() if wanted & 1 else 0, entropies.data_ptr() if wanted & 2 else 0]
-    yield lambda: _core.head_stats(view, weight, cut, empty, *addresses)
+    outs = [sums.numpy() if wanted & 1 else None, entropies.numpy() if wanted & 2 else None]
+    yield lambda: _core.head_stats(view, *a, *b, *c, *outs)
     order = Sums(maps)
     if wanted & 1:
         expected = numbers(reference.attention_sum(maps))
@@ -164,17 +170,17 @@ def head_stats(view, maps, rng):
 
 
 def binarize(view, maps, rng):
-    cut = str(rng.choice(CUTS))
+    cut, code = chosen("cut", rng)
     mask = out(torch.bool, *maps.shape)
-    yield lambda: _core.binarize(view, cut, mask.data_ptr())
+    yield lambda: _core.binarize(view, code, mask.numpy())
     clear = torch.from_numpy(Sums(maps).clear(maps))
     hold("mask", mask[clear], reference.binarize(maps, cut=cut)[clear])
 
 
 def label(view, maps, rng):
-    cut = str(rng.choice(CUTS))
+    cut, code = chosen("cut", rng)
     labels = out(torch.int32, *maps.shape)
-    yield lambda: _core.label(view, cut, labels.data_ptr())
+    yield lambda: _core.label(view, code, labels.numpy())
     clear = torch.ones(len(maps), dtype=torch.bool)
     if maps.dtype != torch.bool:
         clear = torch.from_numpy(Sums(maps).clear(maps))
@@ -184,7 +190,7 @@ def label(view, maps, rng):
 def taps_and_border(rng):
     size = int(rng.choice([1, 3, 5, 7, 7, 9, 15, 2 * rng.integers(300) + 1]))
     sigma = float(rng.choice([0.3, 1.0, 1.0, 2.5, 60]))
-    return reference.gaussian(size, sigma), str(rng.choice(["reflect101", "reflect"]))
+    return reference.gaussian(size, sigma), *chosen("border", rng)
 
 
 def combined_by_reference(maps, heads, taps, border):
@@ -196,9 +202,9 @@ def combined_by_reference(maps, heads, taps, border):
 
 
 def combine(view, maps, rng, heads):
-    taps, border = taps_and_border(rng)
+    taps, border, code = taps_and_border(rng)
     combined = out(torch.float32, len(maps) // heads, *maps.shape[1:])
-    yield lambda: _core.combine(view, heads, taps, border, combined.data_ptr())
+    yield lambda: _core.combine(view, heads, np.array(taps), code, combined.numpy())
     expected, most = combined_by_reference(maps, heads, taps, border)
     finite = maps.double().isfinite().unflatten(0, (-1, heads)).all(1).all(-1).all(-1)
     safe = ~finite | (most < 3e38).all(-1).all(-1)  # beyond, float32 has no number
@@ -206,21 +212,20 @@ def combine(view, maps, rng, heads):
 
 
 def boxes(view, maps, rng, heads):
-    (taps, border), keep = taps_and_border(rng), str(rng.choice(KEEPS))
+    (taps, _, code), (keep, region) = taps_and_border(rng), chosen("region", rng)
     shape = (len(maps) // heads, *maps.shape[1:])
     valid_view, valid = lay_out(values_of("uniform", "bool", shape, rng), "bool", rng)
     if rng.integers(2):
-        one = torch.ones(1, dtype=torch.bool)
-        valid_view = _core.MapView(one, one.data_ptr(), "bool", *shape, 0, 0, 0)
+        valid_view = None
         valid = torch.ones(shape, dtype=torch.bool)
     combined = out(torch.float32, *shape)
     parts = [out(torch.float32, 4 * shape[0])]
     parts += [out(torch.float32, shape[0]) for _ in range(3)] + [out(torch.bool, shape[0])]
 
     def call():
-        addresses = [part.data_ptr() for part in parts]
-        _core.boxes(view, heads, taps, border, valid_view, keep, *addresses)
-        _core.combine(view, heads, taps, border, combined.data_ptr())
+        outs = [part.numpy() for part in parts]
+        _core.boxes(view, heads, np.array(taps), code, valid_view, region, *outs)
+        _core.combine(view, heads, np.array(taps), code, combined.numpy())
 
     yield call
     order = Sums(combined, valid)
@@ -259,8 +264,7 @@ def play(seed, number, names, words):
     words(f"{what} by {name}, {count} x {h} x {w} {dtype} {kind}, {heads} heads")
     view, maps = lay_out(values_of(kind, dtype, (count, h, w), rng), dtype, rng)
     _core.use(name)
-    if hasattr(fg, "set_num_threads"):
-        fg.set_num_threads(int(rng.integers(1, 4)))
+    fg.set_num_threads(int(rng.integers(1, 4)))
     keywords = {"heads": heads} if what in ("combine", "boxes") else {}
     steps = OPERATIONS[what](view, maps, rng, **keywords)
     in_a_new_thread(next(steps))
@@ -270,22 +274,11 @@ def play(seed, number, names, words):
     return what
 
 
-def instruction_sets():
-    found = []
-    for name in ("portable", "avx2", "avx512"):
-        try:
-            _core.use(name)
-        except ValueError:
-            continue
-        found.append(name)
-    return found
-
-
 def run(seed, numbers, seconds, last):
     """The child: plays until the time is up. Returns the exit status."""
     torch.set_num_threads(1)
     np.seterr(all="ignore")
-    names, made, begin = instruction_sets(), collections.Counter(), time.monotonic()
+    names, made, begin = _core.instruction_sets(), collections.Counter(), time.monotonic()
 
     def words(text):
         text = text.encode()

@@ -32,7 +32,7 @@ GRIDS = [
 COUNTS = [1, 2, 3, 15, 16, 17, 33]
 WIDTHS = {"bool": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 LAYOUTS = ["contiguous", "apart", "backwards", "columns first", "one for all"]
-CUTS, KEEPS = ["mean", "mean+eps", "2mean+eps"], ["hull", "component", "mass", "all"]
+CODES = _core.codes
 
 
 class Arena:
@@ -85,10 +85,10 @@ class Guarded:
         self.plain = np.ascontiguousarray(view)
         shape = tuple(map(int, values.shape))
         first = int(address - low * width)
-        self.view = _core.MapView(raw, first, dtype, *shape, *map(int, strides))
+        self.view = (raw, first, CODES["dtype"][dtype], shape, tuple(map(int, strides)))
         h, w = shape[1:]
         plain = self.plain.ctypes.data
-        self.plain_view = _core.MapView(self.plain, plain, dtype, *shape, h * w, w, 1)
+        self.plain_view = (self.plain, plain, CODES["dtype"][dtype], shape, (h * w, w, 1))
 
 
 def values_of(dtype, shape, rng):
@@ -101,26 +101,31 @@ def values_of(dtype, shape, rng):
     return cells.astype(dtype)
 
 
+def chosen(name, rng):
+    """The number of one of the choices."""
+    return int(rng.choice(list(CODES[name].values())))
+
+
 def calls(maps, valid, dtype, rng):
     """name, bytes of each result, and how to call it, for every operation."""
     count, h, w = maps.plain.shape
-    cut = str(rng.choice(CUTS))
+    cut = chosen("cut", rng)
     yield "label", [4 * count * h * w], lambda m, v, out: _core.label(m, cut, *out)
     if dtype == "bool":
         return
-    weight = str(rng.choice(["area", "mass"]))
+    weight = chosen("weight", rng)
     yield (
         "head_stats",
         [4 * count] * 2,
-        lambda m, v, out: _core.head_stats(m, weight, cut, "inf", *out),
+        lambda m, v, out: _core.head_stats(m, weight, cut, 0, *out),
     )
     yield "binarize", [count * h * w], lambda m, v, out: _core.binarize(m, cut, *out)
     heads = count // valid.plain.shape[0]
-    taps = reference.gaussian(int(rng.choice([1, 3, 7, 9, 15])), 1.0)
-    border = str(rng.choice(["reflect101", "reflect"]))
+    taps = np.array(reference.gaussian(int(rng.choice([1, 3, 7, 9, 15])), 1.0))
+    border = chosen("border", rng)
     cells = 4 * count // heads * h * w
     yield "combine", [cells], lambda m, v, out: _core.combine(m, heads, taps, border, *out)
-    keep = str(rng.choice(KEEPS))
+    keep = chosen("region", rng)
     sizes = [16, 4, 4, 4, 1]
     yield (
         "boxes",
@@ -146,34 +151,25 @@ def check(number, names):
     for what, sizes, call in calls(maps, valid, dtype, rng):
         expected = [np.full(size, 0xFF, np.uint8) for size in sizes]
         _core.use("portable")
-        call(maps.plain_view, valid.plain_view, [out.ctypes.data for out in expected])
+        call(maps.plain_view, valid.plain_view, expected)
         for name in names:
-            outs = [arena.piece(n, at_end) for arena, n in zip(ARENAS[2:], sizes, strict=False)]
-            for _, array in outs:
+            outs = [arena.piece(n, at_end)[1] for arena, n in zip(ARENAS[2:], sizes, strict=False)]
+            for array in outs:
                 array[:] = 0xFF
             words = f"{number}: {what} by {name}, {count} x {h} x {w} {dtype}, {layout}"
             print(words.ljust(99), end="\r", file=sys.stderr, flush=True)
             _core.use(name)
-            arguments = (maps.view, valid.view, [address for address, _ in outs])
+            arguments = (maps.view, valid.view, outs)
             thread = threading.Thread(target=call, args=arguments)  # with working memory of its own
             thread.start()
             thread.join()
-            for (_, found), right in zip(outs, expected, strict=True):
+            for found, right in zip(outs, expected, strict=True):
                 assert (found == right).all(), words
-
-
-def instruction_sets():
-    for name in ("portable", "avx2", "avx512"):
-        try:
-            _core.use(name)
-        except ValueError:
-            continue
-        yield name
 
 
 if __name__ == "__main__":
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 5
-    names = list(instruction_sets())
+    names = _core.instruction_sets()
     least = len(GRIDS) * len(WIDTHS)  # every grid with every dtype
     begin = time.monotonic()
     for number in itertools.count():

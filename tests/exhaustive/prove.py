@@ -37,20 +37,7 @@ PLAIN = fg.Recipe(kernel_size=1)
 KINDS = [(grid, family) for grid in drawn_maps.GRIDS for family in drawn_maps.FAMILIES]
 
 
-def instruction_sets():
-    """Those of this build that this processor runs."""
-    found = []
-    for name in ("avx512", "avx2", "portable"):
-        try:
-            _core.use(name)
-        except ValueError:
-            continue
-        found.append(name)
-    _core.use("")
-    return found
-
-
-NAMES = instruction_sets()
+NAMES = _core.instruction_sets()
 
 
 def plan(number, most_cells=CELLS):
@@ -73,20 +60,18 @@ def batch(number, seed, most_cells=CELLS):
 
 def same_bits(operation):
     """The operation's results, and which instruction sets or thread counts give other bits."""
-    threads = [1, 2, 3] if hasattr(fg, "set_num_threads") else [None]
     results, other = None, []
     for name in NAMES:
-        for n in threads:
+        for n in (1, 2, 3):
             _core.use(name)
-            if n is not None:
-                fg.set_num_threads(n)
+            fg.set_num_threads(n)
             found = operation()
             found = [found] if isinstance(found, torch.Tensor) else list(found)
             arrays = [array.numpy() for array in found]
             if results is None:
                 results = arrays
             elif any(a.tobytes() != b.tobytes() for a, b in zip(arrays, results, strict=True)):
-                other.append(name if n is None else f"{name} with {n} threads")
+                other.append(f"{name} with {n} threads")
     _core.use("")
     return results, other
 

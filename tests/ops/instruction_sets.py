@@ -6,11 +6,8 @@ from fastground import _core
 def each():
     """Takes the kernels of one instruction set after the other; the best when done."""
     try:
-        for name in ("portable", "avx2", "avx512"):
-            try:
-                _core.use(name)
-            except ValueError:  # not of this processor
-                continue
+        for name in _core.instruction_sets():
+            _core.use(name)
             yield name
     finally:
         _core.use("")

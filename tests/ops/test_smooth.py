@@ -4,22 +4,20 @@ import itertools
 
 import cv2
 import fastground as fg
+import instruction_sets
 import map_cases
 import numpy as np
 import pytest
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
-from fastground import _core, ops, reference
+from fastground import ops, reference
 from hypothesis import given
 from hypothesis import strategies as st
 
 SIZES = st.sampled_from([1, 3, 5, 7, 9, 15])
 SIGMAS = st.sampled_from([0.3, 1.0, 2.5])
 BORDERS = st.sampled_from(["reflect101", "reflect"])
-
-
-ISAS = ["portable", "avx2", "avx512"]
 SINGLE = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -103,31 +101,13 @@ def test_every_width(implementation, heads):
         assert_close(combined, expected, maps.double().sum(1) * (1 + heads / 16))
 
 
-@pytest.fixture
-def instructions():
-    """Calls an operation with the kernels of each instruction set that runs here."""
-
-    def call_each(operation, *arrays, **keywords):
-        results = []
-        for name in ISAS:
-            try:
-                _core.use(name)
-            except ValueError:
-                continue
-            results.append(operation(*arrays, **keywords))
-        return results
-
-    yield call_each
-    _core.use("")
-
-
 @given(maps=map_cases.batches(), kernel_size=SIZES, sigma=SIGMAS, border=BORDERS)
-def test_all_instruction_sets_agree_to_the_bit(instructions, maps, kernel_size, sigma, border):
+def test_all_instruction_sets_agree_to_the_bit(maps, kernel_size, sigma, border):
     recipe = fg.Recipe(kernel_size=kernel_size, sigma=sigma, border=border)
-    first, *others = instructions(ops.combine, maps[:, None], recipe=recipe, nan="propagate")
-    assert all(torch.equal(first, other) for other in others)
-    first, *others = instructions(ops.combine, maps, recipe=recipe, nan="propagate")
-    assert all(torch.equal(first, other) for other in others)
+    for groups in (maps[:, None], maps):
+        instruction_sets.assert_same_bits(
+            lambda groups=groups: ops.combine(groups, recipe=recipe, nan="propagate")
+        )
 
 
 @pytest.mark.parametrize("kernel_size", [3, 7, 9, 15])
