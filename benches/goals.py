@@ -42,6 +42,8 @@ GOALS = (
     Goal("head-stats", "head_stats", "entropy", at_most=1.05, ours="head_stats"),
     Goal("smooth", "16384 maps", "OpenCV, per map", 9),
     Goal("smooth", "16384 maps", "PyTorch conv2d", 55),
+    Goal("boxes", "attention, most cells", "OpenCV, per map", 10, 25),
+    Goal("boxes", "attention, most cells", "SciPy, per map", 50, 130),
     Goal("boxes", "attention", "OpenCV, per map", 10, 25),
     Goal("boxes", "attention", "SciPy, per map", 50, 130),
 )

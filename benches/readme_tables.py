@@ -127,7 +127,7 @@ def regions(results: Results) -> Iterator[str]:
             f"| {duration(two['fastground, 2 threads']['time_us'])} "
             f"| one thread {one}; numba on two {peer} |"
         )
-    told = [("boxes: smooth, cut, hull, box", "boxes", "attention")]
+    told = [("boxes: cut, regions, hull, box", "boxes", "attention")]
     told += [(f"smooth, {name}", "smooth", name) for name in workloads(results, "smooth")]
     for said, benchmark, workload in told:
         if not (rows := rows_of(results, benchmark, workload)):
