@@ -58,20 +58,20 @@ std::int64_t sum_and_cut_few(const MapView& maps, std::int64_t index, int count,
   const int size = maps.grid_h * maps.grid_w;
   const T* cells[most];
   double sum[most];
-  CutOf<T> level[most];
+  CutOf<T> above[most];
   std::int64_t not_finite = 0;
   for (int i = 0; i < count; ++i) {
     cells[i] = contiguous(maps, index + i, static_cast<T*>(block.cells) + i * size);
     sum[i] = sum_of(cells[i], size);
   }
   for (int i = 0; i < count; ++i) {
-    level[i] = cut_of(T{}, level_of(cells[i], size, sum[i], cut));
+    above[i] = cut_of(T{}, level_of(cells[i], size, sum[i], cut));
     const float rounded = rounded_sum(sum[i]);
     not_finite += !std::isfinite(rounded);
     if (sums != nullptr) sums[index + i] = rounded;
   }
   for (int i = 0; i < count; ++i) {
-    cut_cells(cells[i], size, level[i], block.streams + m + i, Block<Word>::columns);
+    cut_cells(cells[i], size, above[i], block.streams + m + i, Block<Word>::columns);
     block.finite[m + i] = std::isfinite(sum[i]);
     block.sums[m + i] = 0;
   }

@@ -1,25 +1,36 @@
 #include <cstring>
 #include <initializer_list>
 
+#ifdef FASTGROUND_X86
+#include <cpuid.h>
+#endif
+
 #include "kernels.hpp"
 
 namespace fastground {
 #ifdef FASTGROUND_X86
 namespace {
 
+// What not every compiler's __builtin_cpu_supports can be asked for.
+bool has_f16c_and_lzcnt() {
+  unsigned a, b, c, d;
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  return f16c && __get_cpuid(0x80000001, &a, &b, &c, &d) != 0 && (c & bit_LZCNT) != 0;
+}
+
+// Haswell, Zen and later. All that CMakeLists.txt compiles for is asked for.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") && has_f16c_and_lzcnt();
+}
+
 // Ice Lake, Zen 4 and later. Without the bit permutations of GFNI and VBMI2, AVX2 is taken.
 bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
          __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vpopcntdq") &&
          __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("gfni");
-}
-
-// Haswell, Zen and later.
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
-         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma");
 }
 
 }  // namespace

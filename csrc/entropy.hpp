@@ -19,7 +19,7 @@ namespace {
 float entropy_of_areas(int cells, std::uint64_t sum, float nothing) {
   if (cells == 0) return nothing;
   const std::uint64_t all = n_ln_n(cells);
-  const std::uint64_t rest = all > sum ? all - sum : 0;  // each may be half a unit off
+  const std::uint64_t rest = all > sum ? all - sum : 0;  // each is rounded, and may be off
   return static_cast<float>(static_cast<double>(rest) * fixed_point_unit / cells);
 }
 
@@ -37,6 +37,7 @@ float entropy_of_masses(const double* masses, int regions, float nothing) {
   double total = 0;
   for (int i = 0; i < regions; ++i) total += masses[i];
   if (total == 0) return nothing;
+  if (std::isinf(total)) return NAN;
   double entropy = 0;
   for (int i = 0; i < regions; ++i) {
     const double p = masses[i] / total;

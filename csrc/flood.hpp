@@ -1,9 +1,10 @@
 // The areas of the 8-connected regions of many binary maps at once: one map a SIMD lane.
 //
 // Published labellers walk over one image, and pay a mispredicted branch for each run or block of
-// cells. Here a register holds the same row of 8 or 16 maps, a word of bits for each, and nothing
-// branches on what the maps show. Rows are taken in pairs, strips: in the OR of two neighbouring
-// rows every run of set bits is one connected piece, so a flood never stops inside a run.
+// cells. Here a register holds the same row of several maps (16, with AVX-512 and 32 columns), a
+// word of bits for each, and nothing branches on what the maps show. Rows are taken in pairs,
+// strips: in the OR of two neighbouring rows every run of set bits is one connected piece, so a
+// flood never stops inside a run.
 //
 //     strip k-1   top     . # # . . . #
 //                 bottom  . . . # . . .  --+  what is flooded here ...
@@ -87,7 +88,7 @@ class Flood {
     V dry;      // and the rest of that row
     V contact;  // not 0: the region has a neighbour behind
     V waiting;  // not 0: the open region is still ahead
-    V area;     // and owner
+    V area;     // plus owner, as notes keep them
     V start;    // the strip in which the region was started
     V left;
   };

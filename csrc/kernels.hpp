@@ -3,6 +3,15 @@
 // kernels.cpp is compiled once for each of them; dispatch.cpp chooses what this processor has. All
 // tables give the same numbers to the bit: sums are added in one fixed order, nothing is contracted
 // to fused multiply-adds, and entropies are sums of integers.
+//
+// In reading order:
+//     cells.hpp       a map: its sum, its cut, a bit for each cell
+//     entropy.hpp     head_stats: many maps at once, by block.hpp, prune.hpp and flood.hpp
+//     components.hpp  the regions of one map, on rows of bits (bits.hpp)
+//     foreground.hpp  binarize, label
+//     smooth.hpp      combine
+//     boxes.hpp       boxes, with hull.hpp
+// simd.hpp has the registers, scratch.hpp the working memory, fixed_point.hpp n ln n.
 #pragma once
 
 #include <cstddef>

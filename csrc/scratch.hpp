@@ -17,7 +17,8 @@ class Scratch {
  public:
   explicit Scratch(void* memory) : memory_(static_cast<std::byte*>(memory)) {}
 
-  // `count` elements, aligned to 64 bytes and with 64 bytes behind them that may be read.
+  // `count` elements, aligned to 64 bytes and with 64 bytes behind them that may be read and
+  // written.
   template <class T>
   T* take(std::size_t count) {
     T* piece = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + used_);

@@ -2,8 +2,8 @@
 //
 // The compilers' own vector types carry +, -, &, |, ^, ~, <<, >> and comparisons, so that the
 // kernels are written once and read like scalar code. Here is the dozen of operations that these
-// types lack, each with a portable form. Google Highway offers the same and more; but no package
-// index carries it in a form that a source build of a Python package can depend on.
+// types lack, each with a portable form. Google Highway offers the same and more; but it is not on
+// PyPI, so that a source build of a Python package cannot ask for it.
 //
 // Everything is in an anonymous namespace: were an inline function shared between the objects of
 // two instruction sets, the linker might keep the one that an older processor cannot run.

@@ -20,14 +20,30 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 namespace fastground {
 namespace {
+
+// The rounding and the handling of sub-normals that C++ starts with, whatever a program or another
+// library has set for this thread: numbers do not depend on who computes them.
+class DefaultNumbers {
+ public:
+  DefaultNumbers() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultNumbers() { std::fesetenv(&before_); }
+  DefaultNumbers(const DefaultNumbers&) = delete;
+  DefaultNumbers& operator=(const DefaultNumbers&) = delete;
+
+ private:
+  std::fenv_t before_;
+};
 
 struct Job {
   const Slice& slice;
@@ -40,6 +56,7 @@ struct Job {
   std::exception_ptr error;
 
   void work() noexcept {
+    const DefaultNumbers numbers;
     try {
       for (std::int64_t begin; !failed && (begin = next.fetch_add(grain)) < count;) {
         slice(begin, std::min(begin + grain, count));
@@ -75,7 +92,7 @@ class Pool {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     try {
       for (; workers_ < wanted; ++workers_) std::thread(&Pool::serve, this).detach();
-    } catch (const std::system_error&) {  // no more threads here: those that exist will do
+    } catch (const std::exception&) {  // no more threads here: those that exist will do
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
@@ -136,6 +153,7 @@ int num_threads() {
 
 void parallel_for(std::int64_t count, std::int64_t grain, const Slice& slice) {
   if (count <= grain) {
+    const DefaultNumbers numbers;
     slice(0, count);
     return;
   }

@@ -13,8 +13,8 @@ using Slice = std::function<void(std::int64_t begin, std::int64_t end)>;
 // exception of any thread leaves here.
 void parallel_for(std::int64_t count, std::int64_t grain, const Slice& slice);
 
-// At most so many threads work at once, the calling one among them; at first as many as there are
-// processors that this process may use.
+// At most so many threads work on one call, the calling one among them; at first as many as there
+// are processors that this process may use. A call that finds the workers busy is done alone.
 void set_num_threads(int count);
 int num_threads();
 
