@@ -14,8 +14,8 @@ import ctypes
 import itertools
 import mmap
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from fastground import _core, reference
@@ -159,10 +159,8 @@ def check(number, names):
             words = f"{number}: {what} by {name}, {count} x {h} x {w} {dtype}, {layout}"
             print(words.ljust(99), end="\r", file=sys.stderr, flush=True)
             _core.use(name)
-            arguments = (maps.view, valid.view, outs)
-            thread = threading.Thread(target=call, args=arguments)  # with working memory of its own
-            thread.start()
-            thread.join()
+            with ThreadPoolExecutor(1) as thread:  # with working memory of its own
+                thread.submit(call, maps.view, valid.view, outs).result()
             for found, right in zip(outs, expected, strict=True):
                 assert (found == right).all(), words
 
