@@ -1,5 +1,6 @@
 """The native core stays within its memory, and its instruction sets share no code."""
 
+import platform
 import re
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fastground import _core
 
 ROOT = Path(__file__).parent.parent
 PYTHON = [sys.executable, *(["-S"] if sys.flags.no_site else [])]
@@ -32,6 +34,15 @@ def objects():
     return found
 
 
+def built():
+    """The instruction sets that CMakeLists.txt builds for this machine."""
+    text = (ROOT / "CMakeLists.txt").read_text()
+    names = re.findall(r"^set\(kernels (.+)\)", text, flags=re.M)
+    if platform.machine() in ("x86_64", "AMD64"):
+        names += re.findall(r"^ +list\(APPEND kernels (.+)\)", text, flags=re.M)
+    return set(" ".join(names).split())
+
+
 def symbols(path):
     """(kind, name) of each symbol that the object defines or shares."""
     done = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True)
@@ -45,6 +56,8 @@ def test_instruction_sets_share_no_inline_function():
     found = objects()
     if not found:
         pytest.skip("no build directory here; an editable install leaves one")
+    assert set(found) == {f"kernels_{name}.dir" for name in built()}
+    assert set(_core.instruction_sets()) <= built()
     for path in found.values():
         kinds = symbols(path)
         assert any(kind in "DRB" for kind, _ in kinds), f"{path} defines no table"
