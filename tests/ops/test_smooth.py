@@ -21,13 +21,17 @@ BORDERS = st.sampled_from(["reflect101", "reflect"])
 SINGLE = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def assert_close(result, expected, maps, **keywords):
-    """Within 4e-7 of the smoothed magnitudes and a few of the smallest steps of float32."""
+def assert_close(result, expected, maps, heads=1, **keywords):
+    """Within 4e-7 of the smoothed magnitudes and a few of the smallest steps of float32.
+
+    Heads are added one after the other in float32: each further one rounds once more, by 2**-24.
+    """
     expected = torch.as_tensor(expected).double()
+    bound = 4e-7 + 6e-8 * (heads - 1)
     size = reference.smooth(maps.double().abs(), **keywords).double()
     assert result.dtype == torch.float32 and result.shape == expected.shape
     assert torch.equal(result.isnan(), expected.isnan())
-    near = (result.double() - expected).abs() <= 4e-7 * size + 4 * 2.0**-149
+    near = (result.double() - expected).abs() <= bound * size + 4 * 2.0**-149
     assert (near | (result == expected.float()) | expected.isnan()).all()
 
 
@@ -70,7 +74,8 @@ def test_equals_the_reference(implementation, maps, kernel_size, sigma, border):
     recipe = fg.Recipe(**keywords)
     combined = implementation(ops.combine, maps, recipe=recipe, nan="propagate")
     expected = reference.combine(maps, recipe=recipe)
-    assert_close(combined, expected, maps.double().abs().sum(0), **keywords)
+    magnitudes = maps.double().abs().sum(0)
+    assert_close(combined, expected, magnitudes, heads=len(maps), **keywords)
 
 
 @given(
@@ -98,7 +103,7 @@ def test_every_width(implementation, heads):
         maps = torch.rand(2, heads, 5, w)
         combined = implementation(ops.combine, maps)
         expected = reference.combine(maps.double(), recipe=fg.Recipe())
-        assert_close(combined, expected, maps.double().sum(1) * (1 + heads / 16))
+        assert_close(combined, expected, maps.double().sum(1), heads=heads)
 
 
 @given(maps=map_cases.batches(), kernel_size=SIZES, sigma=SIGMAS, border=BORDERS)
@@ -133,6 +138,8 @@ def test_a_constant_map_stays(implementation, kernel_size):
             maps = torch.full((2, h, w), value)
             result = implementation(fg.smooth, maps, kernel_size=kernel_size, sigma=2.0)
             assert (result == result[0, 0, 0]).all()
+            if value == 3e-45:  # less than the slack
+                assert torch.equal(result, maps)
             assert_close(result, maps, maps, kernel_size=kernel_size, sigma=2.0)
 
 
@@ -147,7 +154,7 @@ def test_numbers_at_the_ends_of_the_range(implementation, scale):
         opposed = torch.stack([maps, -maps.flip(0), maps], dim=1)
         combined = implementation(ops.combine, opposed, recipe=recipe, nan="propagate")
         expected = reference.combine(opposed.double(), recipe=recipe)
-        assert_close(combined, expected, opposed.double().abs().sum(1), **keywords)
+        assert_close(combined, expected, opposed.double().abs().sum(1), heads=3, **keywords)
 
 
 def test_the_far_and_small_beside_the_large(implementation):
