@@ -1,6 +1,8 @@
 """entropy and head_stats: every implementation against SciPy's regions and NumPy's logarithm."""
 
 import math
+import subprocess
+import sys
 
 import fastground as fg
 import map_cases
@@ -102,3 +104,44 @@ def test_native_and_reference_agree_to_the_bit_on_regions(monkeypatch):
     native = fg.attention_sum(maps), fg.label(maps), fg.entropy(maps)
     assert torch.equal(reference[0], native[0]) and torch.equal(reference[1], native[1])
     torch.testing.assert_close(reference[2], native[2], rtol=2e-7, atol=1e-7)
+
+
+def test_cells_whose_sum_exceeds_the_range_have_no_excess(implementation):
+    maps = torch.full((3, 4, 6), 1.7e308, dtype=torch.float64)
+    maps[0, 1] = maps[1, :, 2:] = -1.7e308
+    maps[2] = torch.rand(4, 6)
+    entropies = implementation(fg.entropy, maps, weight="mass", nan="propagate")
+    assert entropies.isnan().tolist() == [True, True, False]
+
+
+IN_A_MODE = """
+import sys
+import fastground as fg, torch
+from fastground import _core
+
+maps = (torch.rand(20_000, 24, 24, dtype=torch.float64) * 1e-40).float()
+
+def bits():
+    for name in _core.instruction_sets():
+        _core.use(name)
+        for threads in (1, 2):
+            fg.set_num_threads(threads)
+            for operation in (fg.entropy, fg.attention_sum, fg.smooth):
+                yield operation.__name__, name, threads, operation(maps).numpy().tobytes()
+
+before = list(bits())
+if not torch.set_flush_denormal(True):
+    sys.exit("no such mode")
+for expected, found in zip(before, bits(), strict=True):
+    assert any(found[-1]) and found == expected, found[:-1]
+assert (maps[:1] * 0.5).max() == 0, "the mode is not the caller's any more"
+"""
+
+
+def test_results_do_not_depend_on_the_floating_point_mode():
+    """Neither on one that takes the numbers below 1e-38 as 0, nor does a call end that mode."""
+    python = [sys.executable, *(["-S"] if sys.flags.no_site else [])]
+    done = subprocess.run([*python, "-c", IN_A_MODE], capture_output=True, text=True, check=False)
+    if "no such mode" in done.stderr:
+        pytest.skip("this processor knows no such mode")
+    assert done.returncode == 0, done.stderr
