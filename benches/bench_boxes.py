@@ -24,6 +24,7 @@ import torch
 RECIPE = fg.Recipe(kernel_size=1)
 MOST_CELLS = fg.Recipe(kernel_size=1, region="component")
 EIGHT = np.ones((3, 3), dtype=np.int8)
+CORNERS = np.array([(0, 0), (1, 0), (0, 1), (1, 1)], dtype=np.int32)
 
 
 def fastground_boxes(maps: np.ndarray) -> np.ndarray:
@@ -32,19 +33,18 @@ def fastground_boxes(maps: np.ndarray) -> np.ndarray:
 
 
 def opencv_per_map(maps: np.ndarray) -> np.ndarray:
-    """cv2's contours of the outer corners of each region, their hulls and areas."""
+    """cv2's regions, the hull of each one's cells, and of that hull's cells' corners its area."""
     result = np.zeros((len(maps), 4))
     for i, cells in enumerate(maps):
         mask = (cells > cells.mean(dtype=np.float64)).astype(np.uint8)
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
         best = 0.0
-        for region in range(1, count):
-            x, y, w, h, _ = stats[region]
-            if w * h < best:
+        for region, (x, y, w, h, _) in enumerate(stats[1:].tolist(), start=1):
+            if w * h <= best:
                 continue
-            part = np.argwhere(labels[y : y + h, x : x + w] == region)[:, ::-1]
-            corners = np.concatenate([part + corner for corner in np.ndindex(2, 2)])
-            area = cv2.contourArea(cv2.convexHull(corners.astype(np.int32)))
+            part = cv2.inRange(labels[y : y + h, x : x + w], region, region)
+            outer = cv2.convexHull(cv2.findNonZero(part)).reshape(-1, 1, 2)
+            area = cv2.contourArea(cv2.convexHull((outer + CORNERS).reshape(-1, 2)))
             if area > best:
                 best, result[i] = area, (x, y, x + w, y + h)
     return result
