@@ -39,7 +39,7 @@ OPERATIONS = (  # said, benchmark, workload, ours, its fast peer, one map at a t
     ("36 x 28", "entropy-sizes", "36 x 28", "fastground", NUMBA, SCIPY),
     ("64 x 64", "entropy-sizes", "64 x 64", "fastground", NUMBA, SCIPY),
     ("AVX2 only", "entropy", "attention", "fastground, avx2", NUMBA, SCIPY),
-    ("plain x86-64 (SSE2)", "entropy", "attention", "fastground, portable", NUMBA, SCIPY),
+    ("x86-64-v2 (SSE4.2)", "entropy", "attention", "fastground, portable", NUMBA, SCIPY),
 )
 CAPTURE = (  # said, workload, ours, over
     ("forward with capture, over a plain forward", "1 expression", "capture", "plain forwards"),
@@ -127,8 +127,9 @@ def regions(results: Results) -> Iterator[str]:
             f"| {duration(two['fastground, 2 threads']['time_us'])} "
             f"| one thread {one}; numba on two {peer} |"
         )
-    told = [("boxes: cut, regions, hull, box", "boxes", "attention")]
-    told += [(f"smooth, {name}", "smooth", name) for name in workloads(results, "smooth")]
+    told = [("boxes: cut, regions, largest hull", "boxes", "attention")]
+    told += [("boxes: region with the most cells", "boxes", "attention, most cells")]
+    told += [("smooth, 16,384 maps, `out=`", "smooth", "16384 maps")]
     for said, benchmark, workload in told:
         if not (rows := rows_of(results, benchmark, workload)):
             continue
@@ -137,12 +138,12 @@ def regions(results: Results) -> Iterator[str]:
             for peer, row in rows.items()
             if not peer.startswith(("fastground", "floor"))
         ]
+        others += [
+            f"a copy of the maps {times(row['ratio'])}"
+            for peer, row in rows.items()
+            if peer.startswith("floor")
+        ]
         yield f"| {said} | {duration(rows['fastground']['time_us'])} | {'; '.join(others)} |"
-
-
-def workloads(results: Results, benchmark: str) -> list[str]:
-    rows = results.get(benchmark, {}).get("rows", [])
-    return list(dict.fromkeys(row["workload"] for row in rows))
 
 
 def captures(results: Results) -> Iterator[str]:
