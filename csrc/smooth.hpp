@@ -14,9 +14,9 @@
 // A filter's weights are the same on both sides, so that cells at one distance are added before
 // they are weighed, the farthest first: a constant map stays constant, a mirrored map gives the
 // mirrored result, and the error stays below 4e-7 of the smoothed magnitudes, and 6e-8 more for
-// each further head. What float32 cannot hold so well is computed again in float64: where the
-// result is not finite or so small that numbers lose digits, and float64 maps, wide or uneven
-// filters and grids narrower than a vector.
+// each further head, or, where numbers are sub-normal, a few of the smallest steps. What float32
+// cannot hold so well is computed again in float64: where the result is not finite or so small that
+// numbers lose digits, and float64 maps, wide or uneven filters and grids narrower than a vector.
 #pragma once
 
 #include "cells.hpp"
