@@ -1,15 +1,13 @@
 // The Python face of the native core: the only file that knows Python, and it computes nothing.
 //
-// A call goes through four steps. Choices come as the numbers of `codes`. Input is a NumPy array,
-// of which the buffer is read, or a tensor's address, shape and strides; output is a NumPy array,
-// whose size is checked, since kernels write without looking. The GIL is released. The batch is cut
-// into slices, and where there is enough work several threads take them, each with its own working
-// memory. A map is always computed alone, so that slices and threads leave no trace in its numbers.
+// A call goes through three steps. What it is given is checked, since kernels read and write
+// without looking: choices are the numbers of `codes`; input is a NumPy array, of which the buffer
+// is read, or a tensor's address, shape and strides, which must be true; output is a NumPy array of
+// the result's size. Then the GIL is released. Then slices.cpp computes.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <map>
@@ -19,6 +17,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "slices.hpp"
 #include "threads.hpp"
 
 namespace py = pybind11;
@@ -51,11 +50,15 @@ std::map<std::string, std::map<std::string, int>> codes() {
   };
 }
 
-std::int64_t bytes_of(Dtype dtype) {
-  if (dtype == Dtype::boolean) return 1;
-  if (dtype == Dtype::float16 || dtype == Dtype::bfloat16) return 2;
-  return dtype == Dtype::float32 ? 4 : 8;
+// The choice of this number, which is one of `codes`.
+template <class Choice>
+Choice chosen(int code, Choice last) {
+  if (code < 0 || code > static_cast<int>(last)) {
+    throw std::invalid_argument("no choice has the number " + std::to_string(code));
+  }
+  return static_cast<Choice>(code);
 }
+Cut chosen_cut(int code) { return chosen(code, Cut::two_mean_eps); }
 
 // The memory of a NumPy array, held for the length of a call.
 class Buffer {
@@ -63,8 +66,7 @@ class Buffer {
   Buffer(py::handle array, int flags) {
     if (PyObject_GetBuffer(array.ptr(), &buffer_, flags) != 0) throw py::error_already_set();
   }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
+  Buffer(Buffer&&) = delete;
   ~Buffer() { PyBuffer_Release(&buffer_); }
 
   const Py_buffer* operator->() const { return &buffer_; }
@@ -80,13 +82,16 @@ class Output {
   Output(py::handle array, std::int64_t elements) {
     if (array.is_none()) return;
     buffer_.emplace(array, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS);
-    if ((*buffer_)->len != elements * static_cast<std::int64_t>(sizeof(T))) {
+    const std::int64_t size = sizeof(T);
+    if ((*buffer_)->itemsize != size || (*buffer_)->len != elements * size) {
       throw std::invalid_argument("an output has not the size of the result");
     }
   }
 
-  T* at(std::int64_t element) const {
-    return buffer_ ? static_cast<T*>((*buffer_)->buf) + element : nullptr;
+  T* if_wanted() const { return buffer_ ? static_cast<T*>((*buffer_)->buf) : nullptr; }
+  T* data() const {
+    if (!buffer_) throw std::invalid_argument("an output is missing");
+    return if_wanted();
   }
 
  private:
@@ -106,7 +111,7 @@ class Input {
         return numbers[i].cast<std::int64_t>();
       };
       maps_.data = reinterpret_cast<const void*>(tensor[1].cast<std::uintptr_t>());
-      maps_.dtype = static_cast<Dtype>(tensor[2].cast<int>());
+      maps_.dtype = chosen(tensor[2].cast<int>(), Dtype::float64);
       take_axes(
           shape.size(), [&](std::size_t i) { return number(shape, i); },
           [&](std::size_t i) { return number(strides, i); });
@@ -117,11 +122,16 @@ class Input {
       maps_.dtype = dtype_of(array->format);
       take_axes(
           array->ndim, [&](std::size_t i) { return array->shape[i]; },
-          [&](std::size_t i) { return array->strides[i] / array->itemsize; });
+          [&](std::size_t i) { return elements(array->strides[i], array->itemsize); });
     }
   }
 
   const MapView& maps() const { return maps_; }
+
+  const MapView& numbers() const {
+    if (maps_.dtype == Dtype::boolean) throw std::invalid_argument("maps must not be bool here");
+    return maps_;
+  }
 
  private:
   static Dtype dtype_of(const std::string& format) {
@@ -132,10 +142,16 @@ class Input {
     throw std::invalid_argument("no maps of format " + format);
   }
 
+  static std::int64_t elements(std::int64_t bytes, std::int64_t itemsize) {
+    if (bytes % itemsize == 0) return bytes / itemsize;
+    throw std::invalid_argument("maps must have strides of whole elements");
+  }
+
   template <class Shape, class Strides>
   void take_axes(std::size_t ndim, Shape&& shape, Strides&& strides) {
     if (ndim < 2 || ndim > 3) throw std::invalid_argument("maps must have two or three axes");
     maps_.count = ndim == 3 ? shape(0) : 1;
+    if (maps_.count < 0) throw std::invalid_argument("maps cannot be fewer than none");
     maps_.stride_map = ndim == 3 ? strides(0) : 0;
     const std::int64_t grid_h = shape(ndim - 2);
     const std::int64_t grid_w = shape(ndim - 1);
@@ -156,7 +172,9 @@ class Input {
 class Filter {
  public:
   Filter(py::handle weights, int border)
-      : buffer_(weights, PyBUF_C_CONTIGUOUS), border_(static_cast<Border>(border)) {
+      : buffer_(weights, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT),
+        border_(chosen(border, Border::reflect)) {
+    if (std::string(buffer_->format) != "d") throw std::invalid_argument("taps must be float64");
     if (count() % 2 == 0 || count() > max_taps) {
       throw std::invalid_argument("kernel_size must be odd and at most 65535");
     }
@@ -179,8 +197,7 @@ class Filter {
 class WithoutGil {
  public:
   WithoutGil() : state_(PyEval_SaveThread()) {}
-  WithoutGil(const WithoutGil&) = delete;
-  WithoutGil& operator=(const WithoutGil&) = delete;
+  WithoutGil(WithoutGil&&) = delete;
   ~WithoutGil() {
     try {
       PyEval_RestoreThread(state_);
@@ -193,110 +210,41 @@ class WithoutGil {
   PyThreadState* state_;
 };
 
-// How the work is cut.
-
-const Kernels* kernels = &best_kernels();
-
-// Working memory of the calling thread; grows and stays.
-void* scratch(std::size_t bytes) {
-  thread_local std::vector<std::byte> memory;
-  if (memory.size() < bytes + 64) memory = std::vector<std::byte>(bytes + 64);
-  const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
-  return reinterpret_cast<void*>((address + 63) / 64 * 64);
-}
-
-// The maps [begin, end).
-MapView part(const MapView& maps, std::int64_t begin, std::int64_t end) {
-  MapView some = maps;
-  some.data =
-      static_cast<const std::byte*>(maps.data) + begin * maps.stride_map * bytes_of(maps.dtype);
-  some.count = end - begin;
-  return some;
-}
-
-std::int64_t groups_of(const MapView& maps, int heads) {
-  if (heads < 1 || maps.count % heads != 0) {
-    throw std::invalid_argument("count must be a multiple of heads");
-  }
-  return maps.count / heads;
-}
-
-// How many groups of maps a thread takes at once: all where that takes less than a millisecond,
-// else a quarter of one, in the blocks of 256 that the kernels like.
-std::int64_t grain(std::int64_t groups, double ns_a_group) {
-  if (static_cast<double>(groups) * ns_a_group < 1e6) return groups;
-  const auto some = static_cast<std::int64_t>(0.25e6 / ns_a_group);
-  return some < 1 ? 1 : some < 256 ? some : some / 256 * 256;
-}
-
-// Calls f(begin, end, memory) for the groups of `heads` maps, `taps` being those of its filter and
-// ns_a_cell about what it costs; returns the sum of what f returns.
-template <class F>
-std::int64_t for_groups(const MapView& maps, int heads, int taps, double ns_a_cell, F&& f) {
-  const std::int64_t groups = groups_of(maps, heads);
-  const double ns_a_group = ns_a_cell * heads * maps.grid_h * maps.grid_w;
-  const std::size_t bytes = kernels->scratch_bytes(maps.grid_h, maps.grid_w, taps);
-  std::atomic<std::int64_t> sum = 0;
-  const WithoutGil without;
-  parallel_for(groups, grain(groups, ns_a_group),
-               [&](std::int64_t begin, std::int64_t end) { sum += f(begin, end, scratch(bytes)); });
-  return sum;
-}
-
-// The operations.
-
 std::int64_t run_head_stats(py::handle source, int weight, int cut, int empty, py::handle sums,
                             py::handle entropies) {
   const Input input(source);
-  const MapView& maps = input.maps();
-  const Output<float> to_sums(sums, maps.count);
-  const Output<float> to_entropies(entropies, maps.count);
-  const auto head_stats = kernels->head_stats;
-  return for_groups(maps, 1, 1, 0.25, [&](std::int64_t begin, std::int64_t end, void* memory) {
-    return head_stats(part(maps, begin, end), static_cast<Weight>(weight), static_cast<Cut>(cut),
-                      static_cast<Empty>(empty), memory, to_sums.at(begin), to_entropies.at(begin));
-  });
+  const MapView& maps = input.numbers();
+  const Output<float> to_sums(sums, maps.count), to_entropies(entropies, maps.count);
+  const WithoutGil without;
+  return head_stats(maps, chosen(weight, Weight::mass), chosen_cut(cut), chosen(empty, Empty::zero),
+                    to_sums.if_wanted(), to_entropies.if_wanted());
 }
 
 std::int64_t run_binarize(py::handle source, int cut, py::handle mask) {
   const Input input(source);
   const MapView& maps = input.maps();
-  const std::int64_t cells = maps.grid_h * maps.grid_w;
-  const Output<bool> to_mask(mask, maps.count * cells);
-  const auto binarize = kernels->binarize;
-  return for_groups(maps, 1, 1, 0.25, [&](std::int64_t begin, std::int64_t end, void* memory) {
-    return binarize(part(maps, begin, end), static_cast<Cut>(cut), memory,
-                    to_mask.at(begin * cells));
-  });
+  const Output<bool> to_mask(mask, maps.count * maps.grid_h * maps.grid_w);
+  const WithoutGil without;
+  return binarize(maps, chosen_cut(cut), to_mask.data());
 }
 
 std::int64_t run_label(py::handle source, int cut, py::handle labels) {
   const Input input(source);
   const MapView& maps = input.maps();
-  const std::int64_t cells = maps.grid_h * maps.grid_w;
-  const Output<std::int32_t> to_labels(labels, maps.count * cells);
-  const auto label = kernels->label;
-  return for_groups(maps, 1, 1, 1.0, [&](std::int64_t begin, std::int64_t end, void* memory) {
-    return label(part(maps, begin, end), static_cast<Cut>(cut), memory,
-                 to_labels.at(begin * cells));
-  });
+  const Output<std::int32_t> to_labels(labels, maps.count * maps.grid_h * maps.grid_w);
+  const WithoutGil without;
+  return label(maps, chosen_cut(cut), to_labels.data());
 }
 
 std::int64_t run_combine(py::handle source, int heads, py::handle weights, int border,
                          py::handle combined) {
   const Input input(source);
-  const MapView& maps = input.maps();
+  const MapView& maps = input.numbers();
   const Filter filter(weights, border);
-  const Taps taps = filter.taps();
-  const std::int64_t cells = maps.grid_h * maps.grid_w;
-  const Output<float> to_combined(combined, groups_of(maps, heads) * cells);
-  const auto combine = kernels->combine;
-  const double cost = 0.3 + 0.1 * taps.count;
-  return for_groups(maps, heads, taps.count, cost,
-                    [&](std::int64_t begin, std::int64_t end, void* memory) {
-                      return combine(part(maps, begin * heads, end * heads), heads, taps, memory,
-                                     to_combined.at(begin * cells));
-                    });
+  const std::int64_t groups = groups_of(maps, heads);
+  const Output<float> to_combined(combined, groups * maps.grid_h * maps.grid_w);
+  const WithoutGil without;
+  return combine(maps, heads, filter.taps(), to_combined.data());
 }
 
 // One valid for each group, one for all of them, or None: all cells are.
@@ -319,30 +267,25 @@ std::int64_t run_boxes(py::handle source, int heads, py::handle weights, int bor
                        py::handle valid_source, int region, py::handle xyxy, py::handle area,
                        py::handle mass, py::handle score, py::handle found) {
   const Input input(source);
-  const MapView& maps = input.maps();
+  const MapView& maps = input.numbers();
   const Filter filter(weights, border);
-  const Taps taps = filter.taps();
   const std::int64_t groups = groups_of(maps, heads);
   std::optional<Input> valid_input;
   if (!valid_source.is_none()) valid_input.emplace(valid_source);
   const MapView valid = valid_view(valid_input, maps, groups);
-  const Output<float> to_xyxy(xyxy, 4 * groups);
-  const Output<float> to_area(area, groups);
-  const Output<float> to_mass(mass, groups);
-  const Output<float> to_score(score, groups);
-  const Output<bool> to_found(found, groups);
-  const auto boxes = kernels->boxes;
-  const double cost = 2.0 + 0.1 * taps.count;
-  return for_groups(maps, heads, taps.count, cost,
-                    [&](std::int64_t begin, std::int64_t end, void* memory) {
-                      return boxes(part(maps, begin * heads, end * heads), heads, taps,
-                                   part(valid, begin, end), static_cast<Keep>(region), memory,
-                                   {to_xyxy.at(4 * begin), to_area.at(begin), to_mass.at(begin),
-                                    to_score.at(begin), to_found.at(begin)});
-                    });
+  const Output<float> corners(xyxy, 4 * groups), areas(area, groups);
+  const Output<float> masses(mass, groups), scores(score, groups);
+  const Output<bool> founds(found, groups);
+  const WithoutGil without;
+  return boxes(maps, heads, filter.taps(), valid, chosen(region, Keep::all),
+               {corners.data(), areas.data(), masses.data(), scores.data(), founds.data()});
 }
 
-// What is here.
+double run_largest(py::handle source) {
+  const Input input(source);
+  const WithoutGil without;
+  return largest(input.numbers());
+}
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
@@ -355,7 +298,7 @@ std::vector<std::string> instruction_sets() {
 void use(const std::string& name) {
   const Kernels* found = name.empty() ? &best_kernels() : kernels_named(name.c_str());
   if (found == nullptr) throw std::invalid_argument("no kernels for " + name + " here");
-  kernels = found;
+  use_kernels(*found);
 }
 
 // os.environ writes through to here, and takes ten times as long to read.
@@ -370,7 +313,7 @@ py::dict build_info() {
   info["compiler"] = FASTGROUND_COMPILER;
   info["build_type"] = FASTGROUND_BUILD_TYPE;
   info["cuda"] = FASTGROUND_CUDA;
-  info["kernels"] = kernels->name;
+  info["kernels"] = kernels_in_use().name;
   return info;
 }
 
@@ -394,6 +337,8 @@ PYBIND11_MODULE(_core, module) {
              py::arg("border"), py::arg("valid"), py::arg("region"), py::arg("xyxy"),
              py::arg("area"), py::arg("mass"), py::arg("score"), py::arg("found"),
              "The kept region's box and support as float32, found as bool.");
+  module.def("largest", &run_largest, py::arg("maps"),
+             "The largest magnitude of all cells; inf if one is not finite.");
   module.def("set_num_threads", &set_num_threads, py::arg("count"));
   module.def("num_threads", &num_threads);
   module.def("use", &use, py::arg("name"), "Takes these kernels; the best if empty.");

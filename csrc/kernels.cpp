@@ -4,6 +4,7 @@
 #include "boxes.hpp"
 #include "entropy.hpp"
 #include "foreground.hpp"
+#include "largest.hpp"
 #include "smooth.hpp"
 
 #define FASTGROUND_STRING(x) #x
@@ -36,7 +37,14 @@ std::size_t scratch_bytes(int grid_h, int grid_w, int taps) {
 }  // namespace
 
 const Kernels FASTGROUND_TABLE(FASTGROUND_KERNELS) = {
-    FASTGROUND_NAME(FASTGROUND_KERNELS), head_stats, binarize, label, combine, boxes, scratch_bytes,
+    FASTGROUND_NAME(FASTGROUND_KERNELS),
+    head_stats,
+    binarize,
+    label,
+    combine,
+    boxes,
+    largest,
+    scratch_bytes,
 };
 
 }  // namespace fastground

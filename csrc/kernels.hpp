@@ -21,7 +21,7 @@
 
 namespace fastground {
 
-// Each function reads maps, writes all of its output and returns how many maps were not finite:
+// Each operation reads maps, writes all of its output and returns how many maps were not finite:
 // their numbers are NaN, they have no foreground and no box. `scratch` is working memory of
 // scratch_bytes, aligned to 64; nothing else is allocated.
 struct Kernels {
@@ -52,6 +52,9 @@ struct Kernels {
   // valid: boolean, of the grid of maps and count / heads of them; a stride may be 0.
   std::int64_t (*boxes)(const MapView& maps, int heads, const Taps& taps, const MapView& valid,
                         Keep keep, void* scratch, const BoxesOut& out);
+
+  // The largest magnitude of all cells, which are not boolean; infinity if one is not finite.
+  double (*largest)(const MapView& maps, void* scratch);
 
   // What any of them needs for maps of this grid and a filter of so many taps.
   std::size_t (*scratch_bytes)(int grid_h, int grid_w, int taps);

@@ -107,31 +107,36 @@ def chosen(name, rng):
 
 
 def calls(maps, valid, dtype, rng):
-    """name, bytes of each result, and how to call it, for every operation."""
+    """name, dtype and size of each result, and how to call it, for every operation."""
     count, h, w = maps.plain.shape
     cut = chosen("cut", rng)
-    yield "label", [4 * count * h * w], lambda m, v, out: _core.label(m, cut, *out)
+    yield "label", [("i4", count * h * w)], lambda m, v, out: _core.label(m, cut, *out)
     if dtype == "bool":
         return
     weight = chosen("weight", rng)
     yield (
         "head_stats",
-        [4 * count] * 2,
+        [("f4", count)] * 2,
         lambda m, v, out: _core.head_stats(m, weight, cut, 0, *out),
     )
-    yield "binarize", [count * h * w], lambda m, v, out: _core.binarize(m, cut, *out)
+    yield "binarize", [("?", count * h * w)], lambda m, v, out: _core.binarize(m, cut, *out)
     heads = count // valid.plain.shape[0]
     taps = np.array(reference.gaussian(int(rng.choice([1, 3, 7, 9, 15])), 1.0))
     border = chosen("border", rng)
-    cells = 4 * count // heads * h * w
-    yield "combine", [cells], lambda m, v, out: _core.combine(m, heads, taps, border, *out)
+    cells = count // heads * h * w
+    yield "combine", [("f4", cells)], lambda m, v, out: _core.combine(m, heads, taps, border, *out)
     keep = chosen("region", rng)
-    sizes = [16, 4, 4, 4, 1]
+    parts = [("f4", 4), ("f4", 1), ("f4", 1), ("f4", 1), ("?", 1)]
     yield (
         "boxes",
-        [size * count // heads for size in sizes],
+        [(kind, size * count // heads) for kind, size in parts],
         lambda m, v, out: _core.boxes(m, heads, taps, border, v, keep, *out),
     )
+
+
+def typed(arrays, results):
+    """The bytes as arrays of what the native core writes."""
+    return [array.view(kind) for array, (kind, _) in zip(arrays, results, strict=True)]
 
 
 def check(number, names):
@@ -148,10 +153,11 @@ def check(number, names):
     maps = Guarded(ARENAS[0], values_of(dtype, (count, h, w), rng), dtype, layout, at_end, rng)
     shape = (count // heads, h, w)
     valid = Guarded(ARENAS[1], values_of("bool", shape, rng), "bool", valid_layout, at_end, rng)
-    for what, sizes, call in calls(maps, valid, dtype, rng):
+    for what, results, call in calls(maps, valid, dtype, rng):
+        sizes = [np.dtype(kind).itemsize * size for kind, size in results]
         expected = [np.full(size, 0xFF, np.uint8) for size in sizes]
         _core.use("portable")
-        call(maps.plain_view, valid.plain_view, expected)
+        call(maps.plain_view, valid.plain_view, typed(expected, results))
         for name in names:
             outs = [arena.piece(n, at_end)[1] for arena, n in zip(ARENAS[2:], sizes, strict=False)]
             for array in outs:
@@ -160,7 +166,7 @@ def check(number, names):
             print(words.ljust(99), end="\r", file=sys.stderr, flush=True)
             _core.use(name)
             with ThreadPoolExecutor(1) as thread:  # with working memory of its own
-                thread.submit(call, maps.view, valid.view, outs).result()
+                thread.submit(call, maps.view, valid.view, typed(outs, results)).result()
             for found, right in zip(outs, expected, strict=True):
                 assert (found == right).all(), words
 

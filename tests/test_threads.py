@@ -116,6 +116,52 @@ def test_a_fork_while_others_compute(threads):
         assert all(job.result() is not None for job in jobs)
 
 
+@needs_fork
+def test_a_fork_while_torch_has_threads():
+    """In the child torch's own would wait for ever."""
+    maps = MAPS["small grid"]
+    bad = maps.clone()
+    bad[7, 3, 3] = torch.nan
+    results = {fg.smooth: torch.float32, fg.binarize: torch.bool, fg.label: torch.int32}
+
+    def into_out():
+        for operation, dtype in results.items():
+            expected, out = operation(maps), torch.empty(maps.shape, dtype=dtype)
+            operation(maps, out=out)
+            if not (out.numpy() == expected.numpy()).all():
+                return False
+            operation(bad, out=out, nan="propagate")
+        return True
+
+    def refused():
+        groups = bad[:9000].unflatten(0, (-1, 3))
+        singles = (fg.attention_sum, fg.entropy, fg.head_stats, *results)
+        calls = [lambda f=f: f(bad) for f in singles]
+        calls += [
+            lambda f=f, d=d: f(bad, out=torch.empty(bad.shape, dtype=d)) for f, d in results.items()
+        ]
+        calls += [lambda: fg.boxes(groups), lambda: ops.combine(groups)]
+        for call in calls:
+            try:
+                call()
+            except ValueError:
+                continue
+            return False
+        return True
+
+    def odd_axes():
+        odd = maps[:9000].unflatten(0, (90, 100)).transpose(0, 1)
+        return bool((fg.label(odd)[3, 5].numpy() == fg.label(maps[503]).numpy()).all())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        (maps + 1).sum()
+        assert [in_a_fork(work) for work in (into_out, refused, odd_axes)] == [0, 0, 0]
+    finally:
+        torch.set_num_threads(before)
+
+
 def _sums(_):
     return fg.attention_sum(MAPS["half"]).tolist()
 

@@ -1,7 +1,8 @@
 """The native core: what csrc/bindings.cpp exposes.
 
-Outputs are C-contiguous NumPy arrays of the result's size, or None where that is not wanted. Every
-operation returns how many maps are not finite.
+Outputs are C-contiguous NumPy arrays of the result's size and itemsize; where head_stats is given
+None, that is not wanted. Every operation returns how many maps are not finite; `largest`, the
+largest magnitude of all cells, inf if one is not finite.
 """
 
 from typing import TypeAlias
@@ -42,6 +43,7 @@ def boxes(
     score: np.ndarray,
     found: np.ndarray,
 ) -> int: ...
+def largest(maps: Source) -> float: ...
 def set_num_threads(count: int) -> None: ...
 def num_threads() -> int: ...
 def use(name: str) -> None: ...

@@ -3,10 +3,14 @@
 An array is either a NumPy array or a torch tensor from here on; what has only `__dlpack__` becomes
 a tensor. Nothing is copied unless the native core could not read it: other byte orders, packed
 records, negated views, batches whose axes cannot be walked as one.
+
+Around the native core NumPy does what else there is to do, not torch: torch's threads do not
+survive a fork, so that what it shares among them would wait for ever in the child.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -51,12 +55,20 @@ class Choice(dict):
         raise ValueError(f"{self.argument} must be one of {', '.join(self)}, but got {value!r}")
 
 
+def unhashable(**given: Any) -> TypeError:
+    """The error for choices of which one cannot be looked up, being a list or the like."""
+    name, value = next((n, v) for n, v in given.items() if not isinstance(v, str))
+    return TypeError(f"{name} must be one str, but got {value!r}")
+
+
 def _choice(argument: str) -> Choice:
     return Choice(argument, {value: _core.codes[argument][value] for value in CHOICES[argument]})
 
 
 WEIGHT, CUT, EMPTY = _choice("weight"), _choice("cut"), _choice("empty")
 BORDER, REGION = _choice("border"), _choice("region")
+ANY = (WEIGHT["area"], CUT["mean"], EMPTY["inf"])
+"""For sums, where the choices do not matter."""
 NAN = Choice("nan", {"raise": True, "propagate": False})
 
 
@@ -65,6 +77,12 @@ def take(array: Any, name: str) -> Array:
     if isinstance(array, np.ndarray):
         if array.dtype.kind not in "fbiuc":
             raise TypeError(f"{name} must be numbers, but got a NumPy array of {array.dtype}")
+        if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+            way_out = "maps.filled(0)" if name == "maps" else f"np.ma.filled({name}, False)"
+            more = ", and the mask's inverse as valid= to boxes" if name == "maps" else ""
+            raise TypeError(
+                f"{name} must be a plain array, but got a masked one; give {way_out}{more}"
+            )
         if not (array.dtype.isnative and array.flags.aligned):
             array = array.astype(array.dtype.newbyteorder("="), order="C")
         return array
@@ -72,7 +90,7 @@ def take(array: Any, name: str) -> Array:
         if not hasattr(array, "__dlpack__"):
             raise TypeError(
                 f"{name} must be a torch tensor, a NumPy array or have __dlpack__, but got "
-                f"{type(array).__name__}"
+                f"{type(array).__name__}; give np.asarray({name})"
             )
         array = from_dlpack(array)
     if array.layout is not strided or array.is_meta:
@@ -80,7 +98,11 @@ def take(array: Any, name: str) -> Array:
             f"{name} must be a dense tensor that holds data, but got layout {array.layout} on "
             f"{array.device}; call .to_dense() on a sparse one"
         )
-    return array.resolve_neg() if array.is_neg() else array
+    if not array.is_neg():
+        return array
+    if array.is_cpu:
+        return _through_numpy(torch._neg_view(array.detach()), np.negative)
+    return array.resolve_neg()
 
 
 def take_maps(maps: Any, *, masks: bool = False, heads: bool = False) -> tuple[Array, Shape]:
@@ -89,19 +111,26 @@ def take_maps(maps: Any, *, masks: bool = False, heads: bool = False) -> tuple[A
     shape = tuple(maps.shape)
     if maps.dtype not in DTYPES and not (masks and maps.dtype in MASKS):
         kinds = [*dict.fromkeys(DTYPES.values()), *(["bool"] if masks else [])]
+        numpy = isinstance(maps, np.ndarray)
+        real = ".real" if (maps.dtype.kind == "c" if numpy else maps.is_complex()) else ""
+        convert = "astype(np.float32)" if numpy else "float()"
         raise TypeError(
             f"maps must be {', '.join(kinds[:-1])} or {kinds[-1]}, but got "
-            f"{dtype_name(maps.dtype)}; convert with maps.float()"
+            f"{dtype_name(maps.dtype)}; convert with maps{real}.{convert}"
         )
     if len(shape) < 2 + heads:
         need = "(..., k, grid_h, grid_w)" if heads else "(..., grid_h, grid_w)"
         raise ValueError(f"maps must be {need}, but got shape {shape}; reshape with layout.grid")
     if not (0 < shape[-2] <= MAX_GRID and 0 < shape[-1] <= MAX_GRID):
         raise ValueError(
-            f"maps must have a grid of 1 to {MAX_GRID} cells a side, but got shape {shape}"
+            f"maps must have a grid of 1 to {MAX_GRID} cells a side, but got shape {shape}; "
+            + ("resize or crop them" if min(shape[-2:]) else "leave out maps without cells")
         )
     if heads and shape[-3] == 0:
-        raise ValueError(f"maps must hold at least one head, but got shape {shape}")
+        raise ValueError(
+            f"maps must hold at least one head, but got shape {shape}; the axis before the grid is "
+            "that of the heads"
+        )
     return maps, shape
 
 
@@ -109,7 +138,7 @@ def take_valid(valid: Any, maps: Array, shape: Shape) -> torch.Tensor:
     """Where cells of combined maps of this shape are valid, on the device of maps."""
     valid = take(valid, "valid")
     if valid.dtype not in MASKS:
-        raise TypeError(f"valid must be bool, but got {dtype_name(valid.dtype)}")
+        raise TypeError(f"valid must be bool, but got {dtype_name(valid.dtype)}; give valid != 0")
     if tuple(valid.shape) not in (shape, shape[-2:]):
         raise ValueError(
             f"valid must be {shape[-2:]} or {shape} for maps of shape {tuple(maps.shape)}, "
@@ -147,7 +176,9 @@ def check_out(out: Any, maps: Array, shape: Shape, dtype: str) -> None:
     if not whole:
         raise ValueError("out must be contiguous; give a new array and copy from it")
     if overlap:
-        raise ValueError("out must not overlap maps in memory")
+        raise ValueError(
+            "out must lie apart from maps in memory; give a new array and copy from it"
+        )
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -165,11 +196,28 @@ def _span(array: torch.Tensor) -> tuple[int, int]:
 def source(array: Array, shape: Shape) -> Any:
     """An array of this shape as the native core reads it: see `Source` in _core.pyi."""
     if len(shape) > 3:
-        array = array.reshape(-1, *shape[-2:])
+        array = _one_batch(array, shape)
         shape = array.shape
     if isinstance(array, np.ndarray):
         return array
     return array, array.data_ptr(), _CODES[array.dtype], shape, array.stride()
+
+
+def _one_batch(array: Array, shape: Shape) -> Array:
+    shape = (math.prod(shape[:-2]), *shape[-2:])
+    if isinstance(array, np.ndarray):
+        return array.reshape(shape)
+    try:
+        return array.view(shape)
+    except RuntimeError:  # the axes cannot be walked as one
+        return _through_numpy(array.detach(), np.ascontiguousarray).view(shape)
+
+
+def _through_numpy(array: torch.Tensor, copy: Any) -> torch.Tensor:
+    """A copy of a tensor on the CPU."""
+    if array.dtype == torch.bfloat16:  # which NumPy has not
+        return from_numpy(copy(array.view(torch.int16).numpy())).view(torch.bfloat16)
+    return from_numpy(copy(array.numpy()))
 
 
 def room(shape: Shape, dtype: Any, out: Any, maps: Array, heads: int, strict: bool) -> Any:
@@ -181,22 +229,27 @@ def room(shape: Shape, dtype: Any, out: Any, maps: Array, heads: int, strict: bo
 
 def _surely_finite(maps: Array, heads: int) -> bool:
     """Whether the maps and their sums over heads are finite, at a glance; some yes are missed."""
-    if maps.dtype in MASKS or 0 in maps.shape:
+    if maps.dtype in MASKS:
         return True
-    low, high = tensor(maps).aminmax()
-    return heads * max(-float(low), float(high)) < torch.finfo(torch.float32).max / 2
+    return heads * _core.largest(source(maps, tuple(maps.shape))) < _SURELY
+
+
+_SURELY = float(np.finfo(np.float32).max) / 2
 
 
 def give(result: Array, maps: Array, out: Any = None) -> Any:
     """The result as the caller's kind of array, or in `out`."""
-    if out is not None:
-        target, result = tensor(out), tensor(result)
-        if target.data_ptr() != result.data_ptr():
-            target.copy_(result)
-        return out
+    if out is None:
+        if isinstance(result, np.ndarray):
+            return result if isinstance(maps, np.ndarray) else from_numpy(result)
+        return result.numpy() if isinstance(maps, np.ndarray) else result
     if isinstance(result, np.ndarray):
-        return result if isinstance(maps, np.ndarray) else from_numpy(result)
-    return result.numpy() if isinstance(maps, np.ndarray) else result
+        target = out if isinstance(out, np.ndarray) else out.numpy()
+        if target.ctypes.data != result.ctypes.data:
+            np.copyto(target, result)
+    else:
+        tensor(out).copy_(result)
+    return out
 
 
 def tensor(array: Array) -> torch.Tensor:
@@ -213,16 +266,25 @@ def dtype_name(dtype: Any) -> str:
 
 
 def refuse_maps(maps: Array) -> None:
-    """Refuses maps whose sum is not finite."""
-    refuse(~tensor(maps).sum((-2, -1), dtype=torch.float64).isfinite())
+    """Refuses maps whose sum in float64 is not finite."""
+    if maps.dtype in MASKS:
+        return
+    if isinstance(maps, np.ndarray) or maps.is_cpu:
+        sums = np.empty(maps.shape[:-2], np.float32)
+        _core.head_stats(source(maps, tuple(maps.shape)), *ANY, sums, None)
+        refuse(sums)
+    else:
+        refuse(maps.detach().sum((-2, -1), dtype=torch.float64), infinite=True)
 
 
-def refuse(bad: Any) -> None:
-    """Refuses maps where any is bad."""
-    bad = torch.as_tensor(bad)
-    if bool(bad.any()):
-        first = bad.flatten().nonzero()[0, 0].item()
+def refuse(numbers: Array, *, infinite: bool = False) -> None:
+    """Refuses maps of which a number is NaN, or is infinite where that is refused too."""
+    if isinstance(numbers, torch.Tensor):
+        numbers = numbers.cpu().numpy()
+    bad = ~np.isfinite(numbers) if infinite else np.isnan(numbers)
+    if bad.any():
         raise ValueError(
-            f"maps must be finite and their sums fit the result, but {int(bad.sum())} of "
-            f'{bad.numel()} are not, the first at {first}; pass nan="propagate" to have NaN there'
+            "maps must be finite and their sums fit the result, but "
+            f"{np.count_nonzero(bad)} of {bad.size} are not, the first at "
+            f'{np.flatnonzero(bad)[0]}; pass nan="propagate" to have NaN there'
         )

@@ -26,8 +26,9 @@ _followed = ""
 def set_num_threads(num_threads: int) -> None:
     """At most this many threads work on one call of an operation on the CPU.
 
-    Only calls of a millisecond or more are shared among threads; they take turns when several
-    Python threads call at once. torch's own threads are another matter, and so are attention_rows.
+    Only calls of a millisecond or more are shared among threads. While one is, a call of another
+    Python thread does its work alone. torch's own threads are another matter, and so are
+    attention_rows.
 
     Args:
         num_threads: 1 to 1024, the calling thread included; at first all processors that this

@@ -5,13 +5,16 @@ arrays and answers with NumPy arrays, and takes anything else with `__dlpack__` 
 torch tensors. Maps are (..., grid_h, grid_w), float16, bfloat16, float32 or float64, strided as
 they come, with a grid of 1 to 256 cells a side; a batch may be empty. Results carry no gradient.
 
-nan="raise" refuses maps that hold NaN or infinity, or whose sums no longer fit the result's dtype;
-on a GPU it waits for the answer. nan="propagate" does not: such a map's numbers are NaN, it has no
-foreground, and no box is found in it.
+nan="raise" refuses maps that hold NaN or infinity, or whose sum does not fit float64, or numbers of
+which the results do not fit float32; on a GPU it waits for the answer. nan="propagate" does not:
+the numbers of a map that is not finite, or whose sum does not fit float64, are NaN, it has no
+foreground, and no box is found in it. A map whose sum fits float64 but not float32 has the
+attention sum inf, and else what any map has; in a combined or smoothed map a cell that does not fit
+float32 is inf, and no box is found there, mass and score being NaN.
 
 Where a result is as large as the maps, `out` may hold it: a contiguous array of the result's shape
-and dtype, of the kind and on the device of maps, not overlapping them. It is returned; when maps
-are refused it is as it was.
+and dtype, of the kind and on the device of maps, apart from them in memory: between its first and
+last byte lies none of theirs. It is returned; when maps are refused it is as it was.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import numpy as np
 
 from fastground import _core, reference
 from fastground.arguments import (
+    ANY,
     BORDER,
     CUT,
     EMPTY,
@@ -40,6 +44,7 @@ from fastground.arguments import (
     take_maps,
     take_valid,
     tensor,
+    unhashable,
 )
 from fastground.dispatch import implementations, native
 from fastground.rows import attention_rows
@@ -76,11 +81,11 @@ def attention_sum(maps: Any, *, nan: str = "raise") -> Any:
     (maps, shape), strict = take_maps(maps), NAN[nan]
     if native(maps):
         sums = np.empty(shape[:-2], np.float32)
-        suspect = _core.head_stats(source(maps, shape), *_ANY, sums, None)
+        suspect = _core.head_stats(source(maps, shape), *ANY, sums, None)
     else:
         sums, suspect = reference.attention_sum(tensor(maps)), True
     if strict and suspect:
-        refuse(~tensor(sums).isfinite())
+        refuse(sums, infinite=True)
     return give(sums, maps)
 
 
@@ -100,7 +105,11 @@ def binarize(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = Non
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    (maps, shape), level, strict = take_maps(maps), CUT[cut], NAN[nan]
+    maps, shape = take_maps(maps)
+    try:
+        level, strict = CUT[cut], NAN[nan]
+    except TypeError:
+        raise unhashable(cut=cut, nan=nan) from None
     check_out(out, maps, shape, "bool")
     if native(maps):
         mask = room(shape, np.bool_, out, maps, 1, strict)
@@ -128,7 +137,11 @@ def label(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = None) 
         TypeError: maps is no array, or neither floating nor bool.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    (maps, shape), level, strict = take_maps(maps, masks=True), CUT[cut], NAN[nan]
+    maps, shape = take_maps(maps, masks=True)
+    try:
+        level, strict = CUT[cut], NAN[nan]
+    except TypeError:
+        raise unhashable(cut=cut, nan=nan) from None
     check_out(out, maps, shape, "int32")
     if native(maps):
         labels = room(shape, np.int32, out, maps, 1, strict)
@@ -167,8 +180,11 @@ def entropy(
 
     Source: Kang et al., CVPR 2025 (arXiv 2503.06287), equations 3 and 7.
     """
-    (maps, shape), strict = take_maps(maps), NAN[nan]
-    choices = WEIGHT[weight], CUT[cut], EMPTY[empty]
+    maps, shape = take_maps(maps)
+    try:
+        choices, strict = (WEIGHT[weight], CUT[cut], EMPTY[empty]), NAN[nan]
+    except TypeError:
+        raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
     if native(maps):
         entropies = np.empty(shape[:-2], np.float32)
         suspect = _core.head_stats(source(maps, shape), *choices, None, entropies)
@@ -176,7 +192,7 @@ def entropy(
         entropies = reference.entropy(tensor(maps), weight=weight, cut=cut, empty=empty)
         suspect = True
     if strict and suspect:
-        refuse(tensor(entropies).isnan())
+        refuse(entropies)
     return give(entropies, maps)
 
 
@@ -202,8 +218,11 @@ def head_stats(
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    (maps, shape), strict = take_maps(maps), NAN[nan]
-    choices = WEIGHT[weight], CUT[cut], EMPTY[empty]
+    maps, shape = take_maps(maps)
+    try:
+        choices, strict = (WEIGHT[weight], CUT[cut], EMPTY[empty]), NAN[nan]
+    except TypeError:
+        raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
     if native(maps):
         sums = np.empty(shape[:-2], np.float32)
         entropies = np.empty(shape[:-2], np.float32)
@@ -213,7 +232,7 @@ def head_stats(
         sums, entropies = reference.head_stats(tensor(maps), **keywords)
         suspect = True
     if strict and suspect:
-        refuse(~tensor(sums).isfinite())
+        refuse(sums, infinite=True)
     return HeadStats(give(sums, maps), give(entropies, maps))
 
 
@@ -245,7 +264,10 @@ def smooth(
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
     (maps, shape), strict = take_maps(maps), NAN[nan]
-    recipe = _filter(kernel_size, sigma, border)
+    try:
+        recipe = _filter(kernel_size, sigma, border)
+    except TypeError:  # unhashable
+        recipe = _filter.__wrapped__(kernel_size, sigma, border)
     return _combine(maps, shape, shape, 1, recipe, strict, out)
 
 
@@ -266,8 +288,9 @@ def combine(maps: Any, *, recipe: Recipe | None = None, nan: str = "raise", out:
         ValueError: a shape or, under nan="raise", a value that is refused.
     """
     (maps, shape), strict = take_maps(maps, heads=True), NAN[nan]
+    recipe = _take_recipe(recipe)
     result_shape = (*shape[:-3], *shape[-2:])
-    return _combine(maps, shape, result_shape, shape[-3], recipe or _PAPER, strict, out)
+    return _combine(maps, shape, result_shape, shape[-3], recipe, strict, out)
 
 
 def boxes(
@@ -294,7 +317,7 @@ def boxes(
     """
     (maps, shape), strict = take_maps(maps, heads=True), NAN[nan]
     batch = shape[:-3]
-    recipe = recipe or _PAPER
+    recipe = _take_recipe(recipe)
     if valid is not None:
         valid = take_valid(valid, maps, (*batch, *shape[-2:]))
     if recipe.padding == "include":
@@ -314,7 +337,7 @@ def boxes(
             *found,
         )
         if strict and suspect:
-            refuse(np.isnan(mass) & ~found.found)  # with found, a share of a sum of 0
+            refuse(np.where(found.found, 0, mass))  # with found, a share of a sum of 0
     else:
         combined = reference.combine(tensor(maps), recipe=recipe)
         if strict:
@@ -324,7 +347,17 @@ def boxes(
 
 
 _PAPER = Recipe()
-_ANY = (WEIGHT["area"], CUT["mean"], EMPTY["inf"])
+
+
+def _take_recipe(recipe: Any) -> Recipe:
+    if recipe is None:
+        return _PAPER
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"recipe must be a Recipe or None, but got {recipe!r}; give Recipe(...) or "
+            "Recipe.profile(name)"
+        )
+    return recipe
 
 
 def _combine(
@@ -351,7 +384,10 @@ def _combine(
 
 @lru_cache(typed=True)
 def _filter(kernel_size: int, sigma: float, border: str) -> Recipe:
-    return Recipe(kernel_size=kernel_size, sigma=sigma, border=border)
+    try:
+        return Recipe(kernel_size=kernel_size, sigma=sigma, border=border)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("recipe.")) from None
 
 
 @lru_cache

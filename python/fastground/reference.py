@@ -120,7 +120,8 @@ def gaussian(kernel_size: int, sigma: float) -> list[float]:
         return [1.0]
     offsets = [i - kernel_size // 2 for i in range(kernel_size)]
     taps = [math.exp(-0.5 * (x / sigma) * (x / sigma)) for x in offsets]
-    return [tap / sum(taps) for tap in taps]
+    total = sum(taps)
+    return [tap / total for tap in taps]
 
 
 def border_cells(size: int, radius: int, border: str) -> list[int]:

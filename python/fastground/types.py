@@ -35,6 +35,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """Every named choice of a `Recipe` field; the first is the paper's, and the default."""
 
 
+MAX_KERNEL_SIZE = 65535
+"""Taps of the smoothing, at most."""
+
+
 def _is_finite(value: Any) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
@@ -108,10 +112,11 @@ class Recipe:
             )
         for name, least in (("skip_layers", 0), ("top_n", 1), ("k", 1), ("kernel_size", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"recipe.{name} must be an integer >= {least}, but got {value!r}")
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"recipe.kernel_size must be odd, but got {self.kernel_size}")
+        if self.kernel_size % 2 == 0 or self.kernel_size > MAX_KERNEL_SIZE:
+            most = f" and at most {MAX_KERNEL_SIZE}" if self.kernel_size > MAX_KERNEL_SIZE else ""
+            raise ValueError(f"recipe.kernel_size must be odd{most}, but got {self.kernel_size}")
         if self.bottom_row is not None and not _is_finite(self.bottom_row):
             raise ValueError(
                 f"recipe.bottom_row must be a number or None, but got {self.bottom_row!r}"

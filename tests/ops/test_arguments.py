@@ -92,12 +92,22 @@ def test_expanded_and_negated_views(operation):
         (torch.rand(576), ValueError, r"but got shape \(576,\); reshape with layout.grid"),
         (torch.rand(3, 4, 0), ValueError, "grid of 1 to 256 cells a side"),
         (torch.rand(3, 0, 4), ValueError, "grid of 1 to 256 cells a side"),
-        (torch.rand(1, 4, 257), ValueError, r"but got shape \(1, 4, 257\)"),
-        (torch.ones(1, 4, 4, dtype=torch.int32), TypeError, "but got int32; convert with"),
-        (torch.ones(1, 4, 4, dtype=torch.complex64), TypeError, "but got complex64"),
-        (np.ones((1, 4, 4), dtype=np.int64), TypeError, "but got int64"),
+        (torch.rand(1, 4, 257), ValueError, r"but got shape \(1, 4, 257\); resize or crop"),
+        (
+            torch.ones(1, 4, 4, dtype=torch.int32),
+            TypeError,
+            r"but got int32; convert with maps.float\(\)",
+        ),
+        (torch.ones(1, 4, 4, dtype=torch.complex64), TypeError, r"maps.real.float\(\)"),
+        (np.ones((1, 4, 4), dtype=np.int64), TypeError, r"int64; .* maps.astype\(np.float32\)"),
+        (np.ones((1, 4, 4), complex), TypeError, r"convert with maps.real.astype\(np.float32\)"),
+        (np.ma.masked_less(np.eye(4)[None], 1), TypeError, r"masked one; give maps.filled\(0\)"),
         (np.array([["a"]]), TypeError, "maps must be numbers"),
-        ([[0.1, 0.2]], TypeError, "maps must be a torch tensor, a NumPy array .* but got list"),
+        (
+            [[0.1, 0.2]],
+            TypeError,
+            "maps must be a torch tensor, a NumPy array .* but got list; give np.asarray",
+        ),
         (None, TypeError, "but got NoneType"),
         (torch.rand(1, 4, 4).to_sparse(), TypeError, "to_dense"),
         (torch.rand(1, 4, 4, device="meta"), TypeError, "must be a dense tensor that holds data"),
@@ -120,6 +130,45 @@ def test_bad_choices():
     for operation in OPERATIONS:
         with pytest.raises(ValueError, match="nan must be one of raise, propagate"):
             operation(maps, nan="ignore")
+
+
+def test_choices_that_cannot_be_looked_up():
+    maps = torch.rand(3, 4, 4)
+    for operation in (fg.binarize, fg.label, fg.entropy, fg.head_stats):
+        with pytest.raises(TypeError, match=r"cut must be one str, but got \['mean'\]"):
+            operation(maps, cut=["mean"])
+    with pytest.raises(ValueError, match=r"border must be one of reflect101, .* got \['reflect'\]"):
+        fg.smooth(maps, border=["reflect"])
+
+
+def test_bad_kernel_sizes_and_recipes():
+    maps = torch.rand(3, 4, 4)
+    for size in (7.0, True, [7], 0):
+        with pytest.raises(ValueError, match=r"^kernel_size must be an integer >= 1, but got "):
+            fg.smooth(maps, kernel_size=size)
+    with pytest.raises(ValueError, match=r"^kernel_size must be odd .* 65535, but got 65537"):
+        fg.smooth(maps, kernel_size=65537)
+    for operation in (ops.combine, fg.boxes):
+        with pytest.raises(TypeError, match="recipe must be a Recipe or None, but got 'paper'"):
+            operation(maps, recipe="paper")
+        with pytest.raises(ValueError, match=r"at least one head.* the axis before the grid"):
+            operation(maps[:0])
+    with pytest.raises(TypeError, match="valid must be bool, but got float32; give valid != 0"):
+        fg.boxes(maps, valid=maps[0])
+
+
+def test_sums_between_float32_and_float64(implementation):
+    maps = torch.rand(2, 1, 6, 5, dtype=torch.float64)
+    large = maps * 1e38
+    for operation in (fg.binarize, fg.label, fg.entropy):
+        expected = implementation(operation, maps)
+        assert torch.allclose(implementation(operation, large).double(), expected.double())
+    sums = implementation(fg.attention_sum, large, nan="propagate")
+    assert torch.equal(sums, torch.full((2, 1), math.inf))
+    combined = implementation(ops.combine, large * 100, nan="propagate")
+    assert bool((combined == math.inf).any()) and not combined.isnan().any()
+    found = implementation(fg.boxes, large * 100, nan="propagate")
+    assert not found.found.any() and bool(found.mass.isnan().all() and found.score.isnan().all())
 
 
 @each_operation
@@ -293,10 +342,10 @@ def test_bad_out_of_numpy(operation):
 def test_out_that_overlaps_the_maps():
     for memory in (torch.rand(100), torch.rand(100).numpy()):
         maps = memory[:60].reshape(2, 6, 5)
-        with pytest.raises(ValueError, match="out must not overlap maps"):
+        with pytest.raises(ValueError, match="out must lie apart from maps in memory"):
             fg.smooth(maps, out=memory[40:].reshape(2, 6, 5))
         fg.smooth(maps[:1], out=memory[30:60].reshape(1, 6, 5))  # its neighbour may hold it
-    with pytest.raises(ValueError, match="out must not overlap maps"):
+    with pytest.raises(ValueError, match="out must lie apart from maps in memory"):
         fg.smooth(maps, out=maps)
 
 
@@ -365,5 +414,57 @@ def test_the_native_core_checks_what_it_would_write_and_read():
     for heads in (0, 3):
         with pytest.raises(ValueError, match="heads"):
             _core.combine(maps, heads, one, 0, np.empty((1, 6, 5), np.float32))
+    room = np.empty(maps.shape, np.float32)
     with pytest.raises(ValueError, match="kernel_size must be odd"):
-        _core.combine(maps, 1, np.ones(2), 0, np.empty(maps.shape, np.float32))
+        _core.combine(maps, 1, np.ones(2), 0, room)
+    with pytest.raises(ValueError, match="taps must be float64"):
+        _core.combine(maps, 1, np.ones(6, np.float32)[:2], 0, room)
+    with pytest.raises(ValueError, match="an output is missing"):
+        _core.combine(maps, 1, one, 0, None)
+    with pytest.raises(ValueError, match="not the size of the result"):
+        _core.combine(maps, 1, one, 0, room.view(np.int16))
+    sums = np.empty(4, np.float32)
+    parts = [np.empty((4, 4), np.float32), *(sums.copy() for _ in range(3)), np.empty(4, bool)]
+    mask = maps > 0
+    for call in (
+        lambda: _core.head_stats(mask, 0, 0, 0, sums, None),
+        lambda: _core.combine(mask, 1, one, 0, room),
+        lambda: _core.boxes(mask, 1, one, 0, None, 0, *parts),
+        lambda: _core.largest(mask),
+    ):
+        with pytest.raises(ValueError, match="maps must not be bool here"):
+            call()
+    numbers = {dtype: _core.codes["dtype"][dtype] for dtype in ("bool", "float64")}
+    wrong = (-1, numbers["float64"] + 1)
+    tensor = torch.from_numpy(maps)
+    for code in wrong:
+        as_given = (tensor, tensor.data_ptr(), code, tensor.shape, tensor.stride())
+        for call in (
+            lambda code=code: _core.head_stats(maps, code, 0, 0, sums, None),
+            lambda code=code: _core.head_stats(maps, 0, code, 0, sums, None),
+            lambda code=code: _core.head_stats(maps, 0, 0, code, sums, None),
+            lambda code=code: _core.binarize(maps, code, mask),
+            lambda code=code: _core.label(maps, code, room.view(np.int32)),
+            lambda code=code: _core.combine(maps, 1, one, code, room),
+            lambda code=code: _core.boxes(maps, 1, one, 0, None, code, *parts),
+            lambda given=as_given: _core.binarize(given, 0, mask),
+        ):
+            with pytest.raises(ValueError, match="no choice has the number"):
+                call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_largest_magnitude(dtype):
+    generator = torch.Generator().manual_seed(0)
+    for grid in ((1, 1), (3, 5), (24, 24), (5, 65)):
+        maps = torch.randn(7, *grid, generator=generator).to(dtype)
+        for view in (maps, maps[::2], maps.transpose(1, 2), maps[:, :, :1]):
+            worst = view.clone()
+            worst[-1, -1, -1] = -math.nan
+            for name in _core.instruction_sets():
+                _core.use(name)
+                found = _core.largest(arguments.source(view, tuple(view.shape)))
+                assert found == view.double().abs().max().item()
+                assert _core.largest(arguments.source(worst, tuple(view.shape))) == math.inf
+    _core.use("")
+    assert _core.largest(np.empty((0, 4, 4))) == 0
