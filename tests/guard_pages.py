@@ -120,6 +120,7 @@ def calls(maps, valid, dtype, rng):
         lambda m, v, out: _core.head_stats(m, weight, cut, 0, *out),
     )
     yield "binarize", [("?", count * h * w)], lambda m, v, out: _core.binarize(m, cut, *out)
+    yield "largest", [("f8", 1)], lambda m, v, out: out[0].fill(_core.largest(m))
     heads = count // valid.plain.shape[0]
     taps = np.array(reference.gaussian(int(rng.choice([1, 3, 7, 9, 15])), 1.0))
     border = chosen("border", rng)
