@@ -158,5 +158,5 @@ def test_one_environment_variable_and_no_more():
             if isinstance(node, ast.Attribute):
                 assert node.attr not in {"environ", "getenv"}, f"{path} reads the environment"
     sources = [p.read_text() for p in (ROOT / "csrc").iterdir()]
-    named = [name for text in sources for name in re.findall(r"getenv\((.*?)\)", text)]
+    named = [name for text in sources for name in re.findall(r"\bgetenv\((.*?)\)", text)]
     assert named == ['"FASTGROUND_IMPLEMENTATION"']
