@@ -11,11 +11,15 @@ namespace fastground {
 #ifdef FASTGROUND_X86
 namespace {
 
-// What not every compiler's __builtin_cpu_supports can be asked for.
+// What not every compiler's __builtin_cpu_supports can be asked for; asked once, since on virtual
+// machines the question itself takes long.
 bool has_f16c_and_lzcnt() {
-  unsigned a, b, c, d;
-  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
-  return f16c && __get_cpuid(0x80000001, &a, &b, &c, &d) != 0 && (c & bit_LZCNT) != 0;
+  static const bool has = [] {
+    unsigned a, b, c, d;
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+    return f16c && __get_cpuid(0x80000001, &a, &b, &c, &d) != 0 && (c & bit_LZCNT) != 0;
+  }();
+  return has;
 }
 
 // Haswell, Zen and later. All that CMakeLists.txt compiles for is asked for.
