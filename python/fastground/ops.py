@@ -19,10 +19,12 @@ last byte lies none of theirs. It is returned; when maps are refused it is as it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from fastground import _core, reference
 from fastground.arguments import (
@@ -105,20 +107,8 @@ def binarize(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = Non
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    maps, shape = take_maps(maps)
-    try:
-        level, strict = CUT[cut], NAN[nan]
-    except TypeError:
-        raise unhashable(cut=cut, nan=nan) from None
-    check_out(out, maps, shape, "bool")
-    if native(maps):
-        mask = room(shape, np.bool_, out, maps, 1, strict)
-        suspect = _core.binarize(source(maps, shape), level, mask)
-    else:
-        mask, suspect = reference.binarize(tensor(maps), cut=cut), True
-    if strict and suspect:
-        refuse_maps(maps)
-    return give(mask, maps, out)
+    made_by = _core.binarize, reference.binarize
+    return _foreground(take_maps(maps), cut, nan, out, "bool", *made_by)
 
 
 def label(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = None) -> Any:
@@ -137,20 +127,8 @@ def label(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = None) 
         TypeError: maps is no array, or neither floating nor bool.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    maps, shape = take_maps(maps, masks=True)
-    try:
-        level, strict = CUT[cut], NAN[nan]
-    except TypeError:
-        raise unhashable(cut=cut, nan=nan) from None
-    check_out(out, maps, shape, "int32")
-    if native(maps):
-        labels = room(shape, np.int32, out, maps, 1, strict)
-        suspect = _core.label(source(maps, shape), level, labels)
-    else:
-        labels, suspect = reference.label(tensor(maps), cut=cut), True
-    if strict and suspect:
-        refuse_maps(maps)
-    return give(labels, maps, out)
+    made_by = _core.label, reference.label
+    return _foreground(take_maps(maps, masks=True), cut, nan, out, "int32", *made_by)
 
 
 def entropy(
@@ -358,6 +336,32 @@ def _take_recipe(recipe: Any) -> Recipe:
             "Recipe.profile(name)"
         )
     return recipe
+
+
+def _foreground(
+    taken: tuple[Array, Shape],
+    cut: str,
+    nan: str,
+    out: Any,
+    dtype: str,
+    by_core: Callable[..., int],
+    by_reference: Callable[..., torch.Tensor],
+) -> Any:
+    """What is made of each map's foreground, a number a cell."""
+    maps, shape = taken
+    try:
+        level, strict = CUT[cut], NAN[nan]
+    except TypeError:
+        raise unhashable(cut=cut, nan=nan) from None
+    check_out(out, maps, shape, dtype)
+    if native(maps):
+        made = room(shape, np.dtype(dtype), out, maps, 1, strict)
+        suspect = by_core(source(maps, shape), level, made)
+    else:
+        made, suspect = by_reference(tensor(maps), cut=cut), True
+    if strict and suspect:
+        refuse_maps(maps)
+    return give(made, maps, out)
 
 
 def _combine(
