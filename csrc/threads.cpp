@@ -65,7 +65,7 @@ struct Job {
   int working = 0;
   std::atomic<std::int64_t> next = 0;
   std::atomic<bool> failed = false;
-  std::exception_ptr error;
+  std::exception_ptr error = nullptr;
 
   void work() noexcept {
     const DefaultNumbers numbers;
