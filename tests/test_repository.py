@@ -119,7 +119,12 @@ def test_wheel_holds_everything(tmp_path):
     """All of the package's files and the kernels, built without the native core to be quick."""
     pytest.importorskip("scikit_build_core")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", str(ROOT)]
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "-Cwheel.cmake=false"]
+    options = [
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--config-settings=wheel.cmake=false",
+    ]
     done = subprocess.run(
         [*command, *options, "--wheel-dir", str(tmp_path)],
         cwd=tmp_path, capture_output=True, text=True, check=False,
