@@ -38,7 +38,7 @@ def test_plain_prompt_is_image_then_expression(lvlm):
     first, second = (words(lvlm, ids) for ids in encoded.token_ids)
     assert first == ["<s>", *["<image>"] * 16, "the", "red", "mug", "."]
     assert second[17:] == ["a", "dog", "."]
-    assert encoded.asking == (20, 19)
+    assert encoded.asking == ((20,), (19,))
     assert encoded.prefix_length == 17
     assert encoded.layout.tokens == tuple(range(1, 17))
     assert encoded.layout.grid == (4, 4)
@@ -49,7 +49,7 @@ def test_plain_prompt_is_image_then_expression(lvlm):
 def test_without_a_period_the_last_word_asks(lvlm):
     encoded = lvlm.encode(IMAGE, [" the red mug "], Recipe(ensure_period=False))
     assert words(lvlm, encoded.token_ids[0])[-1] == "mug"
-    assert encoded.asking == (19,)
+    assert encoded.asking == ((19,),)
 
 
 @pytest.mark.parametrize(("query", "asks"), [("last_expression", "."), ("last_prompt", ":")])
@@ -59,7 +59,7 @@ def test_chat_prompt_and_its_asking_token(query, asks):
     encoded = lvlm.encode(IMAGE, ["a"], Recipe(template="chat", query=query))
     said = words(lvlm, encoded.token_ids[0])
     assert said[-4:] == ["a", ".", "assistant", ":"]
-    assert said[encoded.asking[0]] == asks
+    assert said[encoded.asking[0][0]] == asks
     assert said[: encoded.prefix_length] == ["<s>", "user", ":", *["<image>"] * 16]
 
 

@@ -32,7 +32,7 @@ def eager_maps(lvlm, encoded):
             attentions = lvlm.model(
                 input_ids=ids[None], **encoded.image_inputs, output_attentions=True
             ).attentions
-        rows = torch.cat(attentions, dim=1)[0, :, asking]
+        rows = torch.cat(attentions, dim=1)[0, :, asking[-1]]
         found.append(rows[:, list(encoded.layout.tokens)].unflatten(-1, (4, 4)))
     lvlm.model.set_attn_implementation("sdpa")
     return torch.stack(found)

@@ -6,7 +6,7 @@ for. Both discovery and grounding look at the model through this module only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,17 +46,52 @@ def attention_maps(
     Raises:
         ValueError: a bad image, expression or head; attention that is NaN.
     """
-    packed = packed and lvlm.shares_prefix
-    encoded = lvlm.encode(image, list(expressions), recipe)
-    parts = packing.split(encoded, packed=packed, max_tokens=max_tokens)
-    found = [_ask(lvlm, part, heads, packed) for part in parts]
-    if len(found) == 1:
-        return found[0]
-    return replace(
-        found[0],
-        maps=torch.cat([part.maps for part in found]),
-        sums=torch.cat([part.sums for part in found]),
+    asked = [(image, expressions)]
+    [found] = attention_of_images(
+        lvlm, asked, recipe=recipe, heads=heads, packed=packed, max_tokens=max_tokens
     )
+    return found
+
+
+def attention_of_images(
+    lvlm: LVLM,
+    asked: Iterable[tuple[Any, Sequence[str]]],
+    *,
+    recipe: Recipe,
+    heads: Sequence[HeadId | tuple[int, int]] | None = None,
+    packed: bool = True,
+    max_tokens: int = packing.MAX_TOKENS,
+) -> Iterator[AttentionMaps]:
+    """The same for many images, several of which share a forward.
+
+    Args:
+        asked: images, each with its expressions; read as far as a forward has room for.
+        max_tokens: most tokens of one forward, over all of its images.
+        lvlm, recipe, heads, packed: as in `attention_maps`.
+
+    Yields:
+        One AttentionMaps an image, in order.
+    """
+    packed = packed and _packs(lvlm)
+    left: list[int] = []  # of each image begun, how many of its parts are still to come
+
+    def parts() -> Iterator[Encoded]:
+        for image, expressions in asked:
+            encoded = lvlm.encode(image, list(expressions), recipe)
+            several = packing.split(encoded, packed=packed, max_tokens=max_tokens)
+            left.append(len(several))
+            yield from several
+
+    whole: list[AttentionMaps] = []
+    for batch in packing.batches(parts(), packed=packed, max_tokens=max_tokens):
+        if recipe.query == "first_generated":
+            batch = _with_first_words(lvlm, batch, packed)
+        for maps in _ask(lvlm, batch, heads, packed):
+            whole.append(maps)
+            if len(whole) == left[0]:
+                yield _joined(whole)
+                whole = []
+                left.pop(0)
 
 
 @torch.no_grad()
@@ -79,13 +114,12 @@ def answers(
     Returns:
         Per expression its words, split at white space.
     """
-    packed = packed and lvlm.shares_prefix
+    packed = packed and _packs(lvlm)
     encoded = lvlm.encode(image, list(expressions), recipe or Recipe())
-    encoded = replace(encoded, asking=tuple(len(ids) - 1 for ids in encoded.token_ids))
     tokenizer = lvlm.processor.tokenizer
     words = []
     for part in packing.split(encoded, packed=packed):
-        for ids in _answer(lvlm, part, packed, max_new_tokens).tolist():
+        for ids in _answer(lvlm, [part], packed, max_new_tokens).tolist():
             if tokenizer.eos_token_id in ids:
                 ids = ids[: ids.index(tokenizer.eos_token_id)]
             words.append(tuple(tokenizer.decode(ids, skip_special_tokens=True).split()))
@@ -117,45 +151,100 @@ def right_answers(
 @torch.no_grad()
 def _ask(
     lvlm: LVLM,
-    encoded: Encoded,
+    batch: Sequence[Encoded],
     heads: Sequence[HeadId | tuple[int, int]] | None,
     packed: bool,
-) -> AttentionMaps:
-    inputs, rows = packing.pack(encoded) if packed else packing.separate(encoded)
+) -> list[AttentionMaps]:
+    """One forward: the maps of each part, a mean where several tokens ask for an expression."""
+    inputs, rows = (packing.pack if packed else packing.separate)(*batch)
+    layouts = [part.layout for part in batch for _ in range(1 if packed else len(part.token_ids))]
     deepest = lvlm.architecture["num_layers"] - 1
     if heads is not None:  # capture refuses heads that the model does not have
         deepest = max(0, min(deepest, max((int(head[0]) for head in heads), default=0)))
     inputs = _prepared(lvlm, inputs)
-    with capture(lvlm.model, heads, rows, deepest, encoded.layout) as captured:
+    with capture(lvlm.model, heads, rows, deepest, layouts) as captured:
         lvlm.model(**inputs, use_cache=False)
-    maps = captured.maps
-    if not bool(maps.sums.isfinite().all()):
-        raise ValueError(
-            f"model must have finite attention, but {lvlm!r} gave NaN; if float16 overflowed, load "
-            "it with dtype=torch.bfloat16 or torch.float32"
+    sequences = iter(captured.each)
+    found = []
+    for part in batch:
+        mine = _joined([next(sequences) for _ in range(1 if packed else len(part.token_ids))])
+        if not bool(mine.sums.isfinite().all()):
+            raise ValueError(
+                f"model must have finite attention, but {lvlm!r} gave NaN; if float16 overflowed, "
+                "load it with dtype=torch.bfloat16 or torch.float32"
+            )
+        found.append(_mean(mine, [len(asks) for asks in part.asking]))
+    return found
+
+
+def _joined(parts: list[AttentionMaps]) -> AttentionMaps:
+    """The expressions of several parts of one image."""
+    if len(parts) == 1:
+        return parts[0]
+    return replace(
+        parts[0],
+        maps=torch.cat([part.maps for part in parts]),
+        sums=torch.cat([part.sums for part in parts]),
+    )
+
+
+def _mean(attention: AttentionMaps, counts: list[int]) -> AttentionMaps:
+    """One map an expression, the mean over as many rows as counted."""
+    if all(count == 1 for count in counts):
+        return attention
+    return replace(
+        attention,
+        maps=torch.stack([rows.mean(0) for rows in attention.maps.split(counts)]),
+        sums=torch.stack([rows.mean(0) for rows in attention.sums.split(counts)]),
+    )
+
+
+def _with_first_words(lvlm: LVLM, batch: list[Encoded], packed: bool) -> list[Encoded]:
+    """The same prompts, each with the first token that the model says, which asks."""
+    said = _answer(lvlm, batch, packed, 1).cpu().split([len(part.token_ids) for part in batch])
+    return [
+        replace(
+            part,
+            token_ids=tuple(torch.cat(pair) for pair in zip(part.token_ids, words, strict=True)),
+            asking=tuple((len(ids),) for ids in part.token_ids),
         )
-    return maps
+        for part, words in zip(batch, said, strict=True)
+    ]
 
 
-def _answer(lvlm: LVLM, encoded: Encoded, packed: bool, max_new_tokens: int) -> torch.Tensor:
+@torch.no_grad()
+def _answer(
+    lvlm: LVLM, batch: Sequence[Encoded], packed: bool, max_new_tokens: int
+) -> torch.Tensor:
     """(N, max_new_tokens) token ids. Every step adds one token a branch to the cached keys."""
-    inputs, rows = packing.pack(encoded) if packed else packing.separate(encoded)
+    batch = [
+        replace(part, asking=tuple((len(ids) - 1,) for ids in part.token_ids)) for part in batch
+    ]
+    inputs, rows = (packing.pack if packed else packing.separate)(*batch)
     rows = rows.to(lvlm.model.device)
+    elements, places = rows.unbind(1)
+    kept, where = places.unique(return_inverse=True)
+    out = lvlm.model(**_prepared(lvlm, inputs), use_cache=max_new_tokens > 1, logits_to_keep=kept)
+    said = [out.logits[elements, where].argmax(-1)]
+    if max_new_tokens == 1:
+        return said[0][:, None]
+    assert len(batch) == 1, "several images answer one word at a time"
     count = len(rows)
-    steps = torch.arange(count, device=rows.device)
-    out = lvlm.model(**_prepared(lvlm, inputs), use_cache=True, logits_to_keep=rows[:, 1])
-    said = [out.logits[rows[:, 0], steps].argmax(-1)]
     mask = inputs["attention_mask"].to(rows.device)
-    visible = mask[:, :, rows[:, 1]] if packed else mask
+    visible = mask[:, :, places] if packed else mask
     own = torch.eye(count, dtype=torch.bool, device=rows.device)[None, None]
     own = own if packed else mask.new_ones(count, 1)
-    positions = torch.tensor([len(ids) for ids in encoded.token_ids], device=rows.device)
+    positions = torch.tensor(
+        [packing.next_position(batch[0], len(ids)) for ids in batch[0].token_ids],
+        device=rows.device,
+    )
     shape = (1, count) if packed else (count, 1)
+    axes = inputs["position_ids"].shape[:-2] if "position_ids" in inputs else ()
     for step in range(max_new_tokens - 1):
         visible = torch.cat([visible, own], dim=-1)
         inputs = {
             "input_ids": said[-1].view(shape),
-            "position_ids": (positions + step).view(shape),
+            "position_ids": (positions + step).view(shape).expand(*axes, *shape),
             "attention_mask": visible,
         }
         out = lvlm.model(
@@ -165,8 +254,15 @@ def _answer(lvlm: LVLM, encoded: Encoded, packed: bool, max_new_tokens: int) -> 
     return torch.stack(said, dim=1)
 
 
+def _packs(lvlm: LVLM) -> bool:
+    """Whether expressions may share a sequence: its mask must reach the model's attention."""
+    text = lvlm.model.config.get_text_config(decoder=True)
+    return lvlm.shares_prefix and text._attn_implementation in ("sdpa", "eager")
+
+
 def _prepared(lvlm: LVLM, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs on the model's device, with the kind of mask that its attention takes."""
+    inputs = {**inputs, **lvlm.token_inputs(inputs["input_ids"])}
     inputs = {name: value.to(lvlm.model.device) for name, value in inputs.items()}
     eager = lvlm.model.config.get_text_config(decoder=True)._attn_implementation == "eager"
     if eager and inputs["attention_mask"].ndim == 4:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -114,6 +115,21 @@ class Capture:
     def sums(self) -> torch.Tensor:
         """(N, heads) float32: the attention on all of the image's tokens."""
         return self.maps.sums
+
+    @property
+    def each(self) -> list[AttentionMaps]:
+        """The same, one a sequence of the batch, each with its own layout and rows.
+
+        Raises:
+            RuntimeError: no forward ran.
+        """
+        whole = self.maps
+        assert self._asking is not None
+        return [
+            replace(whole, maps=whole.maps[mine], sums=whole.sums[mine], layout=layout)
+            for n, layout in enumerate(self._asking.layouts)
+            for mine in [self._asking.elements == n]
+        ]
 
     def __enter__(self) -> Capture:
         _register()
@@ -274,7 +290,7 @@ class _Asking:
                 f"{[layout.grid for layout in layouts]}; run images of other grids separately"
             )
         asked = [layouts[b] for b in elements.tolist()]
-        self.layout = asked[0]
+        self.layout, self.layouts = asked[0], layouts
         self.tokens = torch.tensor([a.tokens for a in asked])
         whole = any(a.all_tokens is not None for a in asked)
         self.all_tokens = torch.tensor([a.all_tokens or a.tokens for a in asked]) if whole else None

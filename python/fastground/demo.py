@@ -158,5 +158,5 @@ def _walk(lvlm: LVLM, recipe: Recipe, example: Example) -> Walk:
     shown = [i for i, t in enumerate(ids) if t != image_id or i == ids.index(image_id)]
     words = lvlm.processor.tokenizer.convert_ids_to_tokens([ids[i] for i in shown])
     tokens = [report.IMAGE if ids[i] == image_id else w for i, w in zip(shown, words, strict=True)]
-    asking = shown.index(encoded.asking[0])
+    asking = shown.index(encoded.asking[0][-1])
     return Walk(example, tokens, asking, attention, head_statistics(attention, recipe))

@@ -16,6 +16,7 @@ nothing after them (`LVLM.shares_prefix`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,54 +29,120 @@ MAX_TOKENS = 2048
 """Default length of a pack: the mask and the attention grow with its square."""
 
 
-def pack(encoded: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
-    """Model inputs of one sequence that holds every expression.
+def pack(*images: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
+    """Model inputs of one sequence an image, which holds all of its expressions.
 
     Returns:
-        (inputs, rows): input_ids (1, T), attention_mask (1, 1, T, T) bool, position_ids (1, T) and
-        the image's own; rows (N, 2) int64, batch index and sequence position of each asking token.
+        (inputs, rows): input_ids (B, T), attention_mask (B, 1, T, T) bool, position_ids (B, T), or
+        (axes, B, T) where the model counts in several axes, and the images' own; rows (N, 2) int64,
+        batch index and sequence position of each asking token, image by image.
     """
     import torch
 
-    prefix = encoded.prefix_length
-    branches = [ids[prefix:] for ids in encoded.token_ids]
-    lengths = [len(branch) for branch in branches]
-    input_ids = torch.cat([encoded.token_ids[0][:prefix], *branches])
-    positions = torch.cat([torch.arange(prefix), *(prefix + torch.arange(n) for n in lengths)])
-    branch = torch.repeat_interleave(torch.tensor([prefix, *lengths]))
-    visible = ((branch == 0) | (branch == branch[:, None])).tril_()[None, None]
-    starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-    rows = torch.stack([torch.zeros_like(starts), starts + torch.tensor(encoded.asking)], dim=1)
+    ids, masks, positions, rows = [], [], [], []
+    for index, encoded in enumerate(images):
+        prefix = encoded.prefix_length
+        branches = [prompt[prefix:] for prompt in encoded.token_ids]
+        lengths = [len(branch) for branch in branches]
+        ids.append(torch.cat([encoded.token_ids[0][:prefix], *branches]))
+        whole = [_positions(encoded, len(prompt)) for prompt in encoded.token_ids]
+        positions.append(torch.cat([whole[0][:, :prefix], *(p[:, prefix:] for p in whole)], dim=1))
+        branch = torch.repeat_interleave(torch.tensor([prefix, *lengths]))
+        masks.append(((branch == 0) | (branch == branch[:, None])).tril_())
+        starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        rows += [
+            (index, start + i)
+            for start, asking in zip(starts, encoded.asking, strict=False)
+            for i in asking
+        ]
+    length = max(map(len, ids))
+    visible = torch.eye(length, dtype=torch.bool).repeat(
+        len(images), 1, 1, 1
+    )  # padding sees itself
+    for index, mask in enumerate(masks):
+        visible[index, 0, : len(mask), : len(mask)] = mask
     return {
-        "input_ids": input_ids[None],
+        "input_ids": _padded(ids, images),
         "attention_mask": visible,
-        "position_ids": positions[None],
-        **encoded.image_inputs,
-    }, rows
+        "position_ids": _in_batch(positions, images),
+        **_image_inputs(images),
+    }, torch.tensor(rows)
 
 
-def separate(encoded: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
+def separate(*images: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
     """Model inputs of one sequence an expression, padded on the right; the image is repeated.
 
     Returns:
-        (inputs, rows): input_ids and attention_mask (N, T) and the image's own, N times; rows
-        (N, 2) int64 as in `pack`.
+        (inputs, rows): input_ids and attention_mask (N, T), position_ids (axes, N, T) where the
+        model counts in several axes, and the images' own, N times; rows (M, 2) int64 as in `pack`.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    count = len(encoded.token_ids)
-    ones = [torch.ones_like(ids) for ids in encoded.token_ids]
-    # Any token but an image's will do where nobody looks.
-    fill = int(encoded.token_ids[0][-1])
-    image_inputs = {
-        name: value.expand(count, *value.shape[1:]) for name, value in encoded.image_inputs.items()
+    each = [encoded for encoded in images for _ in encoded.token_ids]
+    ids = [prompt for encoded in images for prompt in encoded.token_ids]
+    asking = [asks for encoded in images for asks in encoded.asking]
+    inputs = {
+        "input_ids": _padded(ids, each),
+        "attention_mask": pad_sequence([torch.ones_like(x) for x in ids], batch_first=True),
+        **_image_inputs(each),
     }
-    return {
-        "input_ids": pad_sequence(list(encoded.token_ids), batch_first=True, padding_value=fill),
-        "attention_mask": pad_sequence(ones, batch_first=True),
-        **image_inputs,
-    }, torch.stack([torch.arange(count), torch.tensor(encoded.asking)], dim=1)
+    if each[0].prefix_positions is not None:
+        positions = [_positions(encoded, len(x)) for encoded, x in zip(each, ids, strict=True)]
+        inputs["position_ids"] = _in_batch(positions, each)
+    return inputs, torch.tensor([(i, p) for i, asks in enumerate(asking) for p in asks])
+
+
+def next_position(encoded: Encoded, tokens: int) -> int:
+    """The position of the token after a prompt of so many."""
+    after = tokens - encoded.prefix_length
+    if encoded.prefix_positions is None:
+        return tokens
+    return int(encoded.prefix_positions.max()) + 1 + after
+
+
+def _positions(encoded: Encoded, tokens: int) -> torch.Tensor:
+    """(axes, tokens) positions of a prompt of so many tokens."""
+    import torch
+
+    if encoded.prefix_positions is None:
+        return torch.arange(tokens)[None]
+    prefix = encoded.prefix_positions
+    first = next_position(encoded, encoded.prefix_length)
+    words = first + torch.arange(tokens - encoded.prefix_length)
+    return torch.cat([prefix, words.expand(len(prefix), -1)], dim=1)
+
+
+def _padded(ids: list[torch.Tensor], encoded: Sequence[Encoded]) -> torch.Tensor:
+    """(B, T) on the right with any token but an image's: nobody looks there."""
+    from torch.nn.utils.rnn import pad_sequence
+
+    fill = int(encoded[0].token_ids[0][-1])
+    return pad_sequence(ids, batch_first=True, padding_value=fill)
+
+
+def _in_batch(positions: list[torch.Tensor], encoded: Sequence[Encoded]) -> torch.Tensor:
+    """(B, T), or (axes, B, T) where there are several, of (axes, tokens) each."""
+    from torch.nn.utils.rnn import pad_sequence
+
+    whole = pad_sequence([p.T for p in positions], batch_first=True).movedim(-1, 0)
+    return whole[0] if encoded[0].prefix_positions is None else whole
+
+
+def _image_inputs(images: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    """The images' inputs one after the other; smaller ones are padded with zeros at their ends."""
+    joined = {}
+    for name in images[0].image_inputs:
+        parts = [encoded.image_inputs[name] for encoded in images]
+        shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+        whole = parts[0].new_zeros(sum(map(len, parts)), *shape)
+        start = 0
+        for part in parts:
+            here = (slice(start, start + len(part)), *map(slice, part.shape[1:]))
+            whole[here] = part
+            start += len(part)
+        joined[name] = whole
+    return joined
 
 
 def split(encoded: Encoded, *, packed: bool = True, max_tokens: int = MAX_TOKENS) -> list[Encoded]:
@@ -106,6 +173,30 @@ def split(encoded: Encoded, *, packed: bool = True, max_tokens: int = MAX_TOKENS
         )
         for part in parts
     ]
+
+
+def batches(
+    parts: Iterable[Encoded], *, packed: bool = True, max_tokens: int = MAX_TOKENS
+) -> Iterator[list[Encoded]]:
+    """Parts of one image or several, in order, as many at a time as the token budget allows.
+
+    A batch costs as many tokens as its sequences have, each padded to the longest.
+    """
+    batch: list[Encoded] = []
+    sequences = longest = 0
+    for part in parts:
+        lengths = [len(ids) for ids in part.token_ids]
+        count = 1 if packed else len(lengths)
+        length = max(lengths)
+        if packed:
+            length = part.prefix_length + sum(n - part.prefix_length for n in lengths)
+        if batch and (sequences + count) * max(longest, length) > max_tokens:
+            yield batch
+            batch, sequences, longest = [], 0, 0
+        batch.append(part)
+        sequences, longest = sequences + count, max(longest, length)
+    if batch:
+        yield batch
 
 
 def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -13,7 +13,8 @@ import numpy as np
 from fastground.types import Recipe
 
 DECIDED_BY = (
-    "weight", "cut", "empty", "bottom_row", "padding_stats", "query", "template", "ensure_period",
+    "weight", "cut", "empty", "bottom_row", "padding_stats", "blocks", "query", "template",
+    "ensure_period",
 )  # fmt: skip
 """The recipe's fields that the numbers of a table depend on; all others only read them."""
 

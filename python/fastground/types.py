@@ -29,7 +29,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "region": ("hull", "component", "mass", "all"),
     "padding": ("exclude", "include"),
     "padding_stats": ("include", "exclude"),
-    "query": ("last_expression", "last_prompt"),
+    "blocks": ("base", "stitch"),
+    "query": ("last_expression", "last_prompt", "phrase_mean", "first_generated"),
     "template": ("plain", "chat"),
 }
 """Every named choice of a `Recipe` field; the first is the paper's, and the default."""
@@ -91,9 +92,13 @@ class Recipe:
     padding: str = "exclude"
     """Whether padding cells may belong to a region."""
 
-    # Which token asks.
+    # Which map: what of the image, and which token asks.
+    blocks: str = "base"
+    """Where the image is seen twice, whole and in tiles: the map of the whole, or of the tiles
+    stitched together. The attention sum is over all of the image's tokens either way."""
     query: str = "last_expression"
-    """The asking token: the expression's last, or the prompt's last."""
+    """The asking token: the expression's last, the prompt's last, or the first that the model
+    says; or all tokens of the expression, over whose maps the mean is taken."""
     template: str = "plain"
     """The words around the expression: none but a system sentence, or the model's chat template."""
     ensure_period: bool = True
@@ -273,14 +278,18 @@ class Encoded:
     """As the user wrote them."""
     token_ids: tuple[torch.Tensor, ...]
     """Per expression its whole prompt, (tokens,) int64."""
-    asking: tuple[int, ...]
-    """Per expression the index in its prompt of the token that asks."""
+    asking: tuple[tuple[int, ...], ...]
+    """Per expression the indices in its prompt of the tokens that ask; their maps are averaged."""
     prefix_length: int
     """How many first tokens all prompts share; they end with the image's last token."""
     image_inputs: dict[str, torch.Tensor]
-    """What the model reads of the image beside tokens, once: pixel_values (1, 3, height, width)."""
+    """What the model reads of the image beside tokens, once; the first axis counts images, tiles
+    or patches, so that several images follow each other on it."""
     layout: ImageLayout
     """Where the image's tokens stand, in every prompt alike."""
+    prefix_positions: torch.Tensor | None = None
+    """(axes, prefix_length) int64 where the model counts positions in several axes (M-RoPE); the
+    words after the prefix go on from the largest, on all axes alike. None: 0, 1, 2, ..."""
 
 
 @dataclass(frozen=True)

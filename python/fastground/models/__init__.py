@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ADAPTERS", "LVLM", "load", "wrap"]
 
-ADAPTERS: dict[str, type[LVLM]] = {adapter.model_type: adapter for adapter in (Llava,)}
+ADAPTERS: dict[str, type[LVLM]] = {name: kind for kind in (Llava,) for name in kind.model_types}
 """The supported families by their transformers `model_type`."""
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastground.models.geometry import crops_sides, frame
-from fastground.models.lvlm import LVLM
+from fastground.models.lvlm import LVLM, Seen
 from fastground.types import ImageLayout, Recipe
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ CLASS_TOKENS = {
 class Llava(LVLM):
     """Images padded to a square, patches in raster order, words after the image."""
 
-    model_type = "llava"
+    model_types = ("llava",)
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         super().__init__(model, processor, checkpoint)
@@ -60,25 +60,35 @@ class Llava(LVLM):
 
     def words(self, recipe: Recipe) -> tuple[str, str]:
         """The chat template; or plain: a system sentence for models of chat, image, expression."""
-        if recipe.template == "chat":
-            return self.chat()
-        system = f"{SYSTEM} " if getattr(self.processor, "chat_template", None) else ""
-        return f"{system}{self.processor.image_token}\n", ""
+        before, after = super().words(recipe)
+        if recipe.template == "plain" and getattr(self.processor, "chat_template", None):
+            before = f"{SYSTEM} {before}"
+        return before, after
 
-    def look(self, image: Image) -> tuple[dict[str, torch.Tensor], ImageLayout]:
-        """Pixel values, and one cell a patch of the vision tower."""
+    def look(self, image: Image, recipe: Recipe) -> Seen:
+        """Pixel values, and one token a patch: the processor's own text has no part in it."""
+        made = self.image_processor(images=image, return_tensors="pt")
+        inputs = self.placed(made)
+        layout = self.layout(image, [], inputs, recipe)
+        mark = self.processor.tokenizer.convert_tokens_to_ids(self.mark)
+        return Seen(inputs, [mark] * len(layout.all_tokens or layout.tokens), layout)
+
+    def layout(
+        self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
+    ) -> ImageLayout:
+        """One cell a patch of the vision tower."""
         patch = self.model.config.vision_config.patch_size
         size = (image.height, image.width)
-        pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"]
         lies = frame(self.image_processor, size)
-        if tuple(pixel_values.shape[-2:]) != lies.size:
+        made = tuple(inputs["pixel_values"].shape[-2:])
+        if made != lies.size:
             raise ValueError(
                 f"image_processor must make the {lies.size} pixels that its configuration says, "
-                f"but made {tuple(pixel_values.shape[-2:])}; use a CLIP or LLaVA image processor"
+                f"but made {made}; use a CLIP or LLaVA image processor"
             )
         grid_h, grid_w = lies.size[0] // patch, lies.size[1] // patch
         first, cells = self.class_tokens, grid_h * grid_w
-        layout = ImageLayout(
+        return ImageLayout(
             grid=(grid_h, grid_w),
             tokens=tuple(range(first, first + cells)),
             all_tokens=tuple(range(first + cells)) if first else None,
@@ -86,8 +96,6 @@ class Llava(LVLM):
             cell_size=(lies.scale[0] * patch, lies.scale[1] * patch),
             origin=lies.origin,
         )
-        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
-        return {"pixel_values": pixel_values}, layout
 
 
 def _see_all(image_processor: Any) -> Any:

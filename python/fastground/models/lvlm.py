@@ -1,15 +1,21 @@
 """What every supported model family shares: from an image and expressions to token ids.
 
-An adapter (one small module a family) answers four questions and nothing else: which words stand
-around an expression; what the image becomes and in which grid; how a cell lies over the image's
-pixels; whether expressions may share the image's prefix.
+An adapter (one small module a token layout) answers four questions and nothing else: which words
+stand around an expression; which tokens an image becomes, and in which grid; how a cell lies over
+the image's pixels; whether expressions may share the image's prefix.
+
+    prompt         <s> USER: <image> the red mug. ASSISTANT:       one token marks the image
+    processor                   |
+                   <s> USER: # # # # # # the red mug. ASSISTANT:   its own tokens stand there
+                             |---------|                           `Seen.ids`, in the order and
+                                                                   with the frills of the family
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fastground.models.geometry import read_image
 from fastground.types import Encoded, ImageLayout, Recipe
@@ -21,12 +27,28 @@ if TYPE_CHECKING:
 _MARK = "\ufffc"
 """Stands for the expression while a chat template is rendered."""
 
+_OF_WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""What processors return for the words, beside what the model reads of the image."""
+
+
+class Seen(NamedTuple):
+    """What a model sees of one image."""
+
+    inputs: dict[str, torch.Tensor]
+    """What the model's forward takes beside tokens; see `Encoded.image_inputs`."""
+    ids: list[int]
+    """The tokens that stand in the prompt where the image is marked."""
+    layout: ImageLayout
+    """The image's grid, its tokens counted from the first of `ids`."""
+    positions: torch.Tensor | None = None
+    """(axes, len(ids)) int64, counted from the first of `ids`: see `Encoded.prefix_positions`."""
+
 
 class LVLM(ABC):
     """A frozen vision-language model with its processor, ready to be asked."""
 
-    model_type: ClassVar[str]
-    """The transformers configuration's name for the family."""
+    model_types: ClassVar[tuple[str, ...]]
+    """The transformers configurations' names for the families with this token layout."""
     shares_prefix: bool = True
     """Whether image tokens see nothing after them, so that expressions may share them."""
 
@@ -51,17 +73,60 @@ class LVLM(ABC):
             f"{a['num_heads']} heads, {self.model.dtype}, {self.model.device})"
         )
 
-    @abstractmethod
+    @property
+    def mark(self) -> str:
+        """The one token that marks an image in a prompt, before the processor puts its own."""
+        return str(self.processor.image_token)
+
+    @property
+    def marked(self) -> str:
+        """The mark with what always stands around it."""
+        return self.mark
+
     def words(self, recipe: Recipe) -> tuple[str, str]:
-        """The prompt before and after the expression; the image token stands once in the first.
+        """The prompt before and after the expression; the mark stands once in the first.
+
+        The processor's chat template, or plain: the image, a new line, the expression.
 
         Raises:
             ValueError: the processor has no such template.
         """
+        return self.chat() if recipe.template == "chat" else (f"{self.marked}\n", "")
+
+    def look(self, image: Image, recipe: Recipe) -> Seen:
+        """What the model sees of an image; `recipe.blocks` is read."""
+        ids, inputs = self.read(image)
+        return Seen(inputs, ids, self.layout(image, ids, inputs, recipe), self.positions(inputs))
+
+    def read(self, image: Image) -> tuple[list[int], dict[str, torch.Tensor]]:
+        """The image's tokens and the model's inputs beside them, as the processor makes them."""
+        made = self.processor(
+            images=[image], text=[self.mark], add_special_tokens=False, return_tensors="pt"
+        )
+        return made["input_ids"][0].tolist(), self.placed(made)
+
+    def placed(self, made: Any) -> dict[str, torch.Tensor]:
+        """What a processor made of an image, on the model's device and in its dtype."""
+        device, dtype = self.model.device, self.model.dtype
+        return {
+            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            for name, value in made.items()
+            if name not in _OF_WORDS
+        }
 
     @abstractmethod
-    def look(self, image: Image) -> tuple[dict[str, torch.Tensor], ImageLayout]:
-        """What the model reads of the image, and its layout as if its tokens began at 0."""
+    def layout(
+        self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
+    ) -> ImageLayout:
+        """Where the image's cells stand among `ids` and lie in its pixels."""
+
+    def positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """`Seen.positions`, for models that count positions in several axes."""
+        return None
+
+    def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What else the model's forward takes token by token: (batch, tokens) each."""
+        return {}
 
     def encode(self, image: Any, expressions: list[str], recipe: Recipe) -> Encoded:
         """One image and its expressions as token ids, with the tokens that ask.
@@ -70,7 +135,7 @@ class LVLM(ABC):
             image: PIL image, or a path to one.
             expressions: at least one; each is put into `recipe.template`, with a final "." where
                 `recipe.ensure_period` asks for it.
-            recipe: template, query and ensure_period are read.
+            recipe: template, query, ensure_period and blocks are read.
 
         Raises:
             ValueError: `image` is no image; an expression is empty, has words that the tokenizer
@@ -78,28 +143,38 @@ class LVLM(ABC):
             FileNotFoundError: `image` is a path without a file.
         """
         image = read_image(image)
-        texts = [_sentence(e, recipe) for e in _checked(expressions, self.processor.image_token)]
+        texts = [_sentence(e, recipe) for e in _checked(expressions, self.mark)]
         before, after = self.words(recipe)
-        image_inputs, layout = self.look(image)
+        seen = self.look(image, recipe)
         rows, spans = self._tokenize([before + text + after for text in texts])
-        image_id, start = self.model.config.image_token_id, len(rows[0])
-        if image_id in rows[0]:
-            start = rows[0].index(image_id)
-        if any(r[: start + 1] != rows[0][: start + 1] or r.count(image_id) != 1 for r in rows):
+        mark, start = self.processor.tokenizer.convert_tokens_to_ids(self.mark), len(rows[0])
+        if mark in rows[0]:
+            start = rows[0].index(mark)
+        if any(r[: start + 1] != rows[0][: start + 1] or r.count(mark) != 1 for r in rows) or (
+            self.model.config.image_token_id not in seen.ids
+        ):
             raise ValueError(
                 "processor must put one image token before the words, the same for all, but made "
-                f"{[r.count(image_id) for r in rows]} of token {image_id}; its tokenizer and the "
+                f"{[r.count(mark) for r in rows]} of token {mark}; its tokenizer and the "
                 "model's configuration do not belong together"
             )
         # One token so far; the image's own number of them stand there.
-        more = len(layout.all_tokens or layout.tokens) - 1
+        more = len(seen.ids) - 1
         asking = []
         for text, row, span in zip(texts, rows, spans, strict=True):
             first, last = len(before), len(before) + len(text)
-            self._know(text, [(row[i], span[i]) for i in _inside(span, first, last)], first)
-            last = last + len(after) if recipe.query == "last_prompt" else last
-            asking.append(_inside(span, first, last)[-1] + more)
-            row[start:start] = [image_id] * more
+            inside = _inside(span, first, last)
+            if not inside:
+                raise ValueError(
+                    f"expression must have tokens, but {text!r} has none for this tokenizer; say "
+                    "it in other words"
+                )
+            self._know(text, [(row[i], span[i]) for i in inside], first)
+            if recipe.query in ("last_prompt", "first_generated"):
+                inside = _inside(span, first, last + len(after))
+            asks = inside if recipe.query == "phrase_mean" else inside[-1:]
+            asking.append(tuple(i + more for i in asks))
+            row[start : start + 1] = seen.ids
             if self._positions is not None and len(row) > self._positions:
                 raise ValueError(
                     f"expression must be shorter, but its prompt has {len(row)} tokens ({more + 1} "
@@ -108,17 +183,22 @@ class LVLM(ABC):
                 )
         import torch
 
+        layout, positions = seen.layout, seen.positions
+        if positions is not None:
+            words = torch.arange(start).expand(len(positions), -1)
+            positions = torch.cat([words, start + positions], dim=1)
         return Encoded(
             expressions=tuple(expressions),
             token_ids=tuple(torch.tensor(row) for row in rows),
             asking=tuple(asking),
             prefix_length=start + more + 1,
-            image_inputs=image_inputs,
+            image_inputs=seen.inputs,
             layout=replace(
                 layout,
                 tokens=tuple(start + i for i in layout.tokens),
                 all_tokens=layout.all_tokens and tuple(start + i for i in layout.all_tokens),
             ),
+            prefix_positions=positions,
         )
 
     def chat(self) -> tuple[str, str]:

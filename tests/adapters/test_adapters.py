@@ -1,0 +1,275 @@
+"""The same questions to every supported family: tokens, maps, packs, early ends, geometry."""
+
+from functools import cache
+
+import pytest
+import torch
+from fastground import packing
+from fastground.attention import attention_maps, attention_of_images
+from fastground.capture import capture
+from fastground.models import LVLM, wrap
+from fastground.types import Recipe
+from families import all_families
+from PIL import Image
+
+TEXTS = ["the red mug", "a dog on the left of the small blue mug", "x"]
+CASES = [
+    pytest.param(family, blocks, id=f"{family}-{blocks}" if len(family.blocks) > 1 else str(family))
+    for family in all_families()
+    for blocks in family.blocks
+]
+FAMILIES = [pytest.param(family, id=str(family)) for family in all_families()]
+
+
+def picture(size=(31, 20), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.randint(0, 256, (*size[::-1], 3), dtype=torch.uint8, generator=generator)
+    return Image.fromarray(colours.numpy())
+
+
+@cache
+def made(family, seed=0) -> LVLM:
+    model, processor = family.build(seed)
+    return wrap(model, processor, checkpoint=family.name)
+
+
+def left_padded(inputs):
+    """The same batch with its padding before the words instead of after."""
+    shifts = (inputs["attention_mask"] == 0).sum(1).tolist()
+    length = inputs["input_ids"].shape[1]
+    moved = dict(inputs)
+    for name, value in inputs.items():
+        if name in ("input_ids", "attention_mask"):
+            rows = [row.roll(shift) for row, shift in zip(value, shifts, strict=True)]
+            moved[name] = torch.stack(rows)
+        elif name == "position_ids":
+            rows = [value[:, i].roll(shift, 1) for i, shift in enumerate(shifts)]
+            moved[name] = torch.stack(rows, dim=1)
+    assert moved["input_ids"].shape[1] == length
+    return moved, shifts
+
+
+def moved_layout(layout, shift):
+    from dataclasses import replace
+
+    whole = layout.all_tokens and tuple(i + shift for i in layout.all_tokens)
+    return replace(layout, tokens=tuple(i + shift for i in layout.tokens), all_tokens=whole)
+
+
+@torch.no_grad()
+def eager_rows(lvlm, inputs, rows, layouts):
+    """(rows, heads, cells) and (rows, heads): what the model's own eager attention says."""
+    before = lvlm.model.config.get_text_config(decoder=True)._attn_implementation
+    lvlm.model.set_attn_implementation("eager")
+    try:
+        attentions = lvlm.model(**inputs, output_attentions=True, use_cache=False).attentions
+    finally:
+        lvlm.model.set_attn_implementation(before)
+    whole = torch.cat([a for a in attentions if a is not None], dim=1)
+    found = [whole[b, :, position] for b, position in rows.tolist()]
+    maps = [r[:, list(layouts[b].tokens)] for r, b in zip(found, rows[:, 0].tolist(), strict=True)]
+    sums = [
+        r[:, list(layouts[b].all_tokens or layouts[b].tokens)].sum(1)
+        for r, b in zip(found, rows[:, 0].tolist(), strict=True)
+    ]
+    return torch.stack(maps), torch.stack(sums)
+
+
+def asked(lvlm, blocks="base", size=(31, 20), texts=TEXTS):
+    """(inputs, rows, layouts) of one sequence an expression."""
+    encoded = lvlm.encode(picture(size), texts, Recipe(blocks=blocks))
+    inputs, rows = packing.separate(encoded)
+    inputs |= lvlm.token_inputs(inputs["input_ids"])
+    return inputs, rows, [encoded.layout] * len(texts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_those_of_the_processor(family):
+    lvlm = made(family)
+    image, recipe = picture(), Recipe()
+    encoded = lvlm.encode(image, TEXTS[:1], recipe)
+    before, after = lvlm.words(recipe)
+    prompt = before + TEXTS[0] + "." + after
+    begins = bool(lvlm.processor.tokenizer.bos_token) and prompt.startswith(
+        lvlm.processor.tokenizer.bos_token
+    )
+    own = lvlm.processor(
+        images=[image], text=[prompt], add_special_tokens=not begins, return_tensors="pt"
+    )
+    assert encoded.token_ids[0].tolist() == own["input_ids"][0].tolist()
+    for name, value in encoded.image_inputs.items():
+        assert torch.equal(value, own[name].to(value.dtype)), name
+    image_id = lvlm.model.config.image_token_id
+    cells = [int(encoded.token_ids[0][i]) for i in encoded.layout.tokens]
+    assert set(cells) == {image_id}
+    whole = encoded.layout.all_tokens or encoded.layout.tokens
+    assert set(encoded.layout.tokens) <= set(whole)
+    image_tokens = (encoded.token_ids[0] == image_id).nonzero().flatten().tolist()
+    assert set(image_tokens) <= set(whole)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("family", "blocks"), CASES)
+def test_maps_equal_eager_attention(family, blocks, side):
+    lvlm = made(family)
+    inputs, rows, layouts = asked(lvlm, blocks)
+    if side == "left":
+        inputs, shifts = left_padded(inputs)
+        rows = rows + torch.tensor([[0, shift] for shift in shifts])
+        layouts = [moved_layout(a, shift) for a, shift in zip(layouts, shifts, strict=True)]
+        inputs |= lvlm.token_inputs(inputs["input_ids"])
+    assert not inputs["attention_mask"].all()
+    want, sums = eager_rows(lvlm, inputs, rows, layouts)
+    assert want.max() > 0.1  # not flat, or the comparison would say little
+    with torch.no_grad(), capture(lvlm.model, rows=rows, layouts=layouts) as captured:
+        lvlm.model(**inputs, use_cache=False)
+    torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
+    torch.testing.assert_close(captured.sums, sums, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shifted_positions_would_be_seen(family):
+    # The negative control: with every position five further, maps differ by more than tolerances.
+    lvlm = made(family)
+    inputs, rows, layouts = asked(lvlm)
+    want, _ = eager_rows(lvlm, inputs, rows, layouts)
+    positions = inputs.get("position_ids")
+    if positions is None:
+        positions = torch.arange(inputs["input_ids"].shape[1]).expand(len(rows), -1)
+    first = min(layouts[0].tokens)
+    stretched = positions + 5 * (torch.arange(positions.shape[-1]) > first)
+    other, _ = eager_rows(lvlm, {**inputs, "position_ids": stretched}, rows, layouts)
+    assert (other - want).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("family", "blocks"), CASES)
+def test_packed_equals_separate(family, blocks):
+    lvlm = made(family)
+    assert lvlm.shares_prefix == family.packs
+    recipe = Recipe(blocks=blocks)
+    apart = attention_maps(lvlm, picture(), TEXTS, recipe=recipe, packed=False)
+    together = attention_maps(lvlm, picture(), TEXTS, recipe=recipe)
+    torch.testing.assert_close(together.maps, apart.maps, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.sums, apart.sums, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "blocks"), CASES)
+def test_images_of_several_sizes_share_a_forward(family, blocks):
+    lvlm = made(family)
+    recipe = Recipe(blocks=blocks)
+    images = [picture((31, 20)), picture((20, 44), seed=1), picture((31, 20), seed=2)]
+    alone = [attention_maps(lvlm, image, TEXTS[:2], recipe=recipe) for image in images]
+    pairs = [(image, TEXTS[:2]) for image in images]
+    for packed in (True, False):
+        many = attention_of_images(lvlm, pairs, recipe=recipe, packed=packed, max_tokens=1 << 16)
+        for found, want in zip(many, alone, strict=True):
+            assert found.layout == want.layout
+            torch.testing.assert_close(found.maps, want.maps, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_early_end_changes_nothing(family):
+    lvlm = made(family)
+    inputs, rows, layouts = asked(lvlm)
+    with torch.no_grad():
+        plain = lvlm.model(**inputs, use_cache=False).logits
+        with capture(lvlm.model, rows=rows, layouts=layouts) as whole:
+            logits = lvlm.model(**inputs, use_cache=False).logits
+        deepest = whole.maps.heads[len(whole.maps.heads) // 2].layer
+        with capture(lvlm.model, rows=rows, layouts=layouts, stop_after=deepest) as ended:
+            lvlm.model(**inputs, use_cache=False)
+            raise AssertionError("the forward must have ended the block")
+        again = lvlm.model(**inputs, use_cache=False).logits
+    assert torch.equal(logits, plain)
+    assert torch.equal(again, plain)
+    assert torch.equal(ended.maps.maps, whole.maps.select(ended.maps.heads).maps)
+
+
+class _Seen(Exception):
+    pass
+
+
+@torch.no_grad()
+def embedded(lvlm, image, recipe):
+    """(cells, width): what the language model gets of each cell, and the layout."""
+    encoded = lvlm.encode(image, TEXTS[:1], recipe)
+    inputs, _ = packing.separate(encoded)
+    inputs |= lvlm.token_inputs(inputs["input_ids"])
+    got = []
+
+    def look(module, args, keywords):
+        got.append(keywords["inputs_embeds"])
+        raise _Seen
+
+    hook = lvlm.model.get_decoder().register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        with pytest.raises(_Seen):
+            lvlm.model(**inputs, use_cache=False)
+    finally:
+        hook.remove()
+    return got[0][0][list(encoded.layout.tokens)].float(), encoded.layout
+
+
+SIZES = [
+    pytest.param(family, blocks, size, id=f"{family}-{blocks}-{size[0]}x{size[1]}")
+    for family in all_families()
+    for blocks in family.blocks
+    for size in family.sizes
+]
+
+
+@pytest.mark.parametrize(("family", "blocks", "size"), SIZES)
+def test_a_painted_patch_changes_its_own_cell_most(family, blocks, size):
+    lvlm = made(family)
+    recipe = Recipe(blocks=blocks)
+    ground = Image.new("RGB", size, (90, 120, 60))
+    plain, layout = embedded(lvlm, ground, recipe)
+    grid_h, grid_w = layout.grid
+    valid = layout.valid().nonzero().tolist()
+    for row, column in (valid[0], valid[len(valid) // 3], valid[len(valid) // 2], valid[-1]):
+        box = layout.to_pixels(torch.tensor([[column, row, column + 1, row + 1.0]]))[0]
+        x1, y1, x2, y2 = box.tolist()
+        # Whole pixels, at least one: painted is what they cover.
+        left, top = int(x1), int(y1)
+        right, bottom = max(left + 1, round(x2)), max(top + 1, round(y2))
+        painted = ground.copy()
+        painted.paste((250, 10, 200), (left, top, right, bottom))
+        changed, _ = embedded(lvlm, painted, recipe)
+        most = int((changed - plain).norm(dim=1).argmax())
+        found = most // grid_w, most % grid_w
+        # The cell's middle lies in what was painted, give or take half a cell.
+        y, x = (
+            layout.origin[1 - axis] + (found[axis] + 0.5) * layout.cell_size[1 - axis]
+            for axis in (0, 1)
+        )
+        half_w, half_h = layout.cell_size[0] / 2, layout.cell_size[1] / 2
+        assert left - half_w <= x <= right + half_w, (found, (row, column))
+        assert top - half_h <= y <= bottom + half_h, (found, (row, column))
+
+
+@pytest.mark.parametrize(("family", "blocks", "size"), SIZES)
+def test_boxes_go_to_pixels_and_back(family, blocks, size):
+    layout = made(family).encode(picture(size), TEXTS[:1], Recipe(blocks=blocks)).layout
+    width, height = size
+    assert layout.image_size == (height, width)
+    valid = layout.valid()
+    assert valid.any()
+    rows, columns = valid.nonzero().unbind(1)
+    whole = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()[
+        None
+    ]
+    covered = layout.to_pixels(whole)[0]
+    cell_w, cell_h = layout.cell_size
+    # The valid cells cover the image but for half a cell at each side.
+    assert covered[0] <= cell_w / 2 + 1e-3
+    assert covered[1] <= cell_h / 2 + 1e-3
+    assert covered[2] >= width - cell_w / 2 - 1e-3
+    assert covered[3] >= height - cell_h / 2 - 1e-3
+    y, x = layout.pixel_centers()
+    for row, column in valid.nonzero().tolist()[:: max(1, int(valid.sum()) // 7)]:
+        box = layout.to_pixels(torch.tensor([[column, row, column + 1.0, row + 1.0]]))[0]
+        middle_x, middle_y = float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2
+        back_x = float(x[min(width - 1, int(middle_x))])
+        back_y = float(y[min(height - 1, int(middle_y))])
+        assert abs(back_x - (column + 0.5)) <= 0.5 + 0.5 / cell_w
+        assert abs(back_y - (row + 0.5)) <= 0.5 + 0.5 / cell_h
