@@ -4,12 +4,12 @@ from functools import cache
 
 import pytest
 import torch
+from families import all_families
 from fastground import packing
 from fastground.attention import attention_maps, attention_of_images
 from fastground.capture import capture
 from fastground.models import LVLM, wrap
 from fastground.types import Recipe
-from families import all_families
 from PIL import Image
 
 TEXTS = ["the red mug", "a dog on the left of the small blue mug", "x"]
@@ -224,7 +224,7 @@ def test_a_painted_patch_changes_its_own_cell_most(family, blocks, size):
     recipe = Recipe(blocks=blocks)
     ground = Image.new("RGB", size, (90, 120, 60))
     plain, layout = embedded(lvlm, ground, recipe)
-    grid_h, grid_w = layout.grid
+    grid_w = layout.grid[1]
     valid = layout.valid().nonzero().tolist()
     for row, column in (valid[0], valid[len(valid) // 3], valid[len(valid) // 2], valid[-1]):
         box = layout.to_pixels(torch.tensor([[column, row, column + 1, row + 1.0]]))[0]
