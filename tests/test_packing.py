@@ -1,9 +1,11 @@
 """Packed forwards equal separate ones, and the model's own eager attention."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fastground import packing
-from fastground.attention import answers, attention_maps, right_answers
+from fastground.attention import answers, attention_maps, attention_of_images, right_answers
 from fastground.models import wrap
 from fastground.types import Recipe, Sample
 from PIL import Image
@@ -187,6 +189,85 @@ def test_last_prompt_and_last_expression_differ_in_a_chat_only():
             for query in ("last_expression", "last_prompt")
         ]
         assert ((by_query[0] - by_query[1]).abs().max() > 1e-3) == differ
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_phrase_asks_with_the_mean_of_all_its_tokens(packed):
+    lvlm = make()
+    recipe = Recipe(query="phrase_mean", ensure_period=False)
+    found = attention_maps(lvlm, picture(), TEXTS, recipe=recipe, packed=packed)
+    encoded = lvlm.encode(picture(), TEXTS, recipe)
+    assert [len(asks) for asks in encoded.asking] == [len(text.split()) for text in TEXTS]
+    each = [
+        eager_maps(lvlm, replace(encoded, asking=asking))
+        for asking in zip_longest_by_last(encoded.asking)
+    ]
+    for i, asks in enumerate(encoded.asking):
+        want = torch.stack([maps[i] for maps in each[: len(asks)]]).mean(0)
+        torch.testing.assert_close(found.maps[i], want, atol=2e-6, rtol=0)
+    assert (
+        found.maps - attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE).maps
+    ).abs().max() > 0.01
+
+
+def zip_longest_by_last(asking):
+    """The first token of every expression, the second, ...; a short one repeats its last."""
+    for i in range(max(map(len, asking))):
+        yield tuple((asks[min(i, len(asks) - 1)],) for asks in asking)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_first_word_that_the_model_says_asks(packed):
+    lvlm = make()
+    recipe = Recipe(query="first_generated")
+    found = attention_maps(lvlm, picture(), TEXTS, recipe=recipe, packed=packed)
+    encoded = lvlm.encode(picture(), TEXTS, RECIPE)
+    longer = []
+    for ids in encoded.token_ids:
+        with torch.no_grad():
+            logits = lvlm.model(input_ids=ids[None], **encoded.image_inputs).logits
+        longer.append(torch.cat([ids, logits[0, -1:].argmax(-1)]))
+    asking = tuple((len(ids) - 1,) for ids in longer)
+    want = eager_maps(lvlm, replace(encoded, token_ids=tuple(longer), asking=asking))
+    torch.testing.assert_close(found.maps, want, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("query", ["last_expression", "phrase_mean", "first_generated"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_several_images_share_a_forward_as_the_budget_allows(packed, query):
+    lvlm = make()
+    recipe = Recipe(query=query)
+    asked = [(picture(seed), TEXTS[: 1 + seed % 4]) for seed in range(5)]
+    want = [attention_maps(lvlm, *pair, recipe=recipe) for pair in asked]
+    forwards = []
+    hook = lvlm.model.register_forward_hook(lambda *_: forwards.append(1))
+    ran = {}
+    for budget in (25, 90, 5000):
+        forwards.clear()
+        found = attention_of_images(
+            lvlm, iter(asked), recipe=recipe, packed=packed, max_tokens=budget
+        )
+        for maps, alone in zip(found, want, strict=True):
+            torch.testing.assert_close(maps.maps, alone.maps, atol=1e-5, rtol=0)
+            torch.testing.assert_close(maps.sums, alone.sums, atol=1e-5, rtol=0)
+        ran[budget] = len(forwards)
+    hook.remove()
+    if query == "first_generated":  # the forwards that say the words are not left early
+        assert ran[25] > ran[90] > ran[5000] == 1
+    assert list(attention_of_images(lvlm, [], recipe=recipe)) == []
+
+
+def test_a_batch_keeps_to_its_budget():
+    lvlm = make()
+    parts = [lvlm.encode(picture(), TEXTS[: 1 + n % 4], RECIPE) for n in range(6)]
+    for packed in (True, False):
+        made = packing.pack if packed else packing.separate
+        for budget in (20, 60, 130, 1000):
+            batches = list(packing.batches(parts, packed=packed, max_tokens=budget))
+            assert [part for batch in batches for part in batch] == parts
+            for batch in batches:
+                assert len(batch) == 1 or made(*batch)[0]["input_ids"].numel() <= budget
+        assert len(batches) == 1
 
 
 @pytest.mark.parametrize("packed", [True, False])
