@@ -69,6 +69,16 @@ def build(name, vision, text, made, tokens=QWEN):
 
 
 QWEN_IMAGES = "Qwen2VLImageProcessorPil"
+SIGLIP = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "patch_size": 4,
+}  # fmt: skip
+GLM_VISION = VISION | {"image_size": 32}
+LINEAR = {
+    "linear_conv_kernel_dim": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "head_dim": 16, "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+}  # fmt: skip
 FAMILIES = [
     Family("qwen2_5_vl", build(
         "Qwen2_5_VL", VISION | {"window_size": 16, "fullatt_block_indexes": [1]}, rope(2, 3, 3),
@@ -89,7 +99,34 @@ FAMILIES = [
         ("Qwen3VLProcessor", QWEN_IMAGES),
     )),
     Family("glm4v", build(
-        "Glm4v", VISION | {"image_size": 32}, rope(2, 3, 3),
+        "Glm4v", GLM_VISION, rope(2, 3, 3), ("Glm4vProcessor", "Glm4vImageProcessorPil"), GLM,
+    )),
+    Family("glm46v", build(
+        "Glm46V", {"model_type": "glm4v_vision"} | GLM_VISION,
+        {"model_type": "glm4v_text"} | rope(2, 3, 3),
+        ("Glm46VProcessor", "Glm46VImageProcessorPil"), GLM,
+    )),
+    Family("glm4v_moe", build(
+        "Glm4vMoe", GLM_VISION,
+        {"n_routed_experts": 4} | EXPERTS | rope(1, 1, 2, partial_rotary_factor=0.5),
         ("Glm4vProcessor", "Glm4vImageProcessorPil"), GLM,
+    )),
+    Family("qwen3_5", build(
+        "Qwen3_5", QWEN3_VISION, LINEAR | rope(2, 1, 1, partial_rotary_factor=0.5),
+        ("Qwen3VLProcessor", QWEN_IMAGES),
+    ), packs=False),
+    Family("qwen3_5_moe", build(
+        "Qwen3_5Moe", QWEN3_VISION,
+        LINEAR | {"num_experts": 4, "shared_expert_intermediate_size": 32} | EXPERTS
+        | rope(2, 1, 1, partial_rotary_factor=0.5),
+        ("Qwen3VLProcessor", QWEN_IMAGES),
+    ), packs=False),
+    Family("paddleocr_vl", build(
+        "PaddleOCRVL", SIGLIP | {"image_size": 32}, {"head_dim": 16} | rope(2, 3, 3),
+        ("PaddleOCRVLProcessor", "PaddleOCRVLImageProcessorPil"),
+    ), loads=False),
+    Family("video_llama_3", build(
+        "VideoLlama3", SIGLIP, {"model_type": "qwen2"},
+        ("VideoLlama3Processor", "VideoLlama3ImageProcessorPil"),
     )),
 ]  # fmt: skip
