@@ -68,10 +68,13 @@ def build(name, vision, text, *made):
             list(GLM if GLM in made else QWEN)
         )
         around = "image" if GLM in made else "vision"
+        ends = {f"{around}_start_token_id": start, f"{around}_end_token_id": end}
+        if name == "VideoLlama3":  # knows no such tokens
+            ends = {}
         config = getattr(transformers, f"{name}Config")(
             vision_config=vision, text_config=TEXT | text,
             image_token_id=image, video_token_id=video,
-            **{f"{around}_start_token_id": start, f"{around}_end_token_id": end},
+            **ends,
         )  # fmt: skip
         torch.manual_seed(seed)
         model = getattr(transformers, f"{name}ForConditionalGeneration")(config)

@@ -38,7 +38,7 @@ def load(source: str, config: Any, **keywords: Any) -> Any:
     from transformers import AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    kind = PROCESSOR_MAPPING.get(type(config), None)
+    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
     if kind is None or "video_processor" not in kind.get_attributes():
         return AutoProcessor.from_pretrained(source, **keywords)
     return without_video(kind).from_pretrained(source, **keywords)

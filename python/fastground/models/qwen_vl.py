@@ -19,7 +19,7 @@ The processor says how many patches there are (`image_grid_thw`: frames, rows, c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastground.models.lvlm import LVLM
 from fastground.types import ImageLayout, Recipe
@@ -38,7 +38,7 @@ _AROUND = (
 class QwenVL(LVLM):
     """One run of image tokens in raster order, `image_grid_thw` patches merged in squares."""
 
-    model_types = (
+    model_types: ClassVar[tuple[str, ...]] = (
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "glm46v",
         "paddleocr_vl", "video_llama_3",
     )  # fmt: skip
