@@ -43,34 +43,34 @@ def test_a_saved_checkpoint_is_loaded_as_it_was(family, tmp_path):
         assert loaded.chat() == lvlm.chat()
 
 
-VIDEOS = [
-    pytest.param(family, id=str(family))
-    for family in all_families()
-    if hasattr(made(family).processor, "video_token")
-]
+LOADED = [pytest.param(family, id=str(family)) for family in all_families() if family.loads]
 
 
-@pytest.mark.parametrize("family", VIDEOS)
+@pytest.mark.parametrize("family", LOADED)
 def test_files_as_checkpoints_used_to_have_them(family, tmp_path):
-    # Published ones hold their parts in files of their own, name classes that are gone, and have
-    # a part for videos.
+    # Published ones keep their parts apart, in classes that are gone, and one is for videos.
     lvlm = made(family)
     images = lvlm.processor.image_processor
-    lvlm.processor.tokenizer.save_pretrained(tmp_path)
-    settings = {
-        **images.to_dict(),
+    settings = images.to_dict() | {
         "image_processor_type": type(images).__name__.removesuffix("Pil") + "Fast",
         "processor_class": type(lvlm.processor).__name__,
     }
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(settings))
-    chat = {"chat_template": lvlm.processor.chat_template}
-    (tmp_path / "chat_template.json").write_text(json.dumps(chat))
+    parts = {
+        "processor_config": lvlm.processor.to_dict(),
+        "preprocessor_config": settings,
+        "video_preprocessor_config": settings,
+        "chat_template": {"chat_template": lvlm.processor.chat_template},
+    }
+    parts["processor_config"].pop("image_processor")
+    for name, content in parts.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    lvlm.processor.tokenizer.save_pretrained(tmp_path)
     found = processors.load(str(tmp_path), lvlm.model.config, trust_remote_code=False)
     assert type(found.image_processor) is type(images)
     loaded = models.wrap(lvlm.model, found, checkpoint="loaded")
-    recipe = Recipe(template="chat")
-    same(loaded.encode(picture(), TEXTS, recipe), lvlm.encode(picture(), TEXTS, recipe))
+    for template in ("plain", "chat") if lvlm.processor.chat_template else ("plain",):
+        recipe = Recipe(template=template)
+        same(loaded.encode(picture(), TEXTS, recipe), lvlm.encode(picture(), TEXTS, recipe))
 
 
 def test_a_processor_without_videos_is_that_class():
