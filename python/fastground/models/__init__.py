@@ -8,15 +8,25 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastground.models.gemma import Gemma3, PaliGemma
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
+from fastground.models.square import Janus, Square
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["ADAPTERS", "LVLM", "load", "wrap"]
 
-ADAPTERS: dict[str, type[LVLM]] = {name: kind for kind in (Llava,) for name in kind.model_types}
+ADAPTERS: dict[str, type[LVLM]] = {
+    name: kind
+    for kind in (
+        Llava,
+        Square, Janus,
+        Gemma3, PaliGemma,
+    )
+    for name in kind.model_types
+}  # fmt: skip
 """The supported families by their transformers `model_type`."""
 
 
@@ -66,9 +76,10 @@ def load(
                 f"checkpoint must hold a processor with images and a tokenizer, but {name!r} has "
                 f"only a {type(processor).__name__}; save one there with processor.save_pretrained"
             )
-        model = _read(
-            AutoModelForImageTextToText, source, name, "model's weights", dtype=dtype or "auto"
-        )
+        settings: dict[str, Any] = {"dtype": dtype or "auto"}
+        if _caps_logits(config):
+            settings["attn_implementation"] = {"text_config": "eager"}
+        model = _read(AutoModelForImageTextToText, source, name, "model's weights", **settings)
     return wrap(model.to(device).eval(), processor, checkpoint=name)
 
 
@@ -79,7 +90,8 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
         checkpoint: what results are labelled with; the model's own name unless given.
 
     Raises:
-        ValueError: the model's family is not supported, or the model is in training mode.
+        ValueError: the model's family is not supported, the model is in training mode, or its
+            attention does not cap the logits as its configuration says.
     """
     if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(
@@ -93,6 +105,13 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
             "model must be in evaluation mode, where nothing is dropped at random; call "
             "model.eval() first"
         )
+    used = config.get_text_config(decoder=True)._attn_implementation
+    if _caps_logits(config) and used != "eager":
+        raise ValueError(
+            "model must use eager attention, the only one that caps its logits "
+            f"(attn_logit_softcapping), but uses {used!r}; call "
+            "model.set_attn_implementation({'text_config': 'eager'}) first"
+        )
     return adapter(model, processor, checkpoint or config.name_or_path or config.model_type)
 
 
@@ -103,6 +122,10 @@ def _adapter(model_type: str) -> type[LVLM]:
             f"model_type is {model_type!r}"
         )
     return ADAPTERS[model_type]
+
+
+def _caps_logits(config: Any) -> bool:
+    return bool(getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None))
 
 
 def _embedded() -> Any:

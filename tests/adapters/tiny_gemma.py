@@ -1,0 +1,92 @@
+"""Gemma 3, and PaliGemma with both of its language models."""
+
+import torch
+from families import Family, sharpen, tokenizer
+
+CHAT = (
+    "<s>{% for m in messages %}user\n{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<start>{% else %}{{ c['text'] }}{% endif %}{% endfor %}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant\n{% endif %}"
+)
+TEXT = {
+    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "query_pre_attn_scalar": 16,
+}  # fmt: skip
+VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "patch_size": 4,
+}  # fmt: skip
+
+
+def gemma3(seed):
+    """4 x 4 cells of 2 x 2 patches; the window of every second layer ends inside the image."""
+    from transformers import (
+        Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessorPil, Gemma3Processor,
+        Gemma3TextConfig, SiglipVisionConfig,
+    )  # fmt: skip
+
+    words = tokenizer(
+        ["<start>", "<image>", "<end>"], newlines=True,
+        extra_special_tokens={
+            "boi_token": "<start>", "image_token": "<image>", "eoi_token": "<end>"
+        },
+    )  # fmt: skip
+    start, image, end = words.convert_tokens_to_ids(["<start>", "<image>", "<end>"])
+    config = Gemma3Config(
+        text_config=Gemma3TextConfig(
+            **TEXT, num_hidden_layers=4, sliding_window=24,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+        ),
+        vision_config=SiglipVisionConfig(**VISION, image_size=32),
+        mm_tokens_per_image=16, boi_token_index=start, eoi_token_index=end,
+        image_token_index=image,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)
+    processor = Gemma3Processor(
+        image_processor=Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
+        tokenizer=words, image_seq_length=16, chat_template=CHAT,
+    )  # fmt: skip
+    return sharpen(model, seed), processor
+
+
+def paligemma(seed, *, capped=False):
+    """5 x 5 cells; with Gemma 2 the window of every second layer and the capped logits too."""
+    from transformers import (
+        Gemma2Config, GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration,
+        PaliGemmaProcessor, SiglipImageProcessorPil, SiglipVisionConfig,
+    )  # fmt: skip
+
+    words = tokenizer(
+        ["<image>"], newlines=True, extra_special_tokens={"image_token": "<image>"}
+    )
+    text = {name: value for name, value in TEXT.items() if name != "query_pre_attn_scalar"}
+    language = GemmaConfig(**text, num_hidden_layers=3)
+    if capped:
+        language = Gemma2Config(
+            **TEXT, num_hidden_layers=4, sliding_window=28, attn_logit_softcapping=2.0,
+            final_logit_softcapping=30.0,
+        )  # fmt: skip
+    config = PaliGemmaConfig(
+        text_config=language,
+        vision_config=SiglipVisionConfig(**VISION, image_size=20, vision_use_head=False),
+        image_token_index=words.convert_tokens_to_ids("<image>"), projection_dim=64,
+        hidden_size=64, vocab_size=96,
+    )  # fmt: skip
+    images = SiglipImageProcessorPil(size={"height": 20, "width": 20})
+    images.image_seq_length = 25
+    processor = PaliGemmaProcessor(images, words)
+    torch.manual_seed(seed)
+    model = PaliGemmaForConditionalGeneration(config)
+    if capped:
+        model.set_attn_implementation({"text_config": "eager"})
+    return sharpen(model, seed), processor
+
+
+FAMILIES = [
+    Family("gemma3", gemma3, packs=False),
+    Family("paligemma", paligemma, packs=False),
+    Family("paligemma2", lambda seed: paligemma(seed, capped=True), packs=False),
+]
