@@ -46,7 +46,7 @@ def sharpen(model: Any, seed: int = 0) -> Any:
                 continue
             if id(weight) not in decoder:
                 mixes = any(part in name for part in ("out_proj", "projection_layer", "attn.proj"))
-                weight.mul_(0.25 if mixes else 4)
+                weight.mul_(0.05 if mixes else 4)
             elif any(part in name for part in ("q_proj", "k_proj", "qkv")):
                 weight.mul_(8)
             else:

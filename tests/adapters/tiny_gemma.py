@@ -21,10 +21,7 @@ VISION = {
 
 def gemma3(seed):
     """4 x 4 cells of 2 x 2 patches; the window of every second layer ends inside the image."""
-    from transformers import (
-        Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessorPil, Gemma3Processor,
-        Gemma3TextConfig, SiglipVisionConfig,
-    )  # fmt: skip
+    import transformers as hf
 
     words = tokenizer(
         ["<start>", "<image>", "<end>"], newlines=True,
@@ -33,20 +30,20 @@ def gemma3(seed):
         },
     )  # fmt: skip
     start, image, end = words.convert_tokens_to_ids(["<start>", "<image>", "<end>"])
-    config = Gemma3Config(
-        text_config=Gemma3TextConfig(
+    config = hf.Gemma3Config(
+        text_config=hf.Gemma3TextConfig(
             **TEXT, num_hidden_layers=4, sliding_window=24,
             layer_types=["sliding_attention", "full_attention"] * 2,
         ),
-        vision_config=SiglipVisionConfig(**VISION, image_size=32),
+        vision_config=hf.SiglipVisionConfig(**VISION, image_size=32),
         mm_tokens_per_image=16, boi_token_index=start, eoi_token_index=end,
         image_token_index=image,
     )  # fmt: skip
     torch.manual_seed(seed)
-    model = Gemma3ForConditionalGeneration(config)
+    model = hf.Gemma3ForConditionalGeneration(config)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)
-    processor = Gemma3Processor(
-        image_processor=Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
+    processor = hf.Gemma3Processor(
+        image_processor=hf.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
         tokenizer=words, image_seq_length=16, chat_template=CHAT,
     )  # fmt: skip
     return sharpen(model, seed), processor
@@ -54,32 +51,27 @@ def gemma3(seed):
 
 def paligemma(seed, *, capped=False):
     """5 x 5 cells; with Gemma 2 the window of every second layer and the capped logits too."""
-    from transformers import (
-        Gemma2Config, GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration,
-        PaliGemmaProcessor, SiglipImageProcessorPil, SiglipVisionConfig,
-    )  # fmt: skip
+    import transformers as hf
 
-    words = tokenizer(
-        ["<image>"], newlines=True, extra_special_tokens={"image_token": "<image>"}
-    )
+    words = tokenizer(["<image>"], newlines=True, extra_special_tokens={"image_token": "<image>"})
     text = {name: value for name, value in TEXT.items() if name != "query_pre_attn_scalar"}
-    language = GemmaConfig(**text, num_hidden_layers=3)
+    language = hf.GemmaConfig(**text, num_hidden_layers=3)
     if capped:
-        language = Gemma2Config(
+        language = hf.Gemma2Config(
             **TEXT, num_hidden_layers=4, sliding_window=28, attn_logit_softcapping=2.0,
             final_logit_softcapping=30.0,
         )  # fmt: skip
-    config = PaliGemmaConfig(
+    config = hf.PaliGemmaConfig(
         text_config=language,
-        vision_config=SiglipVisionConfig(**VISION, image_size=20, vision_use_head=False),
+        vision_config=hf.SiglipVisionConfig(**VISION, image_size=20, vision_use_head=False),
         image_token_index=words.convert_tokens_to_ids("<image>"), projection_dim=64,
         hidden_size=64, vocab_size=96,
     )  # fmt: skip
-    images = SiglipImageProcessorPil(size={"height": 20, "width": 20})
+    images = hf.SiglipImageProcessorPil(size={"height": 20, "width": 20})
     images.image_seq_length = 25
-    processor = PaliGemmaProcessor(images, words)
+    processor = hf.PaliGemmaProcessor(images, words)
     torch.manual_seed(seed)
-    model = PaliGemmaForConditionalGeneration(config)
+    model = hf.PaliGemmaForConditionalGeneration(config)
     if capped:
         model.set_attn_implementation({"text_config": "eager"})
     return sharpen(model, seed), processor

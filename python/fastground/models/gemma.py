@@ -3,7 +3,7 @@
 The module tree both expect:
 
     model.vision_tower            SiglipVisionModel
-    model.multi_modal_projector   Gemma 3: the mean of 4 x 4 patches a token; PaliGemma: a patch each
+    model.multi_modal_projector   a token the mean of 4 x 4 patches (Gemma 3), or one patch each
     model.language_model          Gemma3TextModel; GemmaModel or Gemma2Model
     lm_head
 
@@ -99,8 +99,8 @@ class PaliGemma(Square):
         for expression in expressions:
             if isinstance(expression, str) and "\n" in expression.strip():
                 raise ValueError(
-                    "expression must be one line for PaliGemma, which takes a new line for its end, "
-                    f"but got {expression!r}; put spaces in its place"
+                    "expression must be one line for PaliGemma, which takes a new line for its "
+                    f"end, but got {expression!r}; put spaces in its place"
                 )
         return super().encode(image, expressions, recipe)
 

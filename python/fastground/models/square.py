@@ -17,7 +17,7 @@ processor's own tokens must fill.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastground.models.geometry import Frame, letterbox
 from fastground.models.lvlm import LVLM
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Square(LVLM):
     """One grid of image tokens in raster order, of one size for every image."""
 
-    model_types: tuple[str, ...] = ("deepseek_vl", "deepseek_vl_hybrid")
+    model_types = ("deepseek_vl", "deepseek_vl_hybrid")
     frills = 0
     """Tokens on each side of the image's own that stand in the mark's place with them."""
 
