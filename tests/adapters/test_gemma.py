@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fastground.attention import answers, attention_maps
-from fastground.models import wrap
+from fastground.models import load, wrap
 from fastground.types import Recipe
 from PIL import Image
 from tiny_gemma import gemma3, paligemma
@@ -101,13 +101,19 @@ def test_expressions_do_not_see_each_other(build, query):
         torch.testing.assert_close(both.maps[i : i + 1], alone.maps, atol=1e-5, rtol=0)
 
 
-def test_capped_logits_need_eager_attention():
+def test_capped_logits_need_eager_attention(tmp_path, monkeypatch):
     model, processor = paligemma(0, capped=True)
-    model.set_attn_implementation({"text_config": "sdpa"})
+    text = model.config.text_config
+    monkeypatch.setattr(text, "_attn_implementation_internal", "sdpa")
     with pytest.raises(ValueError, match=r"must use eager attention, .* but uses 'sdpa'; call"):
         wrap(model, processor)
-    model.set_attn_implementation({"text_config": "eager"})
+    monkeypatch.undo()
     wrap(model, processor)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = load(tmp_path, device="cpu").model.config
+    assert loaded.text_config._attn_implementation == "eager"
+    assert loaded.vision_config._attn_implementation == "sdpa"
 
 
 def test_a_chat_and_a_new_line_are_refused_by_paligemma():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastground.models.gemma import Gemma3, PaliGemma
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
-from fastground.models.square import Janus, Square
+from fastground.models.square import DeepseekVL, Janus
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
         Llava,
-        Square, Janus,
+        DeepseekVL, Janus,
         Gemma3, PaliGemma,
     )
     for name in kind.model_types

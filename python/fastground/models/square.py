@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 class Square(LVLM):
     """One grid of image tokens in raster order, of one size for every image."""
 
-    model_types = ("deepseek_vl", "deepseek_vl_hybrid")
     frills = 0
     """Tokens on each side of the image's own that stand in the mark's place with them."""
 
@@ -83,8 +82,14 @@ class Square(LVLM):
         )
 
 
+class DeepseekVL(Square):
+    """Nothing but the image's tokens; two towers see it in the hybrid, one grid all the same."""
+
+    model_types = ("deepseek_vl", "deepseek_vl_hybrid")
+
+
 class Janus(Square):
-    """The same between two marks; some processors put a system prompt before everything."""
+    """Two marks around them; some processors put a system prompt before everything."""
 
     model_types = ("janus",)
     frills = 1
