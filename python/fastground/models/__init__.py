@@ -8,7 +8,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastground.models.gemma import Gemma3, PaliGemma
+from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
 from fastground.models.square import DeepseekVL, Janus
@@ -23,7 +23,7 @@ ADAPTERS: dict[str, type[LVLM]] = {
     for kind in (
         Llava,
         DeepseekVL, Janus,
-        Gemma3, PaliGemma,
+        Gemma3, Gemma4, PaliGemma,
     )
     for name in kind.model_types
 }  # fmt: skip

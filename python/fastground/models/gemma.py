@@ -1,21 +1,23 @@
-"""Gemma 3 and PaliGemma: the image squashed to a square; image tokens do not only look back.
+"""Gemma 3 and 4 and PaliGemma: one view of the image, whose tokens do not only look back.
 
-The module tree both expect:
+The module tree they expect:
 
-    model.vision_tower            SiglipVisionModel
-    model.multi_modal_projector   a token the mean of 4 x 4 patches (Gemma 3), or one patch each
-    model.language_model          Gemma3TextModel; GemmaModel or Gemma2Model
+    model.vision_tower            SiglipVisionModel; Gemma 4 its own, which also pools
+    model.multi_modal_projector   one token a patch; in Gemma 3 the mean of 4 x 4 patches
+    model.language_model          GemmaModel or Gemma2Model; Gemma3TextModel; Gemma4TextModel
     lm_head
 
 What the processors write, with the words:
 
+    Gemma 4     <|image> # # # # # # <image|> the red mug.
     Gemma 3     \\n\\n <start_of_image> # # # # # # <end_of_image> \\n\\n the red mug.
     PaliGemma   # # # # # # <bos> the red mug. \\n
 
-In Gemma 3 the image's tokens see all of the image, and five of six layers see only a window of
-tokens; in PaliGemma everything up to the new line sees everything. So expressions cannot share an
-image, and each is a sequence of its own. PaliGemma 2 caps its attention logits, which only eager
-attention does; `fastground.models.load` sees to it.
+Gemma 4 keeps the image's aspect, and its grid is what the processor made of it; the others squash
+it to a square. In Gemma 3 and the larger Gemma 4 the image's tokens see all of the image, and five
+of six layers see only a window of tokens; in PaliGemma everything up to the new line sees
+everything. So expressions cannot share an image, and each is a sequence of its own. PaliGemma 2
+caps its attention logits, which only eager attention does; `fastground.models.load` sees to it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastground.models.geometry import Frame, frame
 from fastground.models.square import Square
-from fastground.types import Encoded, Recipe
+from fastground.types import Encoded, ImageLayout, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,32 @@ class Gemma3(Square):
     def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """1 where a token is the image's: those see each other."""
         return {"token_type_ids": (input_ids == self.model.config.image_token_id).long()}
+
+
+class Gemma4(Square):
+    """As many cells as the image's aspect fills, each of 3 x 3 patches."""
+
+    model_types = ("gemma4",)
+    shares_prefix = False
+    frills = 1
+
+    def layout(
+        self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
+    ) -> ImageLayout:
+        """One cell an image token; the processor says where each patch was."""
+        pooled = self.model.config.vision_config.pooling_kernel_size
+        columns, rows = (inputs["image_position_ids"][0].amax(0) + 1).tolist()
+        grid = rows // pooled, columns // pooled
+        return ImageLayout(
+            grid=grid,
+            tokens=self.cells(ids, grid),
+            image_size=(image.height, image.width),
+            cell_size=(image.width / grid[1], image.height / grid[0]),
+        )
+
+    def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """1 where a token is the image's: in larger models those see each other."""
+        return {"mm_token_type_ids": (input_ids == self.model.config.image_token_id).long()}
 
 
 class PaliGemma(Square):

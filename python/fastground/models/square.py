@@ -52,6 +52,20 @@ class Square(LVLM):
             ids = ids[first - self.frills : past + self.frills]
         return ids, inputs
 
+    def cells(self, ids: list[int], grid: tuple[int, int]) -> tuple[int, ...]:
+        """Which of `ids` are the grid's.
+
+        Raises:
+            ValueError: there are more or fewer.
+        """
+        tokens = tuple(i for i, t in enumerate(ids) if t == self.model.config.image_token_id)
+        if len(tokens) != grid[0] * grid[1]:
+            raise ValueError(
+                f"processor must make one image token a cell of {grid[0]} x {grid[1]}, but made "
+                f"{len(tokens)}; use the processor that comes with the model"
+            )
+        return tokens
+
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
     ) -> ImageLayout:
@@ -66,16 +80,9 @@ class Square(LVLM):
                 "image processor that comes with the model"
             )
         grid = lies.size[0] // cell, lies.size[1] // cell
-        tokens = tuple(i for i, t in enumerate(ids) if t == self.model.config.image_token_id)
-        if len(tokens) != grid[0] * grid[1]:
-            raise ValueError(
-                f"processor must make one image token a cell, {grid[0]} x {grid[1]} for cells of "
-                f"{cell} pixels, but made {len(tokens)}; use the processor that comes with the "
-                "model"
-            )
         return ImageLayout(
             grid=grid,
-            tokens=tokens,
+            tokens=self.cells(ids, grid),
             image_size=size,
             cell_size=(lies.scale[0] * cell, lies.scale[1] * cell),
             origin=lies.origin,
