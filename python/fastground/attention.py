@@ -118,9 +118,10 @@ def answers(
     encoded = lvlm.encode(image, list(expressions), recipe or Recipe())
     tokenizer = lvlm.processor.tokenizer
     words = []
-    # Padding between a prompt and its answer moves what a window sees: then each goes alone.
-    most = packing.MAX_TOKENS if lvlm.shares_prefix else 1
-    for part in packing.split(encoded, packed=packed, max_tokens=most):
+    # Prompts that are not packed go alone: recurrent layers would carry padding into the answer.
+    for part in packing.split(
+        encoded, packed=packed, max_tokens=packing.MAX_TOKENS if packed else 1
+    ):
         for ids in _answer(lvlm, [part], packed, max_new_tokens).tolist():
             if tokenizer.eos_token_id in ids:
                 ids = ids[: ids.index(tokenizer.eos_token_id)]

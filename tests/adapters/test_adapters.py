@@ -83,8 +83,6 @@ def asked(lvlm, blocks="base", size=(31, 20), texts=TEXTS):
     return inputs, rows, [encoded.layout] * len(texts)
 
 
-# PaliGemma's processor, which copies a tensor as NumPy no longer wants it.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_are_those_of_the_processor(family):
     lvlm = made(family)

@@ -98,5 +98,5 @@ def test_an_unpadded_image_is_refused():
     with pytest.raises(ValueError, match="one image token a cell of 3 x 6,"):
         wrap(model, processor).encode(Image.new("RGB", (31, 20)), TEXTS, Recipe())
     processor.image_processor.do_resize = False
-    with pytest.raises(ValueError, match="do_resize must be true"):
+    with pytest.raises(ValueError, match="must resize to a height and a width"):
         wrap(model, processor).encode(Image.new("RGB", (31, 20)), TEXTS, Recipe())

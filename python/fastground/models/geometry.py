@@ -68,11 +68,15 @@ def letterbox(image_processor: Any, size: tuple[int, int]) -> Frame:
         image_processor: has do_resize, size, min_size and do_pad, and where it makes a larger view
             first, high_res_size.
         size: (height, width) of the image.
+
+    Raises:
+        ValueError: the processor does not resize, or to another rule.
     """
     height, width = size
-    if not image_processor.do_resize:
+    if not image_processor.do_resize or not image_processor.size.get("height"):
         raise ValueError(
-            "image_processor.do_resize must be true, or images are of no size that the model takes"
+            "image_processor must resize to a height and a width, but has do_resize="
+            f"{image_processor.do_resize} and size={dict(image_processor.size)}"
         )
     views = [image_processor.size["height"]]
     if hasattr(image_processor, "high_res_size"):
