@@ -8,6 +8,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastground.models.idefics import Idefics
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ADAPTERS", "LVLM", "load", "wrap"]
 
-ADAPTERS: dict[str, type[LVLM]] = {name: kind for kind in (Llava,) for name in kind.model_types}
+ADAPTERS: dict[str, type[LVLM]] = {
+    name: kind for kind in (Llava, Idefics) for name in kind.model_types
+}
 """The supported families by their transformers `model_type`."""
 
 

@@ -15,5 +15,11 @@ def without_video(kind: type) -> type:
             return None
         return kind.check_argument_for_proper_class(self, name, value)  # type: ignore[attr-defined]
 
-    named = {"check_argument_for_proper_class": check_argument_for_proper_class}
+    from transformers import ProcessorMixin
+
+    named = {
+        "check_argument_for_proper_class": check_argument_for_proper_class,
+        # SmolVLM's own asks the part that is not there how many frames it reads.
+        "apply_chat_template": ProcessorMixin.apply_chat_template,
+    }
     return type(kind.__name__, (kind,), named)
