@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastground.models.idefics import Idefics
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
+from fastground.models.pixtral import Pixtral
 
 if TYPE_CHECKING:
     import torch
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["ADAPTERS", "LVLM", "load", "wrap"]
 
 ADAPTERS: dict[str, type[LVLM]] = {
-    name: kind for kind in (Llava, Idefics) for name in kind.model_types
+    name: kind for kind in (Llava, Idefics, Pixtral) for name in kind.model_types
 }
-"""The supported families by their transformers `model_type`."""
+"""The supported families by their transformers `model_type`, or by that and their vision tower's,
+`model_type+model_type`, where the tower makes another layout."""
 
 
 def load(
@@ -58,7 +60,7 @@ def load(
             source = str(stack.enter_context(_embedded()))
             stack.enter_context(_without_progress())
         config = _read(AutoConfig, source, name, "config.json of a transformers model")
-        _adapter(config.model_type)
+        _adapter(config)
         processor = _read(
             AutoProcessor, source, name,
             "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
@@ -90,7 +92,7 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
             "load one with fastground.models.load"
         )
     config = model.config
-    adapter = _adapter(config.model_type)
+    adapter = _adapter(config)
     if model.training:
         raise ValueError(
             "model must be in evaluation mode, where nothing is dropped at random; call "
@@ -99,13 +101,15 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
     return adapter(model, processor, checkpoint or config.name_or_path or config.model_type)
 
 
-def _adapter(model_type: str) -> type[LVLM]:
-    if model_type not in ADAPTERS:
-        raise ValueError(
-            f"model must be one of the supported families ({', '.join(ADAPTERS)}), but its "
-            f"model_type is {model_type!r}"
-        )
-    return ADAPTERS[model_type]
+def _adapter(config: Any) -> type[LVLM]:
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    for name in (f"{config.model_type}+{tower}", config.model_type):
+        if name in ADAPTERS:
+            return ADAPTERS[name]
+    raise ValueError(
+        f"model must be one of the supported families ({', '.join(ADAPTERS)}), but its "
+        f"model_type is {config.model_type!r}"
+    )
 
 
 def _embedded() -> Any:
