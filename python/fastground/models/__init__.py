@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastground.models.idefics import Idefics
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
+from fastground.models.ovis import Ovis
 from fastground.models.pixtral import Pixtral
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ADAPTERS", "LVLM", "load", "wrap"]
 
 ADAPTERS: dict[str, type[LVLM]] = {
-    name: kind for kind in (Llava, Idefics, Pixtral) for name in kind.model_types
+    name: kind for kind in (Llava, Idefics, Ovis, Pixtral) for name in kind.model_types
 }
 """The supported families by their transformers `model_type`, or by that and their vision tower's,
 `model_type+model_type`, where the tower makes another layout."""
