@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastground.models.idefics import Idefics
+from fastground.models.kimi import Kimi
 from fastground.models.lfm2_vl import Lfm2Vl
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["ADAPTERS", "LVLM", "load", "wrap"]
 
 ADAPTERS: dict[str, type[LVLM]] = {
-    name: kind for kind in (Llava, Idefics, Lfm2Vl, Ovis, Pixtral) for name in kind.model_types
+    name: kind
+    for kind in (Llava, Idefics, Kimi, Lfm2Vl, Ovis, Pixtral)
+    for name in kind.model_types
 }
 """The supported families by their transformers `model_type`, or by that and their vision tower's,
 `model_type+model_type`, where the tower makes another layout."""
