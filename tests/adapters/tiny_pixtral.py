@@ -59,12 +59,14 @@ def made(config, kind, words, merge, seed, **images):
     return sharpen(model, seed), processor
 
 
-def mistral3(seed=0, *, window=None, **images):
-    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig
+def mistral3(seed=0, *, language="MistralConfig", window=None, **images):
+    import transformers
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
+    language = getattr(transformers, language)
     words = tokenizer(SPECIAL)
     config = Mistral3Config(
-        vision_config=tower(), text_config=text(MistralConfig, sliding_window=window),
+        vision_config=tower(), text_config=text(language, sliding_window=window),
         image_token_index=words.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2,
         tie_word_embeddings=False,
     )  # fmt: skip
@@ -113,6 +115,7 @@ def lighton_ocr(seed=0):
 
 FAMILIES = [
     Family("mistral3", mistral3),
+    Family("mistral3-ministral3", lambda seed: mistral3(seed, language="Ministral3Config")),
     Family("llava+pixtral", pixtral),
     Family("lighton_ocr", lighton_ocr),
 ]
