@@ -1,7 +1,7 @@
 """Idefics3 and SmolVLM: which tile is where, and what is refused."""
 
 import pytest
-from fastground.models import wrap
+from fastground.models import load, wrap
 from fastground.types import Recipe
 from PIL import Image
 from tiny_idefics import SCALE, TILE, idefics
@@ -75,3 +75,16 @@ def test_a_processor_of_another_model_is_refused():
 def test_the_chat_template_is_the_processors(family):
     lvlm = wrap(*idefics(*family))
     assert lvlm.chat() == ("user:<image>", "<end_of_utterance>\nassistant:")
+
+
+def test_a_checkpoint_is_loaded_without_torchvision(tmp_path):
+    model, processor = idefics("idefics3", "Idefics3")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, wrapped = load(tmp_path, device="cpu"), wrap(model, processor)
+    assert type(loaded.processor.image_processor) is type(processor.image_processor)
+    image, recipe = Image.new("RGB", (97, 61), (10, 90, 200)), Recipe()
+    found, want = (one.encode(image, ["x"], recipe) for one in (loaded, wrapped))
+    assert found.layout == want.layout
+    assert found.token_ids[0].tolist() == want.token_ids[0].tolist()
+    assert found.image_inputs["pixel_values"].equal(want.image_inputs["pixel_values"])
