@@ -1,7 +1,7 @@
 """Ovis2: which tile is where, and what is refused."""
 
 import pytest
-from fastground.models import load, wrap
+from fastground.models import wrap
 from fastground.types import Recipe
 from PIL import Image
 from tiny_ovis import PATCH, STRIDE, TILE, ovis2
@@ -55,16 +55,3 @@ def test_what_does_not_fit_is_refused():
         encoded(wrap(model, processor), (90, 60))
     with pytest.raises(ValueError, match="whole cells of 8 pixels"):
         encoded(wrap(*ovis2(size={"height": 28, "width": 28})), (90, 60))
-
-
-def test_a_checkpoint_is_loaded_without_torchvision(tmp_path):
-    model, processor = ovis2()
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    loaded, wrapped = load(tmp_path, device="cpu"), wrap(model, processor)
-    assert type(loaded.processor.image_processor) is type(processor.image_processor)
-    image, recipe = Image.new("RGB", (97, 61), (10, 90, 200)), Recipe()
-    found, want = (one.encode(image, ["x"], recipe) for one in (loaded, wrapped))
-    assert found.layout == want.layout
-    assert found.token_ids[0].tolist() == want.token_ids[0].tolist()
-    assert found.image_inputs["pixel_values"].equal(want.image_inputs["pixel_values"])

@@ -94,11 +94,9 @@ def lighton_ocr(seed=0):
         Qwen3Config,
     )
 
-    words = tokenizer(SPECIAL)
-    words.image_token, words.image_break_token, words.image_end_token = SPECIAL[1:]
-    for name in ("image", "image_break", "image_end"):
-        token = words.convert_tokens_to_ids(getattr(words, f"{name}_token"))
-        setattr(words, f"{name}_token_id", token)
+    named = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]"}
+    named["image_end_token"] = "[IMG_END]"
+    words = tokenizer(SPECIAL, model_specific_special_tokens=named)
     config = LightOnOcrConfig(
         vision_config=tower(), text_config=text(Qwen3Config), spatial_merge_size=2,
         image_token_id=words.image_token_id, tie_word_embeddings=False,
@@ -114,8 +112,12 @@ def lighton_ocr(seed=0):
 
 
 FAMILIES = [
-    Family("mistral3", mistral3),
-    Family("mistral3-ministral3", lambda seed: mistral3(seed, language="Ministral3Config")),
-    Family("llava+pixtral", pixtral),
+    Family("mistral3", mistral3, loads=False),
+    Family(
+        "mistral3-ministral3",
+        lambda seed: mistral3(seed, language="Ministral3Config"),
+        loads=False,
+    ),
+    Family("llava+pixtral", pixtral, loads=False),
     Family("lighton_ocr", lighton_ocr),
 ]
