@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Any
 from fastground.models import processors
 from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
 from fastground.models.generic import Generic
+from fastground.models.idefics import Idefics
+from fastground.models.kimi import Kimi
+from fastground.models.lfm2_vl import Lfm2Vl
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
+from fastground.models.ovis import Ovis
+from fastground.models.pixtral import Pixtral
 from fastground.models.qwen_vl import Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
 
@@ -26,13 +31,15 @@ ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
         Llava,
+        Idefics, Kimi, Lfm2Vl, Ovis, Pixtral,
         QwenVL, Qwen35,
         DeepseekVL, Janus,
         Gemma3, Gemma4, PaliGemma,
     )
     for name in kind.model_types
 }  # fmt: skip
-"""The supported families by their transformers `model_type`."""
+"""The supported families by their transformers `model_type`, or by that and their vision tower's,
+`model_type+model_type`, where the tower makes another layout."""
 
 _QUERIES = "asks the image with learned queries: its image tokens have no place in the image"
 _CROSS = "keeps the image out of the sequence, in cross-attention: its words see no image tokens"
@@ -143,8 +150,10 @@ def _adapter(config: Any) -> type[LVLM]:
     if name in REFUSED or getattr(config, "is_encoder_decoder", False):
         why = REFUSED.get(name, _ENCODER)
         raise ValueError(f"model must see an image as a grid of tokens, but {name!r} {why}")
-    if name in ADAPTERS:
-        return ADAPTERS[name]
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    for known in (f"{name}+{tower}", name):
+        if known in ADAPTERS:
+            return ADAPTERS[known]
     if getattr(config, "image_token_id", None) is None:
         raise ValueError(
             f"model must be one of the supported families ({', '.join(ADAPTERS)}), or name its "
