@@ -8,7 +8,9 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4
 from fastground.models.llava import Llava
+from fastground.models.llava_next import LlavaNext
 from fastground.models.lvlm import LVLM
 
 if TYPE_CHECKING:
@@ -16,7 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ADAPTERS", "LVLM", "load", "wrap"]
 
-ADAPTERS: dict[str, type[LVLM]] = {name: kind for kind in (Llava,) for name in kind.model_types}
+ADAPTERS: dict[str, type[LVLM]] = {
+    name: kind
+    for kind in (
+        Llava,
+        InternVL, AyaVision, GotOcr2, Llama4,
+        LlavaNext,
+    )
+    for name in kind.model_types
+}  # fmt: skip
 """The supported families by their transformers `model_type`."""
 
 
