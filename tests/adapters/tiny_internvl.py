@@ -32,6 +32,17 @@ def tower(kind, **more):
     return getattr(transformers, kind)(**settings | more)
 
 
+def local(model):
+    """The same with a tower that mixes even less: SigLIP starts from larger weights than others."""
+    import torch
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "vision_tower" in name and "out_proj" in name:
+                weight.mul_(0.1)
+    return model
+
+
 def tiles(side=32, **more):
     """The image processor of all of them, which cuts up to six tiles."""
     from transformers import GotOcr2ImageProcessorPil
@@ -87,7 +98,7 @@ def aya_vision(seed=0, *, knows_image=True):
         image_processor=tiles(), tokenizer=words, patch_size=4, downsample_factor=2, img_size=32,
         chat_template=CHAT.replace("MARK", "<image>"),
     )  # fmt: skip
-    return sharpen(model, seed), processor
+    return local(sharpen(model, seed)), processor
 
 
 def cohere2_vision(seed=0):
@@ -115,7 +126,7 @@ def cohere2_vision(seed=0):
     processor = Cohere2VisionProcessor(
         image_processor=images, tokenizer=words, chat_template=CHAT.replace("MARK", "<image>")
     )
-    return sharpen(model, seed), processor
+    return local(sharpen(model, seed)), processor
 
 
 def got_ocr2(seed=0):
@@ -141,9 +152,93 @@ def got_ocr2(seed=0):
     return sharpen(model, seed), processor
 
 
+def llama4_tiles():
+    """What Llama 4's image processor does, which needs torchvision: aspect kept, corner filled."""
+    import numpy as np
+    from transformers import BatchFeature
+    from transformers.image_processing_backends import PilBackend
+    from transformers.image_utils import SizeDict
+
+    class Llama4Tiles(PilBackend):
+        resample = 2
+        do_resize = do_rescale = do_normalize = True
+        resize_to_max_canvas = False
+
+        def _preprocess(self, images, size, resample, return_tensors, **more):
+            [image], tile = images, size.height
+            height, width = image.shape[-2:]
+            shapes = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2)]
+            fit = [min(r * tile / height, c * tile / width) for r, c in shapes]
+            enlarging = [f for f in fit if f >= 1]
+            rows, columns = shapes[fit.index(min(enlarging) if enlarging else max(fit))]
+            tall, wide = rows * tile, columns * tile
+            most = min(max(height, tile), tall), min(max(width, tile), wide)
+            scale = min(most[0] / height, most[1] / width)
+            new = SizeDict(height=max(1, int(height * scale)), width=max(1, int(width * scale)))
+            canvas = np.zeros((3, tall, wide), dtype=image.dtype)
+            canvas[:, : new.height, : new.width] = self.resize(image, new, resample=resample)
+            made = [
+                canvas[:, r * tile : (r + 1) * tile, c * tile : (c + 1) * tile]
+                for r in range(rows)
+                for c in range(columns)
+            ]
+            if len(made) > 1:
+                made.append(self.resize(image, size, resample=resample))
+            made = [
+                self.normalize(self.rescale(m, 1 / 255), self.image_mean, self.image_std)
+                for m in made
+            ]
+            found = {"pixel_values": np.stack(made), "aspect_ratios": np.array([[rows, columns]])}
+            return BatchFeature(data=found, tensor_type=return_tensors)
+
+    half = [0.5, 0.5, 0.5]
+    return Llama4Tiles(size={"height": 32, "width": 32}, image_mean=half, image_std=half)
+
+
+def llama4(seed=0):
+    """Layers of chunks and of all tokens, experts; tiles with words between them."""
+    import torch
+    from transformers import (
+        Llama4Config,
+        Llama4ForConditionalGeneration,
+        Llama4Processor,
+        Llama4TextConfig,
+        Llama4VisionConfig,
+    )
+
+    special = [
+        "<|image|>", "<|patch|>", "<|image_start|>", "<|image_end|>",
+        "<|tile_x_separator|>", "<|tile_y_separator|>",
+    ]  # fmt: skip
+    words = tokenizer(special)
+    vision = Llama4VisionConfig(
+        hidden_size=32, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        image_size=32, patch_size=4, vision_output_dim=32, projector_input_dim=32,
+        projector_output_dim=32,
+    )  # fmt: skip
+    language = Llama4TextConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, intermediate_size_mlp=96,
+        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        num_local_experts=2, pad_token_id=0, attention_chunk_size=512,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = Llama4ForConditionalGeneration(
+        Llama4Config(
+            vision_config=vision, text_config=language,
+            image_token_index=words.convert_tokens_to_ids("<|patch|>"),
+        )
+    )  # fmt: skip
+    processor = Llama4Processor(
+        image_processor=llama4_tiles(), tokenizer=words, patch_size=4, pixel_shuffle_ratio=0.5,
+        chat_template=CHAT.replace("MARK", "<|image|>"),
+    )  # fmt: skip
+    return sharpen(model, seed), processor
+
+
 FAMILIES = [
     Family("internvl", internvl, blocks=("base", "stitch")),
     Family("aya_vision", aya_vision, packs=False, blocks=("base", "stitch")),
     Family("cohere2_vision", cohere2_vision, packs=False, blocks=("base", "stitch")),
     Family("got_ocr2", got_ocr2),
+    Family("llama4", llama4, packs=False, blocks=("base", "stitch")),
 ]

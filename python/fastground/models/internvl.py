@@ -24,7 +24,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from math import floor, isqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastground.models.lvlm import LVLM
 from fastground.models.tiles import stitched, stretched
@@ -131,11 +131,8 @@ class Llama4(InternVL):
     """
 
     model_types = ("llama4",)
-
-    def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
-        super().__init__(model, processor, checkpoint)
-        # Layers see chunks of the sequence; a pack would put chunks elsewhere.
-        self.shares_prefix = False
+    shares_prefix = False
+    """Layers see chunks of the sequence, and count positions in it; a pack would move both."""
 
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe

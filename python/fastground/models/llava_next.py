@@ -60,8 +60,8 @@ class LlavaNext(LVLM):
             excess = sqrt(lines * columns / (int(most.rpartition("_")[2]) * side**2))
             if excess > 1.1:
                 lines, columns = int(lines // excess), int(columns // excess)
-        base = side * side
-        if len(ids) != base + lines * (columns + 1) or set(ids) != {self.model.config.image_token_id}:
+        base, image_id = side * side, self.model.config.image_token_id
+        if len(ids) != base + lines * (columns + 1) or set(ids) != {image_id}:
             raise ValueError(
                 f"processor must make {base} tokens of the base and {lines} lines of {columns} and "
                 f"a newline, but made {len(ids)}; its patch_size, image_grid_pinpoints and "
