@@ -24,7 +24,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from math import floor, isqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fastground.models.lvlm import LVLM
 from fastground.models.tiles import stitched, stretched
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class InternVL(LVLM):
     """Square tiles row by row, the thumbnail last, one square of tokens each."""
 
-    model_types = ("internvl", "cohere2_vision")
+    model_types: ClassVar[tuple[str, ...]] = ("internvl", "cohere2_vision")
 
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
