@@ -102,13 +102,13 @@ def test_llama4_fills_the_corner_of_its_tiles():
 
 
 def test_llama4_shrinks_with_the_aspect_kept():
-    # 200 x 50 on three tiles side by side: 96 wide, and so 24 of the 32 rows.
-    look = seen(llama4, (200, 50), STITCH)
-    assert look.layout.grid == (4, 12)
-    assert look.layout.cell_size == (200 / 12, 8 * 50 / 24)
-    base = seen(llama4, (200, 50), BASE).layout
-    assert base.cell_size == (50, 12.5)
-    assert base.tokens == tuple(range(3 * 17 + 2, 3 * 17 + 18))
+    # 200 x 30 on six tiles side by side: 192 wide, and so 28 of the 32 rows (28.8, rounded down).
+    look = seen(llama4, (200, 30), STITCH)
+    assert look.layout.grid == (4, 24)
+    assert look.layout.cell_size == pytest.approx((8 * 200 / 192, 8 * 30 / 28))
+    base = seen(llama4, (200, 30), BASE).layout
+    assert base.cell_size == (50, 7.5)
+    assert base.tokens == tuple(range(1 + 6 * 17 + 1, 1 + 6 * 17 + 17))
 
 
 def test_llama4_grows_to_the_canvas_where_told_so():

@@ -1,6 +1,7 @@
 """InternVL and its kin: tiles of 4 x 4 image tokens, up to six, and a thumbnail."""
 
 from families import Family, sharpen, tokenizer
+from without_torchvision import image_processor_class
 
 CHAT = (
     "{% for m in messages %}user: {% for c in m['content'] %}"
@@ -102,7 +103,7 @@ def aya_vision(seed=0, *, knows_image=True):
 
 
 def cohere2_vision(seed=0):
-    """The true model and processor with InternVL's tiles: its own need torchvision."""
+    """As Aya Vision, with a token after each tile."""
     import torch
     from transformers import (
         Cohere2VisionConfig,
@@ -121,8 +122,10 @@ def cohere2_vision(seed=0):
             image_token_id=words.image_token_id, alignment_intermediate_size=64,
         )
     )  # fmt: skip
-    images = tiles(crop_to_patches=True)
-    images.patch_size = 4
+    kind = image_processor_class(
+        "cohere2_vision.image_processing_cohere2_vision", "Cohere2VisionImageProcessor"
+    )
+    images = kind(size={"height": 32, "width": 32}, max_patches=6, patch_size=4)
     processor = Cohere2VisionProcessor(
         image_processor=images, tokenizer=words, chat_template=CHAT.replace("MARK", "<image>")
     )
@@ -137,8 +140,8 @@ def got_ocr2(seed=0):
 
     words = tokenizer(["<imgpad>", "<img>", "</img>", "<|im_start|>", "<|im_end|>"])
     vision = GotOcr2VisionConfig(
-        hidden_size=32, output_channels=16, num_hidden_layers=2, num_attention_heads=2,
-        image_size=128, patch_size=2, window_size=4, global_attn_indexes=[1], mlp_dim=64,
+        hidden_size=16, output_channels=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=128, patch_size=2, window_size=4, global_attn_indexes=[], mlp_dim=32,
         initializer_range=0.02,
     )  # fmt: skip
     torch.manual_seed(seed)
@@ -150,49 +153,6 @@ def got_ocr2(seed=0):
     )  # fmt: skip
     processor = GotOcr2Processor(image_processor=tiles(128), tokenizer=words)
     return sharpen(model, seed), processor
-
-
-def llama4_tiles():
-    """What Llama 4's image processor does, which needs torchvision: aspect kept, corner filled."""
-    import numpy as np
-    from transformers import BatchFeature
-    from transformers.image_processing_backends import PilBackend
-    from transformers.image_utils import SizeDict
-
-    class Llama4Tiles(PilBackend):
-        resample = 2
-        do_resize = do_rescale = do_normalize = True
-        resize_to_max_canvas = False
-
-        def _preprocess(self, images, size, resample, return_tensors, **more):
-            [image], tile = images, size.height
-            height, width = image.shape[-2:]
-            shapes = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2)]
-            fit = [min(r * tile / height, c * tile / width) for r, c in shapes]
-            enlarging = [f for f in fit if f >= 1]
-            rows, columns = shapes[fit.index(min(enlarging) if enlarging else max(fit))]
-            tall, wide = rows * tile, columns * tile
-            most = min(max(height, tile), tall), min(max(width, tile), wide)
-            scale = min(most[0] / height, most[1] / width)
-            new = SizeDict(height=max(1, int(height * scale)), width=max(1, int(width * scale)))
-            canvas = np.zeros((3, tall, wide), dtype=image.dtype)
-            canvas[:, : new.height, : new.width] = self.resize(image, new, resample=resample)
-            made = [
-                canvas[:, r * tile : (r + 1) * tile, c * tile : (c + 1) * tile]
-                for r in range(rows)
-                for c in range(columns)
-            ]
-            if len(made) > 1:
-                made.append(self.resize(image, size, resample=resample))
-            made = [
-                self.normalize(self.rescale(m, 1 / 255), self.image_mean, self.image_std)
-                for m in made
-            ]
-            found = {"pixel_values": np.stack(made), "aspect_ratios": np.array([[rows, columns]])}
-            return BatchFeature(data=found, tensor_type=return_tensors)
-
-    half = [0.5, 0.5, 0.5]
-    return Llama4Tiles(size={"height": 32, "width": 32}, image_mean=half, image_std=half)
 
 
 def llama4(seed=0):
@@ -228,9 +188,10 @@ def llama4(seed=0):
             image_token_index=words.convert_tokens_to_ids("<|patch|>"),
         )
     )  # fmt: skip
+    kind = image_processor_class("llama4.image_processing_llama4", "Llama4ImageProcessor")
     processor = Llama4Processor(
-        image_processor=llama4_tiles(), tokenizer=words, patch_size=4, pixel_shuffle_ratio=0.5,
-        chat_template=CHAT.replace("MARK", "<|image|>"),
+        image_processor=kind(size={"height": 32, "width": 32}, max_patches=6), tokenizer=words,
+        patch_size=4, pixel_shuffle_ratio=0.5, chat_template=CHAT.replace("MARK", "<|image|>"),
     )  # fmt: skip
     return sharpen(model, seed), processor
 
