@@ -13,9 +13,11 @@ from fastground.models import processors
 from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
 from fastground.models.generic import Generic
 from fastground.models.idefics import Idefics
+from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4
 from fastground.models.kimi import Kimi
 from fastground.models.lfm2_vl import Lfm2Vl
 from fastground.models.llava import Llava
+from fastground.models.llava_next import LlavaNext
 from fastground.models.lvlm import LVLM
 from fastground.models.ovis import Ovis
 from fastground.models.pixtral import Pixtral
@@ -31,6 +33,8 @@ ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
         Llava,
+        InternVL, AyaVision, GotOcr2, Llama4,
+        LlavaNext,
         Idefics, Kimi, Lfm2Vl, Ovis, Pixtral,
         QwenVL, Qwen35,
         DeepseekVL, Janus,
