@@ -8,15 +8,21 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastground.models import yi_vl
+from fastground.models.conversion import convert, refuse_unconverted
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
+from fastground.models.mini_gemini import MiniGemini
+from fastground.models.yi_vl import YiVL
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTERS", "LVLM", "load", "wrap"]
+__all__ = ["ADAPTERS", "LVLM", "convert", "load", "wrap"]
 
-ADAPTERS: dict[str, type[LVLM]] = {name: kind for kind in (Llava,) for name in kind.model_types}
+ADAPTERS: dict[str, type[LVLM]] = {
+    name: kind for kind in (Llava, YiVL, MiniGemini) for name in kind.model_types
+}
 """The supported families by their transformers `model_type`."""
 
 
@@ -54,6 +60,8 @@ def load(
         if name == "tiny":
             source = str(stack.enter_context(_embedded()))
             stack.enter_context(_without_progress())
+        refuse_unconverted(source)
+        yi_vl.classes()
         config = _read(AutoConfig, source, name, "config.json of a transformers model")
         _adapter(config.model_type)
         processor = _read(
