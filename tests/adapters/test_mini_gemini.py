@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fastground.attention import answers
+from fastground.attention import answers, attention_maps
 from fastground.models import wrap
 from fastground.types import Recipe
 from originals import language
@@ -51,6 +51,16 @@ def test_answers_word_by_word_and_from_a_model_wrapped_twice():
     )
     assert said == again
     assert len(model._forward_pre_hooks) == 1
+
+
+def test_capture_leaves_the_tower_s_attention_alone():
+    lvlm = wrap(*mini_gemini())
+    tower = lvlm.model.get_vision_tower().config
+    assert tower._attn_implementation == "sdpa"
+    maps = attention_maps(lvlm, IMAGE, ["the red mug"], recipe=Recipe()).maps
+    assert maps.shape == (1, 12, 4, 4)
+    assert tower._attn_implementation == "sdpa"
+    assert lvlm.model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(

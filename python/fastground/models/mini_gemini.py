@@ -21,7 +21,8 @@ Its forward takes one token for an image and makes room for its features itself.
 the model instead: prompts hold a token a patch, as with every other family, and the features are
 put there before the forward. Gemma scales what it embeds by the root of its width; transformers
 does so while embedding, the code this model was trained with did so afterwards, to the image too,
-and so does `attach`.
+and so does `attach`. The first tower is no part of the configuration, so that a change of the
+language model's attention would reach it; it keeps the one it has.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def attach(model: Any) -> None:
     if model in _attached:
         return
     _attached.add(model)
-    calls = _Calls(keeps="logits_to_keep" in inspect.signature(model.forward).parameters)
+    calls = _Calls(model)
     model.register_forward_pre_hook(calls.before, with_kwargs=True)
     model.register_forward_hook(calls.after)
 
@@ -105,9 +106,11 @@ def attach(model: Any) -> None:
 class _Calls:
     """Between how every other model is called and how this one is."""
 
-    def __init__(self, keeps: bool) -> None:
-        self.keeps = keeps
+    def __init__(self, model: Any) -> None:
+        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.kept: Any = None
+        self.tower = model.get_vision_tower().config
+        self.attention = self.tower._attn_implementation
 
     def before(
         self, model: Any, args: tuple[Any, ...], keywords: dict[str, Any]
@@ -120,8 +123,9 @@ class _Calls:
         pixels = keywords.pop("pixel_values", None)
         if pixels is None:
             return args, keywords
-        side = model.get_vision_tower().config.image_size
+        side = self.tower.image_size
         small = interpolate(pixels.float(), size=(side, side), mode="bilinear", align_corners=False)
+        self.tower._attn_implementation = self.attention
         features = model.encode_images(small.to(pixels.dtype), pixels)
         ids, embedding = keywords.pop("input_ids"), model.get_input_embeddings()
         image = ids == model.config.image_token_id
