@@ -180,4 +180,4 @@ def mini_gemini(seed=0, **settings):
     )  # fmt: skip
 
 
-FAMILIES = [Family("mini_gemini", mini_gemini)]
+FAMILIES = [Family("mini_gemini", mini_gemini, loads=False, refusal="load it with their package")]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastground.models import yi_vl
+from fastground.models import processors, yi_vl
 from fastground.models.conversion import convert, refuse_unconverted
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
 from fastground.models.mini_gemini import MiniGemini
+from fastground.models.qwen_vl import Qwen35, QwenVL
 from fastground.models.yi_vl import YiVL
 
 if TYPE_CHECKING:
@@ -21,8 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["ADAPTERS", "LVLM", "convert", "load", "wrap"]
 
 ADAPTERS: dict[str, type[LVLM]] = {
-    name: kind for kind in (Llava, YiVL, MiniGemini) for name in kind.model_types
-}
+    name: kind
+    for kind in (
+        Llava,
+        YiVL,
+        MiniGemini,
+        QwenVL, Qwen35,
+    )
+    for name in kind.model_types
+}  # fmt: skip
 """The supported families by their transformers `model_type`."""
 
 
@@ -44,7 +53,7 @@ def load(
         ValueError: there is no such model, it has no processor, or its family is not supported.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     name = str(checkpoint)
     if device is None:
@@ -62,10 +71,12 @@ def load(
             stack.enter_context(_without_progress())
         refuse_unconverted(source)
         yi_vl.classes()
-        config = _read(AutoConfig, source, name, "config.json of a transformers model")
+        config = _read(
+            AutoConfig.from_pretrained, source, name, "config.json of a transformers model"
+        )
         _adapter(config.model_type)
         processor = _read(
-            AutoProcessor, source, name,
+            partial(processors.load, config=config), source, name,
             "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
             "files); save it there with processor.save_pretrained",
         )  # fmt: skip
@@ -75,8 +86,9 @@ def load(
                 f"only a {type(processor).__name__}; save one there with processor.save_pretrained"
             )
         model = _read(
-            AutoModelForImageTextToText, source, name, "model's weights", dtype=dtype or "auto"
-        )
+            AutoModelForImageTextToText.from_pretrained, source, name, "model's weights",
+            dtype=dtype or "auto",
+        )  # fmt: skip
     return wrap(model.to(device).eval(), processor, checkpoint=name)
 
 
@@ -137,10 +149,10 @@ def _without_progress() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read(kind: Any, source: str, name: str, what: str, **keywords: Any) -> Any:
+def _read(load: Any, source: str, name: str, what: str, **keywords: Any) -> Any:
     try:
-        return kind.from_pretrained(source, trust_remote_code=False, **keywords)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return load(source, trust_remote_code=False, **keywords)
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"checkpoint must be 'tiny', a folder or a model on the hub, with a {what}; "

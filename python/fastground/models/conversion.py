@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastground.models import towers, yi_vl
 from fastground.models.llava import SYSTEM
+from fastground.models.mini_gemini import MiniGemini
 from fastground.models.weights import names, opened, read_json, tensor_of, weight_files
 
 if TYPE_CHECKING:
@@ -95,15 +96,23 @@ def convert(folder: str | Path, out: str | Path, *, vision_tower: str | Path | N
 
 
 def refuse_unconverted(folder: str | Path) -> None:
-    """Raise the way out where a folder holds what `convert` reads and `load` does not."""
+    """Raise the way out where a folder holds a model in its authors' layout.
+
+    Raises:
+        ValueError: it does.
+    """
     path = Path(folder) / "config.json"
-    given = json.loads(path.read_text()) if path.is_file() else {}
-    if "mm_vision_tower" in given or given.get("is_yi_vl_derived_model"):
-        raise ValueError(
-            f"checkpoint must be in transformers' layout, but {str(folder)!r} is in that of its "
-            "authors' code; convert it once with fastground.models.convert(folder, out), then "
-            "load out"
-        )
+    given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if given.get("model_type") in MiniGemini.model_types:
+        way = "load it with their package, and pass it to fastground.models.wrap"
+    elif "mm_vision_tower" in given or given.get("is_yi_vl_derived_model"):
+        way = "convert it once with fastground.models.convert(folder, out), then load out"
+    else:
+        return
+    raise ValueError(
+        f"checkpoint must be in transformers' layout, but {str(folder)!r} is in that of its "
+        f"authors' code; {way}"
+    )
 
 
 class _Parts(NamedTuple):
