@@ -44,7 +44,7 @@ _attached: WeakSet[Any] = WeakSet()
 
 
 class MiniGemini(LVLM):
-    """Wraps a model that its authors' code loaded, with transformers' LlavaProcessor.
+    """Two towers, one token a patch of the first; `wrap` it with transformers' LlavaProcessor.
 
     The processor pads to a square of the second tower's side, and counts a token for each patch of
     the first: `LlavaProcessor(image_processor=LlavaImageProcessorPil(do_pad=True,
@@ -54,6 +54,7 @@ class MiniGemini(LVLM):
 
     model_types = ("mini_gemini_gemma", "mgm_gemma")
     how = "hooks"
+    family = "mini_gemini"
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         lacking = [

@@ -33,6 +33,7 @@ class YiVL(Llava):
     """LLaVA's tokens and geometry, other words."""
 
     model_types = (MODEL_TYPE,)
+    how = "conversion"
     system = SYSTEM
 
 
