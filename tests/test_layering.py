@@ -43,7 +43,7 @@ ONLY_IN = {
     "transformers": {"models", "capture", "tiny"},
     "tokenizers": {"tiny"},
     "triton": {"kernels"},
-    "safetensors": {"table", "tiny"},
+    "safetensors": {"models", "table", "tiny"},
     "matplotlib": {"figures"},
     "typer": {"cli"},
     "rich": {"terminal"},

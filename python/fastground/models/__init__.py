@@ -9,7 +9,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastground.models import processors
+from fastground.models import processors, yi_vl
+from fastground.models.conversion import convert, refuse_unconverted
 from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
 from fastground.models.generic import Generic
 from fastground.models.idefics import Idefics
@@ -19,20 +20,24 @@ from fastground.models.lfm2_vl import Lfm2Vl
 from fastground.models.llava import Llava
 from fastground.models.llava_next import LlavaNext
 from fastground.models.lvlm import LVLM
+from fastground.models.mini_gemini import MiniGemini
 from fastground.models.ovis import Ovis
 from fastground.models.pixtral import Pixtral
 from fastground.models.qwen_vl import Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
+from fastground.models.yi_vl import YiVL
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTERS", "LVLM", "REFUSED", "load", "wrap"]
+__all__ = ["ADAPTERS", "LVLM", "REFUSED", "convert", "load", "wrap"]
 
 ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
         Llava,
+        YiVL,
+        MiniGemini,
         InternVL, AyaVision, GotOcr2, Llama4,
         LlavaNext,
         Idefics, Kimi, Lfm2Vl, Ovis, Pixtral,
@@ -94,6 +99,8 @@ def load(
         if name == "tiny":
             source = str(stack.enter_context(_embedded()))
             stack.enter_context(_without_progress())
+        refuse_unconverted(source)
+        yi_vl.classes()
         config = _read(
             AutoConfig.from_pretrained, source, name, "config.json of a transformers model"
         )

@@ -49,6 +49,10 @@ class LVLM(ABC):
 
     model_types: ClassVar[tuple[str, ...]]
     """The transformers configurations' names for the families with this token layout."""
+    how: ClassVar[str] = "native"
+    """How such a model is loaded: a word of `fastground.models.support.HOW`."""
+    family: ClassVar[str] = ""
+    """The name of its row in the support table, where that is not each of the model_types."""
     shares_prefix: bool = True
     """Whether image tokens see nothing after them, so that expressions may share them."""
 
