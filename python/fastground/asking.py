@@ -25,7 +25,8 @@ class Asking:
         Args:
             config: of the whole model.
             given: the forward's arguments by name.
-            rows: (N, 2) int64, or None for the last token of every sequence.
+            rows: (N, 2) int64, or "last" or "steps" for the last token of every sequence; in
+                "steps", where no mask names it, the last position, as generate has it.
             layouts: one for all, one each, or None: found in the input.
 
         Raises:
@@ -44,7 +45,17 @@ class Asking:
         self.needs_mask = (self.cached > 0 and self.length > 1) or (
             mask is not None and (padding is None or not bool(mask.all()))
         )
-        rows = self._last(batch, mask, padding) if rows is None else rows.cpu().long()
+        if isinstance(rows, str):
+            if rows == "last" and mask is not None and padding is None:
+                raise ValueError(
+                    "rows must be given with a 4-D attention_mask, which names no last token; pass "
+                    "rows=(N, 2), batch index and sequence position"
+                )
+            last = torch.full((batch,), self.length - 1)
+            if padding is not None:
+                last = (padding * torch.arange(self.length)).amax(1)
+            rows = torch.stack([torch.arange(batch), last], dim=1)
+        rows = rows.cpu().long()
         elements, positions = rows.unbind(1)
         inside = (rows >= 0).all(1) & (elements < batch) & (positions < self.length)
         if not inside.all():
@@ -80,17 +91,6 @@ class Asking:
         self.cells = _Places([a.tokens for a in asked])
         more = any(a.all_tokens is not None for a in asked)
         self.image = _Places([a.all_tokens or a.tokens for a in asked]) if more else self.cells
-
-    def _last(self, batch: int, mask: Any, padding: torch.Tensor | None) -> torch.Tensor:
-        if mask is not None and padding is None:
-            raise ValueError(
-                "rows must be given with a 4-D attention_mask, which names no last token; pass "
-                "rows=(N, 2), batch index and sequence position"
-            )
-        last = torch.full((batch,), self.length - 1)
-        if padding is not None:
-            last = (padding * torch.arange(self.length)).amax(1)
-        return torch.stack([torch.arange(batch), last], dim=1)
 
     def select(self, tokens: torch.Tensor, axis: int = 2) -> torch.Tensor:
         """(batch, R, heads, head_dim): the asking rows of (batch, heads, tokens, head_dim).

@@ -87,9 +87,10 @@ class Capture:
         stop_after: int | None,
         layouts: ImageLayout | Sequence[ImageLayout] | None,
     ) -> None:
-        self._model = getattr(model, "_orig_mod", model)  # what torch.compile made keeps it there
+        self._compiled = is_compiled(model)
+        self._model = getattr(model, "_orig_mod", model)  # torch.compile keeps it there
         self._text = model.config.get_text_config(decoder=True)
-        self._rows, self._steps = _checked_rows(rows, stop_after)
+        self._rows = _checked_rows(rows, stop_after)
         self._layouts = layouts
         self.heads = checked_heads(heads, stop_after, model.config)
         self._by_layer: dict[int, list[int]] = {}
@@ -164,7 +165,7 @@ class Capture:
         self._ends = self._stop is not None
         with ExitStack() as stack:
             stack.callback(self._seam.close)
-            if self._stop is not None and is_compiled(self._model):
+            if self._stop is not None and self._compiled:
                 stack.enter_context(shortened(self._model, self._stop + 1))
                 self._ends = False
             self._leave = stack.pop_all()
@@ -184,7 +185,7 @@ class Capture:
 
     def begin(self, given: dict[str, Any]) -> None:
         """A forward begins; called by the seam."""
-        if self._forwards and not self._steps:
+        if self._forwards and not (isinstance(self._rows, str) and self._rows == "steps"):
             raise RuntimeError(
                 "capture holds one forward, but the model was called again; open a new with block "
                 "for each call, or capture(..., rows='steps') to call generate"
@@ -197,8 +198,12 @@ class Capture:
                 "without the tokens x tokens of every layer; read captured.maps, or call the model "
                 "outside"
             )
-        layouts = self._forwards[0][0].layouts if self._forwards else self._layouts
-        self._forwards.append((Asking(config, given, self._rows, layouts), {}))
+        if not self._forwards:
+            self._forwards.append((Asking(config, given, self._rows, self._layouts), {}))
+            return
+        first, _ = self._forwards[0]
+        asking = Asking(config, given, self._rows, first.layouts)
+        self._forwards.append((asking, {}))
 
     def attend(
         self, own: Callable[..., Any], module: Any, query: Any, key: Any, value: Any, mask: Any,
@@ -299,17 +304,16 @@ class _Stop(Exception):
         self.owner = owner
 
 
-def _checked_rows(rows: Any, stop_after: int | None) -> tuple[torch.Tensor | None, bool]:
-    """(the rows or None for the last tokens, whether every forward is asked)."""
+def _checked_rows(rows: Any, stop_after: int | None) -> str | torch.Tensor:
     if isinstance(rows, torch.Tensor) and rows.ndim == 2 and rows.shape[1] == 2 and len(rows):
-        return rows, False
+        return rows
     if isinstance(rows, str) and rows in ("last", "steps"):
         if rows == "steps" and stop_after is not None:
             raise ValueError(
                 "stop_after must be None with rows='steps', where every forward must be whole to "
                 f"say the next token, but got {stop_after}"
             )
-        return None, rows == "steps"
+        return rows
     got = f"shape {tuple(rows.shape)}" if isinstance(rows, torch.Tensor) else repr(rows)
     raise ValueError(
         "rows must be 'last', 'steps' or an (N, 2) tensor of batch index and position, but got "

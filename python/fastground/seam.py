@@ -7,7 +7,7 @@ Both are needed: without a mask function under the same name transformers silent
 While the layer's own function runs, the configuration names it as before, since some read it there.
 
 A seam is open in one model and one thread at a time; forwards of that model in other threads pass
-through it unheard. Neither function is traced by torch.compile, whose graphs break there.
+through it unheard. None of it is traced by torch.compile, whose graphs break there.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Seam:
         self.text = model.config.get_text_config(decoder=True)
         self.listener = listener
         self.made_none = False
-        """Whether the model's own mask function said, in this forward, that None will do."""
+        """Whether the model's own mask function has said that None will do."""
 
     def open(self) -> None:
         """Let the attention of this thread's forwards go through the listener.
@@ -54,7 +54,7 @@ class Seam:
             RuntimeError: the model's seam is open already.
             ValueError: its attention is not registered together with a mask function.
         """
-        _register()
+        begin = _register()
         self._thread = threading.get_ident()
         self.own = self.text._attn_implementation
         with _lock:
@@ -71,7 +71,7 @@ class Seam:
                 )
             _open[id(self.text)] = self
         try:
-            self._hook = self.model.register_forward_pre_hook(_begin, with_kwargs=True)
+            self._hook = self.model.register_forward_pre_hook(begin, with_kwargs=True)
             self.use(NAME)
         except BaseException:
             self.close()
@@ -163,13 +163,14 @@ def _begin(model: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         return
     given = inspect.signature(model.forward).bind_partial(*args, **keywords).arguments
     given |= given.pop("kwargs", {})
-    seam.made_none = False
     seam.listener.begin(given)
 
 
 @cache
-def _register() -> None:
+def _register() -> Callable[..., None]:
+    """Both functions made known to transformers, and the hook for models; none is traced."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, torch.compiler.disable(_attend))
     AttentionMaskInterface.register(NAME, torch.compiler.disable(_make_mask))
+    return torch.compiler.disable(_begin)
