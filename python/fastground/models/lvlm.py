@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _MARK = "\ufffc"
 """Stands for the expression while a chat template is rendered."""
 
-_OF_WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+_OF_WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
 """What processors return for the words, beside what the model reads of the image."""
 
 
@@ -99,6 +99,10 @@ class LVLM(ABC):
         """
         return self.chat() if recipe.template == "chat" else (f"{self.marked}\n", "")
 
+    def spelled(self, before: str, after: str) -> tuple[str, str]:
+        """`words` as the tokenizer reads them, where the processor writes more around them."""
+        return before, after
+
     def look(self, image: Image, recipe: Recipe) -> Seen:
         """What the model sees of an image; `recipe.blocks` is read."""
         ids, inputs = self.read(image)
@@ -150,7 +154,7 @@ class LVLM(ABC):
         """
         image = read_image(image)
         texts = [_sentence(e, recipe) for e in _checked(expressions, self.mark)]
-        before, after = self.words(recipe)
+        before, after = self.spelled(*self.words(recipe))
         seen = self.look(image, recipe)
         rows, spans = self._tokenize([before + text + after for text in texts])
         mark, start = self.processor.tokenizer.convert_tokens_to_ids(self.mark), len(rows[0])

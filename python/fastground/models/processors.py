@@ -1,19 +1,81 @@
-"""Processors where torchvision is not: transformers asks for it even where no video is read."""
+"""Processors without videos: transformers asks for torchvision even where none is read.
+
+    processor  =  image processor  +  tokenizer  +  video processor     as transformers makes it
+                  PIL or torchvision                torchvision only
+
+Where torchvision is missing, such a processor can neither be made nor read from a checkpoint.
+Without its video part it can, and does the same to images and words.
+"""
 
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 
 @cache
-def without_video(kind: type) -> type:
-    """The same processor class, made without the part that reads videos: `video_processor=None`."""
+def without_video(kind: Any) -> Any:
+    """The same processor class without the part that reads videos.
 
-    def check_argument_for_proper_class(self: Any, name: str, value: Any) -> Any:
-        if name == "video_processor" and value is None:
-            return None
-        return kind.check_argument_for_proper_class(self, name, value)  # type: ignore[attr-defined]
+    It is made, saved and loaded as the class itself is; a `video_processor` among its arguments or
+    in a checkpoint is left out. That must be the last of the class's parts.
+    """
 
-    named = {"check_argument_for_proper_class": check_argument_for_proper_class}
+    from transformers import ProcessorMixin
+
+    def get_attributes(cls: Any) -> list[str]:
+        return [part for part in kind.get_attributes() if part != "video_processor"]
+
+    def from_args_and_dict(cls: Any, parts: Any, settings: Any, **keywords: Any) -> Any:
+        return kind.from_args_and_dict.__func__(cls, [*parts, None], settings, **keywords)
+
+    named = {
+        "get_attributes": classmethod(get_attributes),
+        "from_args_and_dict": classmethod(from_args_and_dict),
+        # SmolVLM's own asks the part that is not there how many frames it reads.
+        "apply_chat_template": ProcessorMixin.apply_chat_template,
+    }
     return type(kind.__name__, (kind,), named)
+
+
+def load(source: str, config: Any, **keywords: Any) -> Any:
+    """A checkpoint's processor; where its last part reads videos, without that.
+
+    Args:
+        source: a folder, or a model's name on the hub.
+        config: the model's configuration, which says what class its processor has.
+        keywords: as `from_pretrained` takes them.
+    """
+    from transformers import AutoProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+    if kind is None:
+        return AutoProcessor.from_pretrained(source, **keywords)
+    reads_videos = kind.get_attributes()[-1:] == ["video_processor"]
+    if reads_videos:
+        kind = without_video(kind)
+    images = _hidden_image_processor(config.model_type)
+    if images is not None:
+        parts = [part.from_pretrained(source, **keywords) for part in (images, AutoTokenizer)]
+        settings, _ = kind.get_processor_dict(source, **keywords)
+        return kind.from_args_and_dict(parts, settings)
+    return (kind if reads_videos else AutoProcessor).from_pretrained(source, **keywords)
+
+
+def _hidden_image_processor(family: str) -> Any:
+    """The image processor by Pillow that transformers 5.17 hides where torchvision is not.
+
+    Those of Idefics3, SmolVLM and Ovis2 do without it; None where it is found by its name.
+    """
+    import transformers
+
+    name = f"transformers.models.{family}.image_processing_pil_{family}"
+    if find_spec("torchvision") is not None or find_spec(name) is None:
+        return None
+    module = import_module(name)
+    [kind] = module.__all__
+    hidden = getattr(getattr(transformers, kind), "is_dummy", False)
+    return getattr(module, kind) if hidden else None
