@@ -15,7 +15,7 @@ from fastground.attention import attention_maps
 from fastground.grounding import ground
 from fastground.models import LVLM
 from fastground.ranking import greedy, kept_heads
-from fastground.stats import head_statistics
+from fastground.stats import head_statistics, head_table
 from fastground.types import AttentionMaps, Grounding, HeadId, HeadRanking, Recipe
 
 Segmenter = Callable[[Image.Image, Grounding], Any]
@@ -146,16 +146,16 @@ class Grounder:
     def _greedy(self, attention: AttentionMaps) -> torch.Tensor:
         """(expressions, k) positions of each expression's own best heads."""
         shape = self.lvlm.architecture["num_layers"], self.lvlm.architecture["num_heads"]
-        sums, entropies = (
-            x.cpu().numpy().reshape(-1, *shape) for x in head_statistics(attention, self.recipe)
-        )
+        stats = head_statistics(attention, self.recipe)
+        sums, entropies = head_table(stats, attention.heads, shape)
         kept = None
         if self.recipe.scope == "mean":
             means = np.zeros(shape)
             for head in self.ranking.heads:
                 means[head.head] = head.attention_sum
             kept = kept_heads(means, self.recipe, tau=self.ranking.tau)
-        return torch.from_numpy(greedy(sums, entropies, self.recipe, kept=kept))
+        chosen = greedy(sums, entropies, self.recipe, kept=kept)
+        return torch.from_numpy(attention.positions(chosen, shape[1]))
 
     def _segmented(self, image: Any, grounding: Grounding) -> Grounding:
         from dataclasses import replace

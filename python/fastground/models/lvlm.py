@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from fastground.layers import layers_with_heads
 from fastground.models.geometry import read_image
 from fastground.types import Encoded, ImageLayout, Recipe
 
@@ -76,6 +77,11 @@ class LVLM(ABC):
             f"{type(self).__name__}({self.checkpoint!r}, {a['num_layers']} layers x "
             f"{a['num_heads']} heads, {self.model.dtype}, {self.model.device})"
         )
+
+    @property
+    def layers_with_heads(self) -> tuple[int, ...]:
+        """The language model's layers that have attention heads; hybrid models have others."""
+        return layers_with_heads(self.model.config)
 
     @property
     def mark(self) -> str:
