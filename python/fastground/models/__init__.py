@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastground.models import processors
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
+from fastground.models.qwen_vl import Qwen35, QwenVL
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["ADAPTERS", "LVLM", "load", "wrap"]
 
-ADAPTERS: dict[str, type[LVLM]] = {name: kind for kind in (Llava,) for name in kind.model_types}
+ADAPTERS: dict[str, type[LVLM]] = {
+    name: kind
+    for kind in (
+        Llava,
+        QwenVL, Qwen35,
+    )
+    for name in kind.model_types
+}  # fmt: skip
 """The supported families by their transformers `model_type`."""
 
 
@@ -38,7 +48,7 @@ def load(
         ValueError: there is no such model, it has no processor, or its family is not supported.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     name = str(checkpoint)
     if device is None:
@@ -54,10 +64,12 @@ def load(
         if name == "tiny":
             source = str(stack.enter_context(_embedded()))
             stack.enter_context(_without_progress())
-        config = _read(AutoConfig, source, name, "config.json of a transformers model")
+        config = _read(
+            AutoConfig.from_pretrained, source, name, "config.json of a transformers model"
+        )
         _adapter(config.model_type)
         processor = _read(
-            AutoProcessor, source, name,
+            partial(processors.load, config=config), source, name,
             "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
             "files); save it there with processor.save_pretrained",
         )  # fmt: skip
@@ -67,8 +79,9 @@ def load(
                 f"only a {type(processor).__name__}; save one there with processor.save_pretrained"
             )
         model = _read(
-            AutoModelForImageTextToText, source, name, "model's weights", dtype=dtype or "auto"
-        )
+            AutoModelForImageTextToText.from_pretrained, source, name, "model's weights",
+            dtype=dtype or "auto",
+        )  # fmt: skip
     return wrap(model.to(device).eval(), processor, checkpoint=name)
 
 
@@ -129,9 +142,9 @@ def _without_progress() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read(kind: Any, source: str, name: str, what: str, **keywords: Any) -> Any:
+def _read(load: Any, source: str, name: str, what: str, **keywords: Any) -> Any:
     try:
-        return kind.from_pretrained(source, trust_remote_code=False, **keywords)
+        return load(source, trust_remote_code=False, **keywords)
     except (OSError, ValueError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
