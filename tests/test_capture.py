@@ -290,3 +290,42 @@ def test_other_attention_is_refused(llava, monkeypatch):
     message = "sdpa or eager attention, but uses 'flex_attention'"
     with pytest.raises(ValueError, match=message), capture(llava[0]):
         pass
+
+
+def test_images_of_several_grids_in_one_batch(llava):
+    # Of the 4 x 4 cells each sequence asks for its own part, as if it had another grid.
+    model, processor = llava
+    inputs = inputs_of(processor)
+    rows = torch.tensor([[1, 20], [0, 18], [1, 19], [2, 17]])
+    with torch.no_grad(), capture(model, rows=rows) as whole:
+        model(**inputs)
+    at = (inputs["input_ids"][0] == 4).nonzero()[:, 0].tolist()
+    layouts = [
+        ImageLayout((2, 3), tuple(at[:6])),
+        ImageLayout((4, 4), tuple(at)),
+        ImageLayout((1, 2), tuple(at[:2]), all_tokens=tuple(at[:5])),
+    ]
+    with torch.no_grad(), capture(model, rows=rows, layouts=layouts) as captured:
+        model(**inputs)
+    assert [each.maps.shape[2:] for each in captured.each] == [(2, 3), (4, 4), (1, 2)]
+    assert [each.layout for each in captured.each] == layouts
+    flat = whole.maps.maps.flatten(2)
+    for each, mine, image in zip(captured.each, [[1], [0, 2], [3]], [6, 16, 5], strict=True):
+        want = flat[mine]
+        cells = each.maps[0, 0].numel()
+        assert torch.equal(each.maps.flatten(2), want[..., :cells])
+        torch.testing.assert_close(each.sums, want[..., :image].sum(-1), atol=1e-6, rtol=0)
+    assert captured.sums.shape == (4, 12)
+    with pytest.raises(RuntimeError, match=r"\(1, 2\), \(2, 3\), \(4, 4\); read captured.each"):
+        captured.maps  # noqa: B018
+    two = rows[[1, 3]]
+    with torch.no_grad(), capture(model, rows=two, layouts=[layouts[2]] * 3) as captured:
+        model(**inputs)
+    assert captured.maps.maps.shape == (2, 12, 1, 2)
+    assert [len(each.maps) for each in captured.each] == [1, 0, 1]
+    with (
+        pytest.raises(ValueError, match=r"one a sequence \(3\), but got 2"),
+        torch.no_grad(),
+        capture(model, layouts=layouts[:2]),
+    ):
+        model(**inputs)

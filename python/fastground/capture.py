@@ -21,7 +21,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -97,39 +96,52 @@ class Capture:
         """What the asking tokens see of the image: (N, heads, grid_h, grid_w) and more.
 
         Raises:
+            RuntimeError: no forward ran, or the images have different grids; see `each`.
+        """
+        asking, maps, sums = self._found()
+        first = asking.layouts[int(asking.elements[0])]
+        grids = {asking.layouts[n].grid for n in asking.elements.tolist()}
+        if len(grids) > 1:
+            raise RuntimeError(
+                "captured.maps needs images of one grid, but the batch has "
+                f"{', '.join(map(str, sorted(grids)))}; read captured.each, one a sequence"
+            )
+        return AttentionMaps(maps.unflatten(-1, first.grid), sums, self.heads, first)
+
+    @property
+    def sums(self) -> torch.Tensor:
+        """(N, heads) float32: the attention on all of the image's tokens."""
+        return self._found()[2]
+
+    @property
+    def each(self) -> list[AttentionMaps]:
+        """One AttentionMaps a sequence of the batch, each with its own layout, grid and rows.
+
+        Raises:
             RuntimeError: no forward ran.
         """
+        asking, maps, sums = self._found()
+        each = []
+        for n, layout in enumerate(asking.layouts):
+            mine = (asking.elements == n).to(maps.device)
+            own = maps[mine][..., : len(layout.tokens)].unflatten(-1, layout.grid)
+            each.append(AttentionMaps(own, sums[mine], self.heads, layout))
+        return each
+
+    def _found(self) -> tuple[_Asking, torch.Tensor, torch.Tensor]:
+        """(N, heads, most cells of an image) maps and (N, heads) sums, the heads as asked for."""
         if self._asking is None or len(self._seen) < len(self._by_layer):
             raise RuntimeError("captured has no maps; call the model once inside the with block")
-        found = tuple(HeadId(n, head) for n in self._by_layer for head in self._by_layer[n])
+        found = [HeadId(n, head) for n in self._by_layer for head in self._by_layer[n]]
         device = self._seen[found[0].layer][0].device
         maps, sums = (
             torch.cat([self._seen[layer][part].to(device) for layer in self._by_layer], dim=1)
             for part in (0, 1)
         )
-        layout = self._asking.layout
-        whole = AttentionMaps(maps.unflatten(-1, layout.grid), sums, found, layout)
-        return whole if found == self.heads else whole.select(self.heads)
-
-    @property
-    def sums(self) -> torch.Tensor:
-        """(N, heads) float32: the attention on all of the image's tokens."""
-        return self.maps.sums
-
-    @property
-    def each(self) -> list[AttentionMaps]:
-        """The same, one a sequence of the batch, each with its own layout and rows.
-
-        Raises:
-            RuntimeError: no forward ran.
-        """
-        whole = self.maps
-        assert self._asking is not None
-        return [
-            replace(whole, maps=whole.maps[mine], sums=whole.sums[mine], layout=layout)
-            for n, layout in enumerate(self._asking.layouts)
-            for mine in [self._asking.elements == n]
-        ]
+        if found != list(self.heads):
+            order = [found.index(head) for head in self.heads]
+            maps, sums = maps[:, order], sums[:, order]
+        return self._asking, maps, sums
 
     def __enter__(self) -> Capture:
         _register()
@@ -284,16 +296,15 @@ class _Asking:
         if layouts is None:
             layouts = _find_image(config, given, batch)
         layouts = [layouts] * batch if isinstance(layouts, ImageLayout) else list(layouts)
-        if len(layouts) != batch or len({layout.grid for layout in layouts}) > 1:
+        if len(layouts) != batch:
             raise ValueError(
-                f"layouts must be one a sequence ({batch}) and of one grid, but got "
-                f"{[layout.grid for layout in layouts]}; run images of other grids separately"
+                f"layouts must be one a sequence ({batch}), but got {len(layouts)} of them"
             )
+        self.layouts: list[ImageLayout] = layouts
         asked = [layouts[b] for b in elements.tolist()]
-        self.layout, self.layouts = asked[0], layouts
-        self.tokens = torch.tensor([a.tokens for a in asked])
+        self.cells = _Places([a.tokens for a in asked])
         whole = any(a.all_tokens is not None for a in asked)
-        self.all_tokens = torch.tensor([a.all_tokens or a.tokens for a in asked]) if whole else None
+        self.image = _Places([a.all_tokens or a.tokens for a in asked]) if whole else self.cells
         self.reach = max(max(a.all_tokens or a.tokens) for a in asked) + 1
 
     def select(self, query: torch.Tensor) -> torch.Tensor:
@@ -332,12 +343,24 @@ class _Asking:
             )
         device = rows.device
         rows = rows[self.elements.to(device), self.slots.to(device)]
-        maps = _take(rows, self.tokens)
-        return maps, (maps if self.all_tokens is None else _take(rows, self.all_tokens)).sum(-1)
+        maps = self.cells.take(rows)
+        return maps, (maps if self.image is self.cells else self.image.take(rows)).sum(-1)
 
 
-def _take(rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    return rows.gather(-1, tokens.to(rows.device)[:, None].expand(-1, rows.shape[1], -1))
+class _Places:
+    """Key positions, some for every row; rows with fewer than others are filled with zeros."""
+
+    def __init__(self, places: list[tuple[int, ...]]) -> None:
+        counts = torch.tensor([len(own) for own in places])
+        most = int(counts.max())
+        self.index = torch.tensor([[*own, *[0] * (most - len(own))] for own in places])
+        self.real = None if (counts == most).all() else torch.arange(most) < counts[:, None]
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """(N, heads, most places) of rows (N, heads, tokens)."""
+        index = self.index.to(rows.device)
+        taken = rows.gather(-1, index[:, None].expand(-1, rows.shape[1], -1))
+        return taken if self.real is None else taken * self.real.to(rows.device)[:, None]
 
 
 def _find_image(config: Any, given: dict[str, Any], batch: int) -> list[ImageLayout]:
