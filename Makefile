@@ -12,7 +12,7 @@ PY := python kernels benches tests
 
 # What asks transformers for something; the rest cannot break by another version of it.
 NEWEST := .venv-newest
-ASKING := tests/adapters $(addprefix tests/test_, capture.py packing.py models.py grounder.py)
+ASKING := tests/adapters $(addprefix tests/test_, capture.py packing.py models.py grounder.py bad_input.py)
 
 .PHONY: help demo test test-newest test-exhaustive sanitize fuzz lint format bench gpu-check clean
 .DELETE_ON_ERROR:

@@ -47,6 +47,7 @@ class Contenders:
             EAGER: self.eager,
         }
         if len(self.apart) > 1:
+            del self.calls[HALF]
             self.calls = {PACKED: lambda: self.captured(self.packed), **self.calls}
 
     def placed(self, kind: Any, parts: list[Encoded]) -> list[tuple[dict[str, Any], torch.Tensor]]:
