@@ -118,7 +118,10 @@ def answers(
     encoded = lvlm.encode(image, list(expressions), recipe or Recipe())
     tokenizer = lvlm.processor.tokenizer
     words = []
-    for part in packing.split(encoded, packed=packed):
+    # Prompts that are not packed go alone: recurrent layers would carry padding into the answer.
+    for part in packing.split(
+        encoded, packed=packed, max_tokens=packing.MAX_TOKENS if packed else 1
+    ):
         for ids in _answer(lvlm, [part], packed, max_new_tokens).tolist():
             if tokenizer.eos_token_id in ids:
                 ids = ids[: ids.index(tokenizer.eos_token_id)]
@@ -225,7 +228,9 @@ def _answer(
     elements, places = rows.unbind(1)
     kept, where = places.unique(return_inverse=True)
     out = lvlm.model(**_prepared(lvlm, inputs), use_cache=max_new_tokens > 1, logits_to_keep=kept)
-    said = [out.logits[elements, where].argmax(-1)]
+    # Some families compute the logits of all tokens whatever they are asked to keep.
+    logits = out.logits if out.logits.shape[1] == len(kept) else out.logits[:, kept]
+    said = [logits[elements, where].argmax(-1)]
     if max_new_tokens == 1:
         return said[0][:, None]
     assert len(batch) == 1, "several images answer one word at a time"

@@ -27,69 +27,122 @@ def rope(*section, **more):
     return {"rope_parameters": {"rope_type": "default", "mrope_section": list(section)} | more}
 
 
-def processor(kind, images, tokens=QWEN, **settings):
+def letters(tokens, **settings):
+    """Qwen3.5's own tokenizer, which transformers takes whatever a checkpoint says: bytes only."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
+
+    listed = ["<|endoftext|>", *tokens, *sorted(ByteLevel.alphabet())]
+    return Qwen3_5Tokenizer(
+        vocab={token: i for i, token in enumerate(listed)},
+        additional_special_tokens=tokens, **settings,
+    )  # fmt: skip
+
+
+def processor(kind, images, tokens=QWEN, words=tokenizer):
     """From the class's name and its image processor's: PIL, without videos."""
     import transformers
 
     start, image, end, video = tokens
-    words = tokenizer(
-        list(tokens), extra_special_tokens={"image_token": image, "video_token": video}
-    )
     pixels = {"shortest_edge": 4 * 8 * 8, "longest_edge": 64 * 8 * 8}
     if "Glm" in images:
         pixels = {edge: 2 * count for edge, count in pixels.items()}  # counts frames, of two each
     return without_video(getattr(transformers, kind))(
-        image_processor=getattr(transformers, images)(
-            size=pixels, patch_size=4, merge_size=2, **settings
+        image_processor=getattr(transformers, images)(size=pixels, patch_size=4, merge_size=2),
+        tokenizer=words(
+            list(tokens), extra_special_tokens={"image_token": image, "video_token": video}
         ),
-        tokenizer=words, chat_template=CHAT % (start + image + end),
-    )  # fmt: skip
+        chat_template=CHAT % (start + image + end),
+    )
 
 
-def build(name, vision, text, made, tokens=QWEN):
+def build(name, vision, text, *made):
     """A builder of (model, processor) from a seed; `name` as transformers begins its classes."""
 
     def from_seed(seed):
         import torch
         import transformers
 
-        ids = {token: i for i, token in enumerate(tokens, 4)}
-        start, image, end, video = tokens
-        around = "vision" if tokens is QWEN else "image"
+        whole = processor(*made)
+        start, image, end, video = whole.tokenizer.convert_tokens_to_ids(
+            list(GLM if GLM in made else QWEN)
+        )
+        around = "image" if GLM in made else "vision"
+        ends = {f"{around}_start_token_id": start, f"{around}_end_token_id": end}
+        if name == "VideoLlama3":  # knows no such tokens
+            ends = {}
         config = getattr(transformers, f"{name}Config")(
             vision_config=vision, text_config=TEXT | text,
-            image_token_id=ids[image], video_token_id=ids[video],
-            **{f"{around}_start_token_id": ids[start], f"{around}_end_token_id": ids[end]},
+            image_token_id=image, video_token_id=video,
+            **ends,
         )  # fmt: skip
         torch.manual_seed(seed)
         model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
-        return sharpen(model, seed), processor(*made, tokens=tokens)
+        return sharpen(model, seed), whole
 
     return from_seed
 
 
 QWEN_IMAGES = "Qwen2VLImageProcessorPil"
+SIGLIP = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "patch_size": 4,
+}  # fmt: skip
+GLM_VISION = VISION | {"image_size": 32}
+LINEAR = {
+    "linear_conv_kernel_dim": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "head_dim": 16, "vocab_size": 320,
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+}  # fmt: skip
 FAMILIES = [
     Family("qwen2_5_vl", build(
         "Qwen2_5_VL", VISION | {"window_size": 16, "fullatt_block_indexes": [1]}, rope(2, 3, 3),
-        ("Qwen2_5_VLProcessor", QWEN_IMAGES),
+        "Qwen2_5_VLProcessor", QWEN_IMAGES,
     )),
     Family("qwen2_vl", build(
         "Qwen2VL",
         {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 4},
-        rope(2, 3, 3), ("Qwen2VLProcessor", QWEN_IMAGES),
+        rope(2, 3, 3), "Qwen2VLProcessor", QWEN_IMAGES,
     )),
     Family("qwen3_vl", build(
         "Qwen3VL", QWEN3_VISION, {"head_dim": 16} | rope(4, 2, 2),
-        ("Qwen3VLProcessor", QWEN_IMAGES),
+        "Qwen3VLProcessor", QWEN_IMAGES,
     )),
     Family("qwen3_vl_moe", build(
         "Qwen3VLMoe", QWEN3_VISION,
         {"head_dim": 16, "num_experts": 4} | EXPERTS | rope(4, 2, 2),
-        ("Qwen3VLProcessor", QWEN_IMAGES),
+        "Qwen3VLProcessor", QWEN_IMAGES,
     )),
     Family("glm4v", build(
-        "Glm4v", VISION | {"image_size": 32}, rope(2, 3, 3),
-        ("Glm4vProcessor", "Glm4vImageProcessorPil"), GLM,
+        "Glm4v", GLM_VISION, rope(2, 3, 3), "Glm4vProcessor", "Glm4vImageProcessorPil", GLM,
+    )),
+    Family("glm46v", build(
+        "Glm46V", {"model_type": "glm4v_vision"} | GLM_VISION,
+        {"model_type": "glm4v_text"} | rope(2, 3, 3),
+        "Glm46VProcessor", "Glm46VImageProcessorPil", GLM,
+    )),
+    Family("glm4v_moe", build(
+        "Glm4vMoe", GLM_VISION,
+        {"n_routed_experts": 4} | EXPERTS | rope(1, 1, 2, partial_rotary_factor=0.5),
+        "Glm4vProcessor", "Glm4vImageProcessorPil", GLM,
+    )),
+    Family("qwen3_5", build(
+        "Qwen3_5", QWEN3_VISION, LINEAR | rope(2, 1, 1, partial_rotary_factor=0.5),
+        "Qwen3VLProcessor", QWEN_IMAGES, QWEN, letters,
+    ), packs=False),
+    Family("qwen3_5_moe", build(
+        "Qwen3_5Moe", QWEN3_VISION,
+        LINEAR | {"num_experts": 4, "shared_expert_intermediate_size": 32} | EXPERTS
+        | rope(2, 1, 1, partial_rotary_factor=0.5),
+        "Qwen3VLProcessor", QWEN_IMAGES, QWEN, letters,
+    ), packs=False),
+    Family("paddleocr_vl", build(
+        "PaddleOCRVL", SIGLIP | {"image_size": 32}, {"head_dim": 16} | rope(2, 3, 3),
+        "PaddleOCRVLProcessor", "PaddleOCRVLImageProcessorPil",
+    ), loads=False),
+    Family("video_llama_3", build(
+        "VideoLlama3", SIGLIP, {"model_type": "qwen2"},
+        "VideoLlama3Processor", "VideoLlama3ImageProcessorPil",
     )),
 ]  # fmt: skip

@@ -155,7 +155,7 @@ def _without_progress() -> Iterator[None]:
 def _read(load: Any, source: str, name: str, what: str, **keywords: Any) -> Any:
     try:
         return load(source, trust_remote_code=False, **keywords)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"checkpoint must be 'tiny', a folder or a model on the hub, with a {what}; "

@@ -18,7 +18,7 @@ def without_video(kind: Any) -> Any:
     """The same processor class without the part that reads videos.
 
     It is made, saved and loaded as the class itself is; a `video_processor` among its arguments or
-    in a checkpoint is left out.
+    in a checkpoint is left out. That must be the last of the class's parts.
     """
 
     def get_attributes(cls: Any) -> list[str]:
@@ -28,7 +28,7 @@ def without_video(kind: Any) -> Any:
 
 
 def load(source: str, config: Any, **keywords: Any) -> Any:
-    """A checkpoint's processor; where it has a part that reads videos, without.
+    """A checkpoint's processor; where its last part reads videos, without that.
 
     Args:
         source: a folder, or a model's name on the hub.
@@ -38,7 +38,7 @@ def load(source: str, config: Any, **keywords: Any) -> Any:
     from transformers import AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    kind = PROCESSOR_MAPPING.get(type(config), None)
-    if kind is None or "video_processor" not in kind.get_attributes():
+    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+    if kind is None or kind.get_attributes()[-1:] != ["video_processor"]:
         return AutoProcessor.from_pretrained(source, **keywords)
     return without_video(kind).from_pretrained(source, **keywords)

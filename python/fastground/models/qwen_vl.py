@@ -1,25 +1,27 @@
-"""Qwen-VL and its kin: images at their own resolution, one token a block of merged patches.
+"""Qwen-VL and its kin: images at their own resolution, one token a square of merged patches.
 
 The module tree it expects:
 
-    model.visual            any size; merge x merge patches (mostly 2 x 2) become one token
-    model.language_model    causal; counts positions in three axes (M-RoPE), but Video-LLaMA-3 does
-    lm_head                 not and Qwen3.5 has layers of linear attention in between
+    model.visual             or vision_model; merge x merge patches (mostly 2 x 2) become one token
+    model.language_model     causal; counts positions in three axes where it has get_rope_index
+    lm_head
 
-The image is resized, each side to a whole number of cells: the sides' ratio is kept roughly, and
-nothing is padded or cut. So a cell is (width / grid_w, height / grid_h) original pixels, exactly.
-The processor says how many patches there are (`image_grid_thw`: frames, rows, columns).
+The image is resized so that each side holds a whole number of cells; nothing is padded or cut. So
+a cell is exactly width / grid_w by height / grid_h original pixels. The processor says how many
+patches there are: `image_grid_thw`, frames, rows and columns.
 
-    <start> # # # # # # <end>      2 x 3 cells in raster order
-                                   positions of the first token on, counted from it:
-    time    0 0 0 0 0 0 3 4 ...    one frame, so all at once
-    row     0 0 0 1 1 1 3 4 ...
-    column  0 1 2 0 1 2 3 4 ...    what follows goes on after the longer side
+    <start> # # # # # # <end>      2 x 3 cells in raster order; Video-LLaMA-3 has no <start>, <end>
+
+    time    0 0 0 0 0 0 3 4 ..     positions, counted from the first cell's: one frame, all at once;
+    row     0 0 0 1 1 1 3 4 ..     what follows goes on after the longer side, on all axes alike
+    column  0 1 2 0 1 2 3 4 ..
+
+They are always given to the model, which some versions of transformers would else count wrongly.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastground.models.lvlm import LVLM
 from fastground.types import ImageLayout, Recipe
@@ -32,13 +34,13 @@ _AROUND = (
     ("vision_start_token_id", "vision_end_token_id"),
     ("image_start_token_id", "image_end_token_id"),
 )
-"""Which configuration fields name the tokens around an image; Video-LLaMA-3 has none."""
+"""Which configuration fields name the tokens around an image."""
 
 
 class QwenVL(LVLM):
     """One run of image tokens in raster order, `image_grid_thw` patches merged in squares."""
 
-    model_types = (
+    model_types: ClassVar[tuple[str, ...]] = (
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "glm46v",
         "paddleocr_vl", "video_llama_3",
     )  # fmt: skip
