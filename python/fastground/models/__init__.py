@@ -110,7 +110,7 @@ def load(
             "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
             "files); save it there with processor.save_pretrained",
         )  # fmt: skip
-        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        if not _is_whole(processor):
             raise ValueError(
                 f"checkpoint must hold a processor with images and a tokenizer, but {name!r} has "
                 f"only a {type(processor).__name__}; save one there with processor.save_pretrained"
@@ -131,8 +131,9 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
         checkpoint: what results are labelled with; the model's own name unless given.
 
     Raises:
-        ValueError: the model's family is not supported, the model is in training mode, or its
-            attention does not cap the logits as its configuration says.
+        ValueError: the model's family is not supported, the processor lacks images or words, the
+            model is in training mode, or its attention does not cap the logits as its configuration
+            says.
     """
     if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(
@@ -141,6 +142,11 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
         )
     config = model.config
     adapter = _adapter(config)
+    if not _is_whole(processor):
+        raise ValueError(
+            "processor must be the model's own, of images and words, but got "
+            f"{type(processor).__name__}; load it with transformers.AutoProcessor"
+        )
     if model.training:
         raise ValueError(
             "model must be in evaluation mode, where nothing is dropped at random; call "
@@ -154,6 +160,10 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
             "model.set_attn_implementation({'text_config': 'eager'}) first"
         )
     return adapter(model, processor, checkpoint or config.name_or_path or config.model_type)
+
+
+def _is_whole(processor: Any) -> bool:
+    return hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")
 
 
 def _adapter(config: Any) -> type[LVLM]:
