@@ -196,7 +196,14 @@ Kept keep_all(int grid_h, int grid_w, BoxesWorkspace& w) {
 // Reads the valid cells of a combined map; returns how many there are.
 int read_valid(const MapView& valid, std::int64_t index, BoxesWorkspace& w) {
   const int count = valid.grid_h * valid.grid_w;
-  read_mask(contiguous(valid, index, w.mask), count, w.valid);
+  const bool* mask = w.mask;
+  if (valid.stride_row == 0 && valid.stride_column == 0) {  // one cell that stands for all
+    const bool all = *(static_cast<const bool*>(valid.data) + index * valid.stride_map);
+    __builtin_memset(w.mask, all, count);
+  } else {
+    mask = contiguous(valid, index, w.mask);
+  }
+  read_mask(mask, count, w.valid);
   return count_bits(w.valid, stream_words(count));
 }
 

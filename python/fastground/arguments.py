@@ -11,6 +11,7 @@ survive a fork, so that what it shares among them would wait for ever in the chi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,21 +73,19 @@ ANY = (WEIGHT["area"], CUT["mean"], EMPTY["inf"])
 NAN = Choice("nan", {"raise": True, "propagate": False})
 
 
+def take_nan(nan: str) -> bool:
+    """Whether maps are refused that are not finite."""
+    try:
+        return NAN[nan]
+    except TypeError:
+        raise unhashable(nan=nan) from None
+
+
 def take(array: Any, name: str) -> Array:
     """A dense array of numbers, over the same memory where that can be."""
-    if isinstance(array, np.ndarray):
-        if array.dtype.kind not in "fbiuc":
-            raise TypeError(f"{name} must be numbers, but got a NumPy array of {array.dtype}")
-        if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
-            way_out = "maps.filled(0)" if name == "maps" else f"np.ma.filled({name}, False)"
-            more = ", and the mask's inverse as valid= to boxes" if name == "maps" else ""
-            raise TypeError(
-                f"{name} must be a plain array, but got a masked one; give {way_out}{more}"
-            )
-        if not (array.dtype.isnative and array.flags.aligned):
-            array = array.astype(array.dtype.newbyteorder("="), order="C")
-        return array
     if not isinstance(array, torch.Tensor):
+        if isinstance(array, np.ndarray):
+            return _take_numpy(array, name)
         if not hasattr(array, "__dlpack__"):
             raise TypeError(
                 f"{name} must be a torch tensor, a NumPy array or have __dlpack__, but got "
@@ -103,6 +102,20 @@ def take(array: Any, name: str) -> Array:
     if array.is_cpu:
         return _through_numpy(torch._neg_view(array.detach()), np.negative)
     return array.resolve_neg()
+
+
+def _take_numpy(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype.kind not in "fbiuc":
+        raise TypeError(f"{name} must be numbers, but got a NumPy array of {array.dtype}")
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+        way_out = "maps.filled(0)" if name == "maps" else f"np.ma.filled({name}, False)"
+        more = ", and the mask's inverse as valid= to boxes" if name == "maps" else ""
+        raise TypeError(
+            f"{name} must be a plain array, but got a masked one; give {way_out}{more}"
+        )
+    if not (array.dtype.isnative and array.flags.aligned):
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    return array
 
 
 def take_maps(maps: Any, *, masks: bool = False, heads: bool = False) -> tuple[Array, Shape]:
@@ -250,6 +263,14 @@ def give(result: Array, maps: Array, out: Any = None) -> Any:
     else:
         tensor(out).copy_(result)
     return out
+
+
+def give_each(results: Sequence[Array], maps: Array) -> Iterable[Array]:
+    """Several small results of one kind, each as the caller's kind of array."""
+    numpy = isinstance(maps, np.ndarray)
+    if isinstance(results[0], np.ndarray) is numpy:
+        return results
+    return map(torch.Tensor.numpy if numpy else from_numpy, results)
 
 
 def tensor(array: Array) -> torch.Tensor:
