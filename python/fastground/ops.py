@@ -215,7 +215,7 @@ def head_stats(
         suspect = True
     if strict and suspect:
         refuse(sums, infinite=True)
-    return HeadStats(*give_each((sums, entropies), maps))
+    return HeadStats(give(sums, maps), give(entropies, maps))
 
 
 def smooth(
