@@ -1,7 +1,8 @@
 """What fastground wants to reach, as ratios against a peer in the same run.
 
 `ours` and `peer` are contenders of one workload of one benchmark, as the benchmarks name them. A
-goal without an aim has only a least; `at_most` bounds our time by the peer's instead.
+goal without an aim has only a least; `at_most` bounds our time by the peer's instead, and
+`within_us`, without a peer, by the clock.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+CALLS = ("attention_sum", "binarize", "entropy", "head_stats", "label", "smooth", "boxes")
 NUMBA, OPENCV, SCIPY = "numba, union-find of cells", "OpenCV BBDT, tiled", "SciPy, per map"
 
 
@@ -17,12 +19,14 @@ NUMBA, OPENCV, SCIPY = "numba, union-find of cells", "OpenCV BBDT, tiled", "SciP
 class Goal:
     benchmark: str
     workload: str
-    peer: str
+    peer: str = ""
     at_least: float | None = None
     """Times faster than the peer."""
     aim: float | None = None
     at_most: float | None = None
     """Our time, in the peer's."""
+    within_us: float | None = None
+    """Our time an item, in microseconds."""
     ours: str = "fastground"
 
 
@@ -46,23 +50,33 @@ GOALS = (
     Goal("boxes", "attention, most cells", "SciPy, per map", 50, 130),
     Goal("boxes", "attention", "OpenCV, per map", 10, 25),
     Goal("boxes", "attention", "SciPy, per map", 50, 130),
+    *(Goal("calls", kind, within_us=5, ours=call) for kind in ("torch", "numpy") for call in CALLS),
 )
+
+
+def rows_of(results: Mapping[str, Any], benchmark: str, workload: str) -> dict[str, dict[str, Any]]:
+    """By contender; none if not measured."""
+    rows = results.get(benchmark, {}).get("rows", [])
+    return {row["contender"]: row for row in rows if row["workload"] == workload}
 
 
 def times_faster(
     results: Mapping[str, Any], benchmark: str, workload: str, ours: str, peer: str
 ) -> float | None:
     """The peer's time over ours, both against the first contender; None if not measured."""
-    if benchmark not in results:
-        return None
-    rows = [row for row in results[benchmark]["rows"] if row["workload"] == workload]
-    ratios = {row["contender"]: row["ratio"] for row in rows}
-    return ratios[peer] / ratios[ours] if {ours, peer} <= set(ratios) else None
+    rows = rows_of(results, benchmark, workload)
+    return rows[peer]["ratio"] / rows[ours]["ratio"] if {ours, peer} <= set(rows) else None
 
 
 def reached(results: Mapping[str, Any]) -> Iterator[tuple[Goal, float | None, str]]:
-    """Each goal, its ratio in these results and what that means, in words."""
+    """Each goal, its ratio or time in these results and what that means, in words."""
     for goal in GOALS:
+        if goal.within_us is not None:
+            ours = rows_of(results, goal.benchmark, goal.workload).get(goal.ours)
+            time_us = ours and ours["time_us"]
+            word = "reached" if time_us and time_us <= goal.within_us else "not reached"
+            yield goal, time_us, word if ours else "not measured"
+            continue
         ratio = times_faster(results, goal.benchmark, goal.workload, goal.ours, goal.peer)
         if ratio is None:
             yield goal, None, "not measured"

@@ -322,8 +322,8 @@ bool floats_suffice(const MapView& maps, int heads, const Taps& taps) {
 
 // Writes the combined map of `heads` maps from `index` on. Returns the sum of its cells, which is
 // not finite if one of the maps is not, or if a cell does not fit float32.
-double combine_one(const MapView& maps, std::int64_t index, int heads, const Taps& taps, Smoother& w,
-                   float* combined) {
+double combine_one(const MapView& maps, std::int64_t index, int heads, const Taps& taps,
+                   Smoother& w, float* combined) {
   constexpr decltype(&combine_floats<0>) combine_with[max_radius + 1] = {
       combine_floats<0>, combine_floats<1>, combine_floats<2>, combine_floats<3>,
       combine_floats<4>};

@@ -111,9 +111,7 @@ def _take_numpy(array: ndarray, name: str) -> ndarray:
     if type(array) is not ndarray and isinstance(array, np.ma.MaskedArray):
         way_out = "maps.filled(0)" if name == "maps" else f"np.ma.filled({name}, False)"
         more = ", and the mask's inverse as valid= to boxes" if name == "maps" else ""
-        raise TypeError(
-            f"{name} must be a plain array, but got a masked one; give {way_out}{more}"
-        )
+        raise TypeError(f"{name} must be a plain array, but got a masked one; give {way_out}{more}")
     if not (array.dtype.isnative and array.flags.aligned):
         array = array.astype(array.dtype.newbyteorder("="), order="C")
     return array
