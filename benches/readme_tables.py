@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import goals
-from goals import CAPTURE, EAGER, HALF, NUMBA, OPENCV, PACKED, PLAIN, SCIPY
+from goals import CAPTURE, EAGER, HALF, NUMBA, OPENCV, PACKED, PLAIN, SCIPY, rows_of
 from rich.console import Console
 from rich.table import Table
 
@@ -62,10 +62,11 @@ def duration(time_us: float) -> str:
     return f"{1e3 * time_us:.0f} ns" if time_us < 1 else f"{time_us:.1f} µs"
 
 
-def rows_of(results: Results, benchmark: str, workload: str) -> dict[str, dict[str, Any]]:
-    """By contender."""
-    rows = results.get(benchmark, {}).get("rows", [])
-    return {row["contender"]: row for row in rows if row["workload"] == workload}
+def span(calls: Mapping[str, Mapping[str, Any]]) -> str:
+    """From the cheapest call to the dearest."""
+    first, *_, last = sorted(calls.values(), key=lambda row: row["time_us"])
+    ends = (f"{row['contender']} {duration(row['time_us'])}" for row in (first, last))
+    return " to ".join(ends)
 
 
 def section(results: Results, name: str) -> str:
@@ -125,6 +126,9 @@ def regions(results: Results) -> Iterator[str]:
             f"| {duration(two['fastground, 2 threads']['time_us'])} "
             f"| one thread {one}; numba on two {peer} |"
         )
+    tensors, numpy = (rows_of(results, "calls", kind) for kind in ("torch", "numpy"))
+    if tensors:
+        yield f"| one map a call, tensors | {span(tensors)} | NumPy arrays {span(numpy)} |"
     told = [("boxes: cut, regions, largest hull", "boxes", "attention")]
     told += [("boxes: region with the most cells", "boxes", "attention, most cells")]
     told += [("smooth, 16,384 maps, `out=`", "smooth", "16384 maps")]
@@ -193,7 +197,9 @@ def newest() -> Path:
 
 def print_goals(results: Results, only: str | None = None) -> None:
     """Those of all benchmarks, or of one, beside what these results reach."""
-    table = Table(title="goals, times faster than the peer (in italics: at most, in its time)")
+    table = Table(
+        title="goals, times faster than the peer (in italics: at most, in its time or in µs)"
+    )
     for column in ("operation", "case", "ours", "peer"):
         table.add_column(column)
     for column in ("at least", "aim", "here", ""):
@@ -202,6 +208,8 @@ def print_goals(results: Results, only: str | None = None) -> None:
         if only not in (None, goal.benchmark):
             continue
         least = f"[i]{goal.at_most:g}[/i]" if goal.at_most else f"{goal.at_least:g}"
+        most = f"{goal.within_us:g} µs" if goal.within_us else goal.at_most
+        least = f"[i]{most}[/i]" if most else f"{goal.at_least:g}"
         here = "" if ratio is None else f"{ratio:.3g}"
         ours = goal.ours if goal.of == "ratio" else f"{goal.ours}: {goal.of}"
         names = (goal.benchmark, goal.workload, ours, goal.peer)

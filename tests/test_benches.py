@@ -102,7 +102,10 @@ def test_the_floor_is_one_plain_read(harness):
 
 
 def made_up(**ratios):
-    rows = [{"workload": "attention", "contender": n, "ratio": r} for n, r in ratios.items()]
+    rows = [
+        {"workload": "attention", "contender": n, "ratio": r, "time_us": r}
+        for n, r in ratios.items()
+    ]
     return {"entropy": {"rows": rows}}
 
 
@@ -111,6 +114,12 @@ def test_goals_are_judged(harness, monkeypatch):
 
     least = goals.Goal("entropy", "attention", "peer", 10, 18, ours="ours")
     most = goals.Goal("entropy", "attention", "peer", at_most=1.05, ours="ours")
+    clock = goals.Goal("entropy", "attention", within_us=3, ours="ours")
+    monkeypatch.setattr(goals, "GOALS", (clock,))
+    for time_us, word in ((2.9, "reached"), (3.1, "not reached")):
+        (judged,) = goals.reached(made_up(ours=time_us))
+        assert judged == (clock, time_us, word)
+    assert [word for *_, word in goals.reached({})] == ["not measured"]
     monkeypatch.setattr(goals, "GOALS", (least, most))
     judged = {
         ratio: [word for _, _, word in goals.reached(made_up(ours=2.0, peer=2.0 * ratio))]
@@ -169,6 +178,7 @@ def test_the_contenders_of_capture_agree(harness, name):
 def test_goals_name_what_is_measured(harness):
     pytest.importorskip("numba")
     import bench_boxes
+    import bench_calls
     import bench_entropy
     import bench_smooth
     import entropy_peers
@@ -177,7 +187,10 @@ def test_goals_name_what_is_measured(harness):
     names = {*bench_entropy.instruction_sets(), *entropy_peers.FAST, "entropy", "head_stats"}
     names |= {*bench_smooth.CONTENDERS, *bench_boxes.CONTENDERS, "fastground, avx2"}
     names |= {goals.PLAIN, goals.CAPTURE, goals.PACKED, goals.HALF, goals.EAGER}
-    assert {goal.peer for goal in goals.GOALS} | {goal.ours for goal in goals.GOALS} <= names
+    names |= set(bench_calls.OPERATIONS)
+    assert {goal.ours for goal in goals.GOALS} <= names
+    assert {goal.peer for goal in goals.GOALS if goal.within_us is None} <= names
+    assert set(goals.CALLS) == set(bench_calls.OPERATIONS)
 
 
 @pytest.mark.parametrize("bench", ["bench_smooth", "bench_boxes"])
