@@ -72,5 +72,6 @@ FAMILIES = [
         lambda seed: idefics("smolvlm", "SmolVLM", seed),
         blocks=BOTH,
         loads=find_spec("num2words") is not None,  # its processor asks for it, though for videos
+        refusal="num2words",
     ),
 ]

@@ -1,7 +1,7 @@
 """transformers' torchvision image processors where torchvision is not installed.
 
 Some families have no Pillow image processor. Their own class, with its own rules of sizes and
-tiles, runs here with the four steps that ask torchvision done by torch instead.
+tiles, runs here with the few steps that ask torchvision done by torch instead.
 """
 
 import sys
@@ -27,10 +27,20 @@ def image_processor_class(module, name):
         made = ModuleType(f"torchvision{part}")
         made.__spec__, made.__path__ = ModuleSpec(made.__name__, None), []
         empty[made.__name__] = made
-    empty["torchvision.transforms.v2"].functional = empty["torchvision.transforms.v2.functional"]
+    functional = empty["torchvision.transforms.v2.functional"]
+    functional.pad = _pad
+    empty["torchvision.transforms.v2"].functional = functional
     with patch.dict(sys.modules, empty):
         kind = getattr(import_module(module), name)
+        own = sys.modules[module]
+    sys.modules[module] = own
     return type(name, (kind, _by_torch()), {})
+
+
+def _pad(images, padding, fill=0):
+    left, top, right, bottom = padding
+    assert not np.any(fill)
+    return torch.nn.functional.pad(images, (left, right, top, bottom))
 
 
 @cache
