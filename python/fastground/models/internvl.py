@@ -46,7 +46,8 @@ class InternVL(LVLM):
         """One cell an image token: of the thumbnail, or of all tiles side by side.
 
         Raises:
-            ValueError: the processor's tokens are not one square a tile.
+            ValueError: the processor's tokens are not one square a tile, or it does not tile as its
+                configuration says.
         """
         count, pixels = len(inputs["pixel_values"]), inputs["pixel_values"].shape[-1]
         places = [i for i, t in enumerate(ids) if t == self.model.config.image_token_id]
@@ -114,7 +115,11 @@ class AyaVision(InternVL):
 
 
 class GotOcr2(InternVL):
-    """The same; one tile only, and two words around the image in every prompt."""
+    """The same; one tile only, and two words around the image in every prompt.
+
+    Two convolutions of stride 2 merge its patches: what a token sees is centred three eighths of a
+    cell before the cell's middle, up and to the left.
+    """
 
     model_types = ("got_ocr2",)
 
