@@ -26,6 +26,8 @@ ROWS = (
     {"rows"},
     {"ops"},
     # layer 3, stages
+    {"layouts", "layers", "visibility", "seam"},
+    {"asking"},
     {
         "models", "packing", "capture", "stats", "table", "ranking", "grounding", "datasets",
         "metrics", "figures",
@@ -40,7 +42,7 @@ ROWS = (
 )  # fmt: skip
 
 ONLY_IN = {
-    "transformers": {"models", "capture", "tiny"},
+    "transformers": {"models", "seam", "tiny"},
     "tokenizers": {"tiny"},
     "triton": {"kernels"},
     "safetensors": {"models", "table", "tiny"},

@@ -64,7 +64,7 @@ def pack(*images: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
     return {
         "input_ids": _padded(ids, images),
         "attention_mask": visible,
-        "position_ids": _in_batch(positions, images),
+        "position_ids": _in_batch(positions),
         **_image_inputs(images),
     }, torch.tensor(rows)
 
@@ -89,7 +89,7 @@ def separate(*images: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
     }
     if each[0].prefix_positions is not None:
         positions = [_positions(encoded, len(x)) for encoded, x in zip(each, ids, strict=True)]
-        inputs["position_ids"] = _in_batch(positions, each)
+        inputs["position_ids"] = _in_batch(positions)
     return inputs, torch.tensor([(i, p) for i, asks in enumerate(asking) for p in asks])
 
 
@@ -121,12 +121,12 @@ def _padded(ids: list[torch.Tensor], encoded: Sequence[Encoded]) -> torch.Tensor
     return pad_sequence(ids, batch_first=True, padding_value=fill)
 
 
-def _in_batch(positions: list[torch.Tensor], encoded: Sequence[Encoded]) -> torch.Tensor:
+def _in_batch(positions: list[torch.Tensor]) -> torch.Tensor:
     """(B, T), or (axes, B, T) where there are several, of (axes, tokens) each."""
     from torch.nn.utils.rnn import pad_sequence
 
     whole = pad_sequence([p.T for p in positions], batch_first=True).movedim(-1, 0)
-    return whole[0] if encoded[0].prefix_positions is None else whole
+    return whole[0] if len(whole) == 1 else whole
 
 
 def _image_inputs(images: Sequence[Encoded]) -> dict[str, torch.Tensor]:

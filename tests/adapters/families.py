@@ -38,7 +38,11 @@ class Family:
 
 
 def sharpen(model: Any, seed: int = 0) -> Any:
-    """The model in evaluation mode, its attention not flat, so that comparisons say something."""
+    """The model in evaluation mode, its attention not flat, so that comparisons say something.
+
+    What looks at the image mixes its patches little, as trained towers do, so that it can be seen
+    which patch became which token.
+    """
     torch.manual_seed(seed)
     decoder = {id(p) for p in model.get_decoder().parameters()}
     with torch.no_grad():
@@ -46,7 +50,8 @@ def sharpen(model: Any, seed: int = 0) -> Any:
             if weight.ndim < 2:
                 continue
             if id(weight) not in decoder:
-                weight.mul_(4)
+                mixes = any(part in name for part in ("out_proj", "projection_layer", "attn.proj"))
+                weight.mul_(0.05 if mixes else 4)
             elif any(part in name for part in ("q_proj", "k_proj", "qkv")):
                 weight.mul_(8)
             else:
@@ -57,16 +62,22 @@ def sharpen(model: Any, seed: int = 0) -> Any:
 WORDS = ["a", "the", "red", "blue", "small", "mug", "dog", "left", "on", "of", "what", "is", "x"]
 
 
-def tokenizer(special: list[str], **settings: Any) -> Any:
-    """A word tokenizer made in memory: <pad> <s> </s> <unk>, the special tokens, a few words."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+def tokenizer(special: list[str], *, newlines: bool = False, **settings: Any) -> Any:
+    """A word tokenizer made in memory: <pad> <s> </s> <unk>, the special tokens, a few words.
+
+    With newlines, a run of one, two or three of them is a token of its own, as Gemma's are.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     first = ["<pad>", "<s>", "</s>", "<unk>", *special]
     listed = [*first, ".", ":", "user", "assistant", *WORDS]
+    listed += ["\n", "\n\n", "\n\n\n"] if newlines else []
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(listed)}, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
+    if newlines:
+        words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+|\w+|[^\w\s]+"), "removed", True)
     words.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )

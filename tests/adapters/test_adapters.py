@@ -43,8 +43,8 @@ def left_padded(inputs):
             rows = [row.roll(shift) for row, shift in zip(value, shifts, strict=True)]
             moved[name] = torch.stack(rows)
         elif name == "position_ids":
-            rows = [value[:, i].roll(shift, 1) for i, shift in enumerate(shifts)]
-            moved[name] = torch.stack(rows, dim=1)
+            rows = [value[..., i, :].roll(shift, -1) for i, shift in enumerate(shifts)]
+            moved[name] = torch.stack(rows, dim=-2)
     assert moved["input_ids"].shape[1] == length
     return moved, shifts
 

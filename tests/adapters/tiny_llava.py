@@ -1,6 +1,32 @@
 """LLaVA-1.5 and what loads as one."""
 
-from families import Family
-from random_llava import random_llava
+import torch
+from families import Family, sharpen
+from random_llava import SPECIAL, processor, random_llava
 
-FAMILIES = [Family("llava", lambda seed: random_llava(seed))]
+
+def vipllava(seed):
+    """4 x 4 patches; features of two layers of the tower side by side."""
+    import transformers as hf
+
+    config = hf.VipLlavaConfig(
+        vision_config=hf.CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            image_size=16, patch_size=4, projection_dim=32,
+        ),
+        text_config=hf.LlamaConfig(
+            vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+            max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        ),
+        image_token_index=SPECIAL.index("<image>"), vision_feature_layers=[-1, 1],
+        image_seq_length=16,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return sharpen(hf.VipLlavaForConditionalGeneration(config), seed), processor(4)
+
+
+FAMILIES = [
+    Family("llava", lambda seed: random_llava(seed)),
+    Family("vipllava", vipllava),
+]

@@ -11,16 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 from fastground.models import processors, yi_vl
 from fastground.models.conversion import convert, refuse_unconverted
+from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
+from fastground.models.generic import Generic
+from fastground.models.idefics import Idefics
+from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4
+from fastground.models.kimi import Kimi
+from fastground.models.lfm2_vl import Lfm2Vl
 from fastground.models.llava import Llava
+from fastground.models.llava_next import LlavaNext
 from fastground.models.lvlm import LVLM
 from fastground.models.mini_gemini import MiniGemini
+from fastground.models.ovis import Ovis
+from fastground.models.pixtral import Pixtral
 from fastground.models.qwen_vl import Qwen35, QwenVL
+from fastground.models.square import DeepseekVL, Janus
 from fastground.models.yi_vl import YiVL
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTERS", "LVLM", "convert", "load", "wrap"]
+__all__ = ["ADAPTERS", "LVLM", "REFUSED", "convert", "load", "wrap"]
 
 ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
@@ -28,11 +38,31 @@ ADAPTERS: dict[str, type[LVLM]] = {
         Llava,
         YiVL,
         MiniGemini,
+        InternVL, AyaVision, GotOcr2, Llama4,
+        LlavaNext,
+        Idefics, Kimi, Lfm2Vl, Ovis, Pixtral,
         QwenVL, Qwen35,
+        DeepseekVL, Janus,
+        Gemma3, Gemma4, PaliGemma,
     )
     for name in kind.model_types
 }  # fmt: skip
-"""The supported families by their transformers `model_type`."""
+"""The supported families by their transformers `model_type`, or by that and their vision tower's,
+`model_type+model_type`, where the tower makes another layout."""
+
+_QUERIES = "asks the image with learned queries: its image tokens have no place in the image"
+_CROSS = "keeps the image out of the sequence, in cross-attention: its words see no image tokens"
+_ENCODER = "has an encoder for the image and a decoder for words, which see each other's summary"
+
+REFUSED: dict[str, str] = {
+    "aria": _QUERIES, "blip-2": _QUERIES, "idefics2": _QUERIES, "instructblip": _QUERIES,
+    "instructblipvideo": _QUERIES, "kosmos-2": _QUERIES, "kosmos-2.5": _QUERIES,
+    "blip": _CROSS, "idefics": _CROSS, "mllama": _CROSS,
+    "florence2": _ENCODER, "pix2struct": _ENCODER, "pp_formulanet": _ENCODER,
+    "t5gemma2": _ENCODER, "udop": _ENCODER, "vision-encoder-decoder": _ENCODER,
+    "git": "puts the image before the sequence without tokens for it",
+}  # fmt: skip
+"""Families that have no attention map over an image's cells, each with the reason."""
 
 
 def load(
@@ -74,21 +104,23 @@ def load(
         config = _read(
             AutoConfig.from_pretrained, source, name, "config.json of a transformers model"
         )
-        _adapter(config.model_type)
+        _adapter(config)
         processor = _read(
             partial(processors.load, config=config), source, name,
             "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
             "files); save it there with processor.save_pretrained",
         )  # fmt: skip
-        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        if not _is_whole(processor):
             raise ValueError(
                 f"checkpoint must hold a processor with images and a tokenizer, but {name!r} has "
                 f"only a {type(processor).__name__}; save one there with processor.save_pretrained"
             )
+        settings: dict[str, Any] = {"dtype": dtype or "auto"}
+        if _caps_logits(config):
+            settings["attn_implementation"] = {"text_config": "eager"}
         model = _read(
-            AutoModelForImageTextToText.from_pretrained, source, name, "model's weights",
-            dtype=dtype or "auto",
-        )  # fmt: skip
+            AutoModelForImageTextToText.from_pretrained, source, name, "model's weights", **settings
+        )
     return wrap(model.to(device).eval(), processor, checkpoint=name)
 
 
@@ -99,7 +131,9 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
         checkpoint: what results are labelled with; the model's own name unless given.
 
     Raises:
-        ValueError: the model's family is not supported, or the model is in training mode.
+        ValueError: the model's family is not supported, the processor lacks images or words, the
+            model is in training mode, or its attention does not cap the logits as its configuration
+            says.
     """
     if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(
@@ -107,22 +141,50 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
             "load one with fastground.models.load"
         )
     config = model.config
-    adapter = _adapter(config.model_type)
+    adapter = _adapter(config)
+    if not _is_whole(processor):
+        raise ValueError(
+            "processor must be the model's own, of images and words, but got "
+            f"{type(processor).__name__}; load it with transformers.AutoProcessor"
+        )
     if model.training:
         raise ValueError(
             "model must be in evaluation mode, where nothing is dropped at random; call "
             "model.eval() first"
         )
+    used = config.get_text_config(decoder=True)._attn_implementation
+    if _caps_logits(config) and used != "eager":
+        raise ValueError(
+            "model must use eager attention, the only one that caps its logits "
+            f"(attn_logit_softcapping), but uses {used!r}; call "
+            "model.set_attn_implementation({'text_config': 'eager'}) first"
+        )
     return adapter(model, processor, checkpoint or config.name_or_path or config.model_type)
 
 
-def _adapter(model_type: str) -> type[LVLM]:
-    if model_type not in ADAPTERS:
+def _is_whole(processor: Any) -> bool:
+    return hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")
+
+
+def _adapter(config: Any) -> type[LVLM]:
+    name = config.model_type
+    if name in REFUSED or getattr(config, "is_encoder_decoder", False):
+        why = REFUSED.get(name, _ENCODER)
+        raise ValueError(f"model must see an image as a grid of tokens, but {name!r} {why}")
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    for known in (f"{name}+{tower}", name):
+        if known in ADAPTERS:
+            return ADAPTERS[known]
+    if getattr(config, "image_token_id", None) is None:
         raise ValueError(
-            f"model must be one of the supported families ({', '.join(ADAPTERS)}), but its "
-            f"model_type is {model_type!r}"
+            f"model must be one of the supported families ({', '.join(ADAPTERS)}), or name its "
+            f"image token in config.image_token_id, but its model_type is {name!r}"
         )
-    return ADAPTERS[model_type]
+    return Generic
+
+
+def _caps_logits(config: Any) -> bool:
+    return bool(getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None))
 
 
 def _embedded() -> Any:

@@ -6,7 +6,8 @@ Every supported image processor does at most three things to the frame, in this 
     resize                 x -> x / scale       scale = side before / side after, per axis
     crop the centre        x -> x - cut         cut = (side - crop) // 2, negative where it pads
 
-so a model pixel x is the original pixel origin + scale * x, per axis. `Frame` holds that affine.
+or, DeepSeek's kind, resizes the longer side and then pads the shorter one to a square. Either way a
+model pixel x is the original pixel origin + scale * x, per axis. `Frame` holds that affine.
 """
 
 from __future__ import annotations
@@ -57,6 +58,43 @@ def frame(image_processor: Any, size: tuple[int, int]) -> Frame:
         x += (width - crop_w) // 2 * scale_x
         y += (height - crop_h) // 2 * scale_y
         height, width = crop_h, crop_w
+    return Frame((height, width), (x, y), (scale_x, scale_y))
+
+
+def letterbox(image_processor: Any, size: tuple[int, int]) -> Frame:
+    """What a transformers image processor of the DeepSeek-VL kind does with an image of this size.
+
+    Args:
+        image_processor: has do_resize, size, min_size and do_pad, and where it makes a larger view
+            first, high_res_size.
+        size: (height, width) of the image.
+
+    Raises:
+        ValueError: the processor does not resize, or to another rule.
+    """
+    height, width = size
+    if not image_processor.do_resize or not image_processor.size.get("height"):
+        raise ValueError(
+            "image_processor must resize to a height and a width, but has do_resize="
+            f"{image_processor.do_resize} and size={dict(image_processor.size)}"
+        )
+    views = [image_processor.size["height"]]
+    if hasattr(image_processor, "high_res_size"):
+        views.insert(0, image_processor.high_res_size["height"])
+    x = y = 0.0
+    scale_x = scale_y = 1.0
+    for side in views:
+        factor = side / max(height, width)
+        resized_h, resized_w = (
+            max(round(length * factor), image_processor.min_size) for length in (height, width)
+        )
+        scale_x, scale_y = scale_x * width / resized_w, scale_y * height / resized_h
+        height, width = resized_h, resized_w
+        if image_processor.do_pad:
+            square = max(height, width)
+            x -= (square - width) // 2 * scale_x
+            y -= (square - height) // 2 * scale_y
+            height = width = square
     return Frame((height, width), (x, y), (scale_x, scale_y))
 
 

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and its kin: `LlavaForConditionalGeneration` with a CLIP-like vision tower.
+"""LLaVA-1.5 and its kin, such as ViP-LLaVA, with a CLIP-like vision tower.
 
 The module tree it expects:
 
@@ -43,16 +43,15 @@ CLASS_TOKENS = {
 class Llava(LVLM):
     """Images padded to a square, patches in raster order, words after the image."""
 
-    model_types = ("llava",)
+    model_types = ("llava", "vipllava")
     system: ClassVar[str] = f"{SYSTEM} "
     """What stands before the image in a plain prompt to a model of chat."""
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         super().__init__(model, processor, checkpoint)
-        tower, strategy = (
-            model.config.vision_config.model_type,
-            model.config.vision_feature_select_strategy,
-        )
+        tower = model.config.vision_config.model_type
+        # ViP-LLaVA knows no other way than the default.
+        strategy = getattr(model.config, "vision_feature_select_strategy", "default")
         if (tower, strategy) not in CLASS_TOKENS:
             known = "; ".join(f"{t} with {s}" for t, s in CLASS_TOKENS)
             raise ValueError(

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from fastground.layers import layers_with_heads
 from fastground.models.geometry import read_image
 from fastground.types import Encoded, ImageLayout, Recipe
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _MARK = "\ufffc"
 """Stands for the expression while a chat template is rendered."""
 
-_OF_WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+_OF_WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
 """What processors return for the words, beside what the model reads of the image."""
 
 
@@ -78,6 +79,11 @@ class LVLM(ABC):
         )
 
     @property
+    def layers_with_heads(self) -> tuple[int, ...]:
+        """The language model's layers that have attention heads; hybrid models have others."""
+        return layers_with_heads(self.model.config)
+
+    @property
     def mark(self) -> str:
         """The one token that marks an image in a prompt, before the processor puts its own."""
         return str(self.processor.image_token)
@@ -96,6 +102,10 @@ class LVLM(ABC):
             ValueError: the processor has no such template.
         """
         return self.chat() if recipe.template == "chat" else (f"{self.marked}\n", "")
+
+    def spelled(self, before: str, after: str) -> tuple[str, str]:
+        """`words` as the tokenizer reads them, where the processor writes more around them."""
+        return before, after
 
     def look(self, image: Image, recipe: Recipe) -> Seen:
         """What the model sees of an image; `recipe.blocks` is read."""
@@ -148,30 +158,34 @@ class LVLM(ABC):
         """
         image = read_image(image)
         texts = [_sentence(e, recipe) for e in _checked(expressions, self.mark)]
-        before, after = self.words(recipe)
+        before, after = self.spelled(*self.words(recipe))
         seen = self.look(image, recipe)
         rows, spans = self._tokenize([before + text + after for text in texts])
         mark, start = self.processor.tokenizer.convert_tokens_to_ids(self.mark), len(rows[0])
         if mark in rows[0]:
             start = rows[0].index(mark)
-        if any(r[: start + 1] != rows[0][: start + 1] or r.count(mark) != 1 for r in rows) or (
-            self.model.config.image_token_id not in seen.ids
+        if (
+            any(r[: start + 1] != rows[0][: start + 1] or r.count(mark) != 1 for r in rows)
+            or spans[0][start][0] >= len(before)
+            or self.model.config.image_token_id not in seen.ids
         ):
+            reason = "its tokenizer and the model's configuration do not belong together"
+            if recipe.template == "chat":
+                reason = "if its chat template leaves the image out, or last, use template='plain'"
             raise ValueError(
                 "processor must put one image token before the words, the same for all, but made "
-                f"{[r.count(mark) for r in rows]} of token {mark}; its tokenizer and the "
-                "model's configuration do not belong together"
+                f"{[r.count(mark) for r in rows]} of token {mark}; {reason}"
             )
         # One token so far; the image's own number of them stand there.
         more = len(seen.ids) - 1
         asking = []
-        for text, row, span in zip(texts, rows, spans, strict=True):
+        for expression, text, row, span in zip(expressions, texts, rows, spans, strict=True):
             first, last = len(before), len(before) + len(text)
             inside = _inside(span, first, last)
-            if not inside:
+            if not _inside(span, first, first + len(expression.strip())):
                 raise ValueError(
-                    f"expression must have tokens, but {text!r} has none for this tokenizer; say "
-                    "it in other words"
+                    f"expression must have tokens, but {expression!r} has none for this tokenizer; "
+                    "say it in other words"
                 )
             self._know(text, [(row[i], span[i]) for i in inside], first)
             if recipe.query in ("last_prompt", "first_generated"):
@@ -209,7 +223,7 @@ class LVLM(ABC):
         """The processor's own chat template around an image and an expression.
 
         Raises:
-            ValueError: the processor has none.
+            ValueError: the processor has none, or it leaves the words out.
         """
         if not getattr(self.processor, "chat_template", None):
             raise ValueError(
@@ -220,6 +234,12 @@ class LVLM(ABC):
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
+        if prompt.count(_MARK) != 1:
+            raise ValueError(
+                "recipe.template 'chat' needs a chat template that says the words of a message "
+                f"once, but that of {self.checkpoint!r} says them {prompt.count(_MARK)} times; use "
+                "template='plain'"
+            )
         before, _, after = prompt.partition(_MARK)
         return before, after
 
