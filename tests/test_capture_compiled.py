@@ -55,7 +55,7 @@ def test_a_compiled_model(compiled):
 
 def test_the_layers_come_back_after_an_error():
     torch._dynamo.reset()
-    model, processor = random_llava(0, layers=2)
+    model, _ = random_llava(0, layers=2)
     model.compile(backend="eager")
     with pytest.raises(KeyboardInterrupt), capture(model, stop_after=0):
         assert len(model.model.language_model.layers) == 1
