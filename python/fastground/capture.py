@@ -241,7 +241,9 @@ class Capture:
     ) -> torch.Tensor:
         """(batch, R, heads, keys): the attention of the asking tokens."""
         asking, _ = self._forwards[-1]
-        if mask is None and asking.needs_mask and not self._seam.made_none:
+        window = keywords.get("sliding_window")
+        needed = asking.needs_mask or window is not None
+        if mask is None and needed and not self._seam.made_none:
             raise RuntimeError(
                 "model lost its attention_mask on the way to its attention, so that padding "
                 "would be seen; capture needs a model that asks transformers for its masks"
@@ -265,7 +267,6 @@ class Capture:
                 )
         causal = keywords.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        window = keywords.get("sliding_window")
         return ops.attention_rows(
             asking.select(query),
             key,
