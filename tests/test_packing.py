@@ -108,6 +108,8 @@ def test_the_token_budget_spills_into_further_packs():
     alone = packing.split(encoded, max_tokens=1)
     assert [part.expressions for part in alone] == [(text,) for text in TEXTS]
     assert len(packing.split(encoded, packed=False, max_tokens=60)) == 2
+    beside = packing.split(encoded, max_tokens=30)  # of which the image leaves 13
+    assert [part.expressions for part in beside] == [tuple(TEXTS[:2]), tuple(TEXTS[2:])]
     assert [part.expressions for part in packing.split(encoded)] == [tuple(TEXTS)]
 
 

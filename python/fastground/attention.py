@@ -228,7 +228,9 @@ def _answer(
     elements, places = rows.unbind(1)
     kept, where = places.unique(return_inverse=True)
     out = lvlm.model(**_prepared(lvlm, inputs), use_cache=max_new_tokens > 1, logits_to_keep=kept)
-    said = [out.logits[elements, where].argmax(-1)]
+    # Some families compute the logits of all tokens whatever they are asked to keep.
+    logits = out.logits if out.logits.shape[1] == len(kept) else out.logits[:, kept]
+    said = [logits[elements, where].argmax(-1)]
     if max_new_tokens == 1:
         return said[0][:, None]
     assert len(batch) == 1, "several images answer one word at a time"

@@ -151,12 +151,14 @@ def split(encoded: Encoded, *, packed: bool = True, max_tokens: int = MAX_TOKENS
     Args:
         encoded: the image and its expressions.
         packed: whether a part costs its prefix once (`pack`) or every prompt whole (`separate`).
-        max_tokens: most tokens of one forward; an expression that exceeds it goes alone.
+        max_tokens: most tokens of one forward, or half of them beside a large image; an expression
+            that exceeds that goes alone.
     """
     prefix = encoded.prefix_length
     cost = [len(ids) - prefix if packed else len(ids) for ids in encoded.token_ids]
     parts: list[list[int]] = [[]]
-    room = max_tokens - (prefix if packed else 0)
+    # Half the budget is the words' even beside an image that is larger: to share it is the point.
+    room = max(max_tokens - prefix, max_tokens // 2) if packed else max_tokens
     left = room
     for i, tokens in enumerate(cost):
         if parts[-1] and tokens > left:

@@ -28,6 +28,9 @@ class Family:
     sizes: tuple[tuple[int, int], ...] = ((97, 61), (61, 97), (9, 7), (160, 24))
     """(width, height) of the images asked about: landscape, portrait, tiny, extreme."""
 
+    loads: bool = True
+    """Whether every supported transformers reads its processor without torchvision."""
+
     def __str__(self) -> str:
         return self.name
 

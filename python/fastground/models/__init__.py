@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastground.models import processors
 from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
 from fastground.models.generic import Generic
 from fastground.models.llava import Llava
 from fastground.models.lvlm import LVLM
+from fastground.models.qwen_vl import Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
         Llava,
+        QwenVL, Qwen35,
         DeepseekVL, Janus,
         Gemma3, Gemma4, PaliGemma,
     )
@@ -63,7 +67,7 @@ def load(
         ValueError: there is no such model, it has no processor, or its family is not supported.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     name = str(checkpoint)
     if device is None:
@@ -79,10 +83,12 @@ def load(
         if name == "tiny":
             source = str(stack.enter_context(_embedded()))
             stack.enter_context(_without_progress())
-        config = _read(AutoConfig, source, name, "config.json of a transformers model")
+        config = _read(
+            AutoConfig.from_pretrained, source, name, "config.json of a transformers model"
+        )
         _adapter(config)
         processor = _read(
-            AutoProcessor, source, name,
+            partial(processors.load, config=config), source, name,
             "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
             "files); save it there with processor.save_pretrained",
         )  # fmt: skip
@@ -94,7 +100,10 @@ def load(
         settings: dict[str, Any] = {"dtype": dtype or "auto"}
         if _caps_logits(config):
             settings["attn_implementation"] = {"text_config": "eager"}
-        model = _read(AutoModelForImageTextToText, source, name, "model's weights", **settings)
+        model = _read(
+            AutoModelForImageTextToText.from_pretrained, source, name, "model's weights",
+            **settings,
+        )  # fmt: skip
     return wrap(model.to(device).eval(), processor, checkpoint=name)
 
 
@@ -173,10 +182,10 @@ def _without_progress() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read(kind: Any, source: str, name: str, what: str, **keywords: Any) -> Any:
+def _read(load: Any, source: str, name: str, what: str, **keywords: Any) -> Any:
     try:
-        return kind.from_pretrained(source, trust_remote_code=False, **keywords)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return load(source, trust_remote_code=False, **keywords)
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"checkpoint must be 'tiny', a folder or a model on the hub, with a {what}; "

@@ -224,11 +224,12 @@ class Generic(LVLM):
             x.expand(height, width), y[:, None].expand(height, width),
         ]  # fmt: skip
         four = [Image.fromarray(shade.to(torch.uint8).numpy()).convert("RGB") for shade in shades]
-        made = self.processor.image_processor(images=four, return_tensors="pt")["pixel_values"]
-        if made.ndim == 4:
-            cells = torch.nn.functional.avg_pool2d(made.float().mean(1), side)
-        else:  # patches of a cell follow each other
-            cells = made.float().reshape(4, layout.grid[0] * layout.grid[1], -1).mean(-1)
+        made = self.processor.image_processor(images=four, return_tensors="pt")
+        pixels = made["pixel_values"].float()
+        if "image_grid_thw" in made:  # patches of a cell follow each other
+            cells = pixels.reshape(4, layout.grid[0] * layout.grid[1], -1).mean(-1)
+        else:
+            cells = torch.nn.functional.avg_pool2d(pixels.mean(1), side)
         black, white, right, down = cells.reshape(4, *layout.grid)
         y, x = (
             origin + (torch.arange(n) + 0.5) * cell

@@ -1,0 +1,97 @@
+"""Qwen-VL and its kin: images at their own resolution, one token a square of merged patches.
+
+The module tree it expects:
+
+    model.visual             or vision_model; merge x merge patches (mostly 2 x 2) become one token
+    model.language_model     causal; counts positions in three axes where it has get_rope_index
+    lm_head
+
+The image is resized so that each side holds a whole number of cells; nothing is padded or cut. So
+a cell is exactly width / grid_w by height / grid_h original pixels. The processor says how many
+patches there are: `image_grid_thw`, frames, rows and columns.
+
+    <start> # # # # # # <end>      2 x 3 cells in raster order; Video-LLaMA-3 has no <start>, <end>
+
+    time    0 0 0 0 0 0 3 4 ..     positions, counted from the first cell's: one frame, all at once;
+    row     0 0 0 1 1 1 3 4 ..     what follows goes on after the longer side, on all axes alike
+    column  0 1 2 0 1 2 3 4 ..
+
+They are always given to the model, which some versions of transformers would else count wrongly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fastground.models.lvlm import LVLM
+from fastground.types import ImageLayout, Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+_AROUND = (
+    ("vision_start_token_id", "vision_end_token_id"),
+    ("image_start_token_id", "image_end_token_id"),
+)
+"""Which configuration fields name the tokens around an image."""
+
+
+class QwenVL(LVLM):
+    """One run of image tokens in raster order, `image_grid_thw` patches merged in squares."""
+
+    model_types: ClassVar[tuple[str, ...]] = (
+        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "glm46v",
+        "paddleocr_vl", "video_llama_3",
+    )  # fmt: skip
+
+    @property
+    def marked(self) -> str:
+        """The mark between the tokens that the model knows an image's start and end by."""
+        config, tokenizer = self.model.config, self.processor.tokenizer
+        for names in _AROUND:
+            if all(hasattr(config, name) for name in names):
+                start, end = (tokenizer.convert_ids_to_tokens(getattr(config, n)) for n in names)
+                return f"{start}{self.mark}{end}"
+        return self.mark
+
+    def layout(
+        self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
+    ) -> ImageLayout:
+        """One cell a square of merged patches."""
+        grid_h, grid_w = self._grid(inputs)
+        patches, merge = len(inputs["pixel_values"]), self.processor.image_processor.merge_size
+        if len(ids) != grid_h * grid_w or patches != len(ids) * merge**2:
+            raise ValueError(
+                f"processor must make one token a cell and {merge} x {merge} patches each, but for "
+                f"{grid_h} x {grid_w} cells made {len(ids)} tokens and {patches} patches; use the "
+                "processor that belongs to the model"
+            )
+        return ImageLayout(
+            grid=(grid_h, grid_w),
+            tokens=tuple(range(len(ids))),
+            image_size=(image.height, image.width),
+            cell_size=(image.width / grid_w, image.height / grid_h),
+        )
+
+    def positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """Time, row and column of each cell; None where the model counts in one axis."""
+        if not hasattr(self.model.model, "get_rope_index"):
+            return None
+        import torch
+
+        grid_h, grid_w = self._grid(inputs)
+        rows = torch.arange(grid_h).repeat_interleave(grid_w)
+        return torch.stack([torch.zeros_like(rows), rows, torch.arange(grid_w).repeat(grid_h)])
+
+    def _grid(self, inputs: dict[str, Any]) -> tuple[int, int]:
+        [[_, patches_h, patches_w]] = inputs["image_grid_thw"].tolist()
+        merge = self.processor.image_processor.merge_size
+        return patches_h // merge, patches_w // merge
+
+
+class Qwen35(QwenVL):
+    """The same with recurrent layers, which would carry one expression's words into the next's."""
+
+    model_types = ("qwen3_5", "qwen3_5_moe")
+    shares_prefix = False

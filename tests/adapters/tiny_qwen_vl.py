@@ -1,0 +1,148 @@
+"""Qwen-VL and its kin: patches of 4 pixels, merged 2 x 2; images of 4 to 64 cells."""
+
+from families import Family, sharpen, tokenizer
+from fastground.models.processors import without_video
+
+CHAT = (
+    "{%% for m in messages %%}{{ m['role'] }} : {%% for c in m['content'] %%}"
+    "{%% if c['type'] == 'image' %%}%s{%% else %%}{{ c['text'] }}{%% endif %%}{%% endfor %%}"
+    "{%% endfor %%}{%% if add_generation_prompt %%} assistant :{%% endif %%}"
+)
+QWEN = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")
+GLM = ("<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "<|video|>")
+TEXT = {
+    "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+VISION = {
+    "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 4,
+    "spatial_merge_size": 2, "out_hidden_size": 64,
+}  # fmt: skip
+QWEN3_VISION = VISION | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+EXPERTS = {"moe_intermediate_size": 32, "num_experts_per_tok": 2}
+
+
+def rope(*section, **more):
+    return {"rope_parameters": {"rope_type": "default", "mrope_section": list(section)} | more}
+
+
+def letters(tokens, **settings):
+    """Qwen3.5's own tokenizer, which transformers takes whatever a checkpoint says: bytes only."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
+
+    listed = ["<|endoftext|>", *tokens, *sorted(ByteLevel.alphabet())]
+    return Qwen3_5Tokenizer(
+        vocab={token: i for i, token in enumerate(listed)},
+        additional_special_tokens=tokens, **settings,
+    )  # fmt: skip
+
+
+def processor(kind, images, tokens=QWEN, words=tokenizer):
+    """From the class's name and its image processor's: PIL, without videos."""
+    import transformers
+
+    start, image, end, video = tokens
+    pixels = {"shortest_edge": 4 * 8 * 8, "longest_edge": 64 * 8 * 8}
+    if "Glm" in images:
+        pixels = {edge: 2 * count for edge, count in pixels.items()}  # counts frames, of two each
+    return without_video(getattr(transformers, kind))(
+        image_processor=getattr(transformers, images)(size=pixels, patch_size=4, merge_size=2),
+        tokenizer=words(
+            list(tokens), extra_special_tokens={"image_token": image, "video_token": video}
+        ),
+        chat_template=CHAT % (start + image + end),
+    )
+
+
+def build(name, vision, text, *made):
+    """A builder of (model, processor) from a seed; `name` as transformers begins its classes."""
+
+    def from_seed(seed):
+        import torch
+        import transformers
+
+        whole = processor(*made)
+        start, image, end, video = whole.tokenizer.convert_tokens_to_ids(
+            list(GLM if GLM in made else QWEN)
+        )
+        around = "image" if GLM in made else "vision"
+        ends = {f"{around}_start_token_id": start, f"{around}_end_token_id": end}
+        if name == "VideoLlama3":  # knows no such tokens
+            ends = {}
+        config = getattr(transformers, f"{name}Config")(
+            vision_config=vision, text_config=TEXT | text,
+            image_token_id=image, video_token_id=video,
+            **ends,
+        )  # fmt: skip
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+        return sharpen(model, seed), whole
+
+    return from_seed
+
+
+QWEN_IMAGES = "Qwen2VLImageProcessorPil"
+SIGLIP = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "patch_size": 4,
+}  # fmt: skip
+GLM_VISION = VISION | {"image_size": 32}
+LINEAR = {
+    "linear_conv_kernel_dim": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "head_dim": 16, "vocab_size": 320,
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+}  # fmt: skip
+FAMILIES = [
+    Family("qwen2_5_vl", build(
+        "Qwen2_5_VL", VISION | {"window_size": 16, "fullatt_block_indexes": [1]}, rope(2, 3, 3),
+        "Qwen2_5_VLProcessor", QWEN_IMAGES,
+    )),
+    Family("qwen2_vl", build(
+        "Qwen2VL",
+        {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 4},
+        rope(2, 3, 3), "Qwen2VLProcessor", QWEN_IMAGES,
+    )),
+    Family("qwen3_vl", build(
+        "Qwen3VL", QWEN3_VISION, {"head_dim": 16} | rope(4, 2, 2),
+        "Qwen3VLProcessor", QWEN_IMAGES,
+    )),
+    Family("qwen3_vl_moe", build(
+        "Qwen3VLMoe", QWEN3_VISION,
+        {"head_dim": 16, "num_experts": 4} | EXPERTS | rope(4, 2, 2),
+        "Qwen3VLProcessor", QWEN_IMAGES,
+    )),
+    Family("glm4v", build(
+        "Glm4v", GLM_VISION, rope(2, 3, 3), "Glm4vProcessor", "Glm4vImageProcessorPil", GLM,
+    )),
+    Family("glm46v", build(
+        "Glm46V", {"model_type": "glm4v_vision"} | GLM_VISION,
+        {"model_type": "glm4v_text"} | rope(2, 3, 3),
+        "Glm46VProcessor", "Glm46VImageProcessorPil", GLM,
+    )),
+    Family("glm4v_moe", build(
+        "Glm4vMoe", GLM_VISION,
+        {"n_routed_experts": 4} | EXPERTS | rope(1, 1, 2, partial_rotary_factor=0.5),
+        "Glm4vProcessor", "Glm4vImageProcessorPil", GLM,
+    )),
+    Family("qwen3_5", build(
+        "Qwen3_5", QWEN3_VISION, LINEAR | rope(2, 1, 1, partial_rotary_factor=0.5),
+        "Qwen3VLProcessor", QWEN_IMAGES, QWEN, letters,
+    ), packs=False),
+    Family("qwen3_5_moe", build(
+        "Qwen3_5Moe", QWEN3_VISION,
+        LINEAR | {"num_experts": 4, "shared_expert_intermediate_size": 32} | EXPERTS
+        | rope(2, 1, 1, partial_rotary_factor=0.5),
+        "Qwen3VLProcessor", QWEN_IMAGES, QWEN, letters,
+    ), packs=False),
+    Family("paddleocr_vl", build(
+        "PaddleOCRVL", SIGLIP | {"image_size": 32}, {"head_dim": 16} | rope(2, 3, 3),
+        "PaddleOCRVLProcessor", "PaddleOCRVLImageProcessorPil",
+    ), loads=False),
+    Family("video_llama_3", build(
+        "VideoLlama3", SIGLIP, {"model_type": "qwen2"},
+        "VideoLlama3Processor", "VideoLlama3ImageProcessorPil",
+    )),
+]  # fmt: skip
