@@ -259,7 +259,8 @@ def test_misuse_is_refused_with_the_way_out(llava):
         ({"heads": [3]}, r"heads must be \(layer, head\) pairs, but got \[3\]"),
         ({"heads": [(2, 0)], "stop_after": 1}, "layers 0 to 1"),
         ({"stop_after": 3}, "stop_after must be a layer 0 to 2"),
-        ({"rows": "first"}, "rows must be 'last' or an"),
+        ({"rows": "first"}, "rows must be 'last', 'steps' or an"),
+        ({"rows": "steps", "stop_after": 1}, "stop_after must be None with rows='steps'"),
         ({"rows": torch.zeros(3)}, "got shape"),
     ],
 )
@@ -284,10 +285,8 @@ def test_lost_masks_are_noticed(llava, monkeypatch):
 
 
 def test_other_attention_is_refused(llava, monkeypatch):
-    monkeypatch.setattr(
-        llava[0].config.text_config, "_attn_implementation_internal", "flex_attention"
-    )
-    message = "sdpa or eager attention, but uses 'flex_attention'"
+    monkeypatch.setattr(llava[0].config.text_config, "_attn_implementation_internal", "paged|sdpa")
+    message = "together with its masks, such as sdpa or eager, but uses 'paged|sdpa'"
     with pytest.raises(ValueError, match=message), capture(llava[0]):
         pass
 

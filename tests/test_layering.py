@@ -26,6 +26,8 @@ ROWS = (
     {"rows"},
     {"ops"},
     # layer 3, stages
+    {"layouts", "layers", "visibility", "seam"},
+    {"asking"},
     {
         "models", "packing", "capture", "stats", "table", "ranking", "grounding", "datasets",
         "metrics", "figures",
@@ -40,10 +42,10 @@ ROWS = (
 )  # fmt: skip
 
 ONLY_IN = {
-    "transformers": {"models", "capture", "tiny"},
+    "transformers": {"models", "seam", "tiny"},
     "tokenizers": {"tiny"},
     "triton": {"kernels"},
-    "safetensors": {"table", "tiny"},
+    "safetensors": {"models", "table", "tiny"},
     "matplotlib": {"figures"},
     "typer": {"cli"},
     "rich": {"terminal"},

@@ -161,8 +161,8 @@ def test_a_model_in_training_mode_is_refused():
 
 def test_an_unsupported_vision_tower_is_refused(monkeypatch):
     model, processor = random_llava(0)
-    monkeypatch.setattr(model.config.vision_config, "model_type", "pixtral")
-    with pytest.raises(ValueError, match=r"clip_vision_model with default.*but got pixtral"):
+    monkeypatch.setattr(model.config.vision_config, "model_type", "dinov2")
+    with pytest.raises(ValueError, match=r"clip_vision_model with default.*but got dinov2"):
         wrap(model, processor)
 
 

@@ -20,7 +20,7 @@ from fastground.datasets.images import by_image
 from fastground.grounding import boxes_in_pixels, boxes_on_grid, peaks, truth_boxes
 from fastground.metrics import BoxScores, BoxTally, bootstrap_interval, mean, spearman
 from fastground.ranking import greedy, kept_heads, rank
-from fastground.stats import head_statistics
+from fastground.stats import head_statistics, head_table
 from fastground.table import HeadTable
 from fastground.types import AttentionMaps, HeadId, HeadRanking, Recipe, Sample
 
@@ -125,11 +125,12 @@ def compare(
         attention = attention_maps(
             lvlm, group[0].image, [s.expression for s in group], recipe=recipe
         )
-        sums, entropies = (
-            x.cpu().numpy().reshape(-1, *shape) for x in head_statistics(attention, recipe)
-        )
+        stats = head_statistics(attention, recipe)
+        sums, entropies = head_table(stats, attention.heads, shape)
         chosen = greedy(sums, entropies, recipe, kept=kept)
-        found = _score_sets(attention, {**sets, own: chosen[:, None]}, recipe)
+        all_sets = {**sets, own: chosen[:, None]}
+        places = {name: attention.positions(s, shape[1]) for name, s in all_sets.items()}
+        found = _score_sets(attention, places, recipe)
         for name, (boxes, points) in found.items():
             for i, tally in enumerate(tallies[name]):
                 tally.add(group, boxes[:, i], points[:, i])
@@ -169,6 +170,7 @@ def _fixed_sets(
     """By row name (sets, k): the flat numbers of heads that are the same for all samples."""
     recipe, (layers, heads) = ranking.recipe, table.sums.shape[1:]
     k = recipe.k
+    seeing = table.sums.any(axis=0).reshape(-1)  # of the others some layers have none
 
     def flat(of: HeadRanking, count: int) -> np.ndarray:
         return np.array([[h.layer * heads + h.head for h in of.top(count)]])
@@ -183,10 +185,10 @@ def _fixed_sets(
         f"{_named(k)}, entropy only": flat(alone("entropy"), k),
         "1 head, both criteria": flat(ranking, 1),
         "5 heads, both criteria": flat(ranking, 5),
-        "all heads": np.arange(layers * heads)[None],
+        "all heads": np.flatnonzero(seeing)[None],
     }
     random = np.random.default_rng(seed)
-    pool = np.arange(recipe.skip_layers * heads, layers * heads)
+    pool = np.flatnonzero(seeing & (np.arange(layers * heads) >= recipe.skip_layers * heads))
     if k > len(pool) or draws < 1:
         raise ValueError(
             f"recipe.k must be at most the {len(pool)} heads that may be chosen and draws at least "

@@ -14,7 +14,7 @@ from fastground.datasets.images import by_image
 from fastground.metrics import map_iou
 from fastground.models import LVLM
 from fastground.ranking import rank
-from fastground.stats import head_statistics
+from fastground.stats import head_statistics, head_table, on_table
 from fastground.table import HeadTable, installed_versions
 from fastground.types import HeadRanking, Recipe, Sample
 
@@ -98,15 +98,16 @@ def collect(
         attention = attention_maps(
             lvlm, group[0].image, [s.expression for s in group], recipe=recipe
         )
-        stats = head_statistics(attention, recipe)
-        sums.append(stats.attention_sum.cpu().numpy())
-        entropies.append(stats.entropy.cpu().numpy())
+        both = head_table(head_statistics(attention, recipe), attention.heads, shape)
+        sums.append(both[0])
+        entropies.append(both[1])
         ious.append(np.full(sums[-1].shape, np.nan, dtype=np.float32))
         if any(s.mask is not None for s in group):
             foreground = ops.binarize(attention.maps, cut=recipe.cut).cpu().numpy()
             for i, sample in enumerate(group):
                 if sample.mask is not None:
-                    ious[-1][i] = map_iou(foreground[i], sample.mask, attention.layout)
+                    iou = map_iou(foreground[i], sample.mask, attention.layout)
+                    ious[-1][i] = on_table(iou, attention.heads, shape, 0)
         sample_ids += [s.sample_id for s in group]
         image_ids += [s.image_id for s in group]
         if progress is not None:
@@ -114,13 +115,10 @@ def collect(
     if not sample_ids:
         raise ValueError("samples must hold at least one sample, but are empty")
 
-    def whole(parts: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(parts).reshape(-1, *shape)
-
-    overlap = whole(ious)
+    overlap = np.concatenate(ious)
     return HeadTable(
-        sums=whole(sums),
-        entropies=whole(entropies),
+        sums=np.concatenate(sums),
+        entropies=np.concatenate(entropies),
         sample_ids=np.array(sample_ids, dtype=np.int64),
         image_ids=np.array(image_ids, dtype=np.int64),
         recipe=recipe,

@@ -15,7 +15,7 @@ from fastground.attention import attention_maps
 from fastground.grounding import ground
 from fastground.models import LVLM
 from fastground.ranking import greedy, kept_heads
-from fastground.stats import head_statistics
+from fastground.stats import head_statistics, head_table
 from fastground.types import AttentionMaps, Grounding, HeadId, HeadRanking, Recipe
 
 Segmenter = Callable[[Image.Image, Grounding], Any]
@@ -48,7 +48,8 @@ class Grounder:
             recipe: the ranking's own unless given.
 
         Raises:
-            ValueError: the ranking is of another architecture, or has fewer than k heads.
+            ValueError: the ranking is of another architecture, names heads that the model does not
+                have, or fewer than k.
         """
         for name, value in lvlm.architecture.items():
             other = ranking.architecture.get(name)
@@ -57,6 +58,14 @@ class Grounder:
                     f"ranking must be of a model like {lvlm.checkpoint!r} with {name} {value!r}, "
                     f"but it is of {ranking.checkpoint!r} with {name} {other!r}; make one with: "
                     f"fastground discover {lvlm.checkpoint}"
+                )
+        layers, heads = lvlm.architecture["num_layers"], lvlm.architecture["num_heads"]
+        for layer, head in (ranked.head for ranked in ranking.heads):
+            if not (0 <= layer < layers and 0 <= head < heads):
+                raise ValueError(
+                    f"ranking must name heads of the model's {layers} layers x {heads} heads, but "
+                    f"has {HeadId(layer, head)}; make one with: fastground discover "
+                    f"{lvlm.checkpoint}"
                 )
         self.lvlm = lvlm
         self.ranking = ranking
@@ -146,16 +155,16 @@ class Grounder:
     def _greedy(self, attention: AttentionMaps) -> torch.Tensor:
         """(expressions, k) positions of each expression's own best heads."""
         shape = self.lvlm.architecture["num_layers"], self.lvlm.architecture["num_heads"]
-        sums, entropies = (
-            x.cpu().numpy().reshape(-1, *shape) for x in head_statistics(attention, self.recipe)
-        )
+        stats = head_statistics(attention, self.recipe)
+        sums, entropies = head_table(stats, attention.heads, shape)
         kept = None
         if self.recipe.scope == "mean":
             means = np.zeros(shape)
             for head in self.ranking.heads:
                 means[head.head] = head.attention_sum
             kept = kept_heads(means, self.recipe, tau=self.ranking.tau)
-        return torch.from_numpy(greedy(sums, entropies, self.recipe, kept=kept))
+        chosen = greedy(sums, entropies, self.recipe, kept=kept)
+        return torch.from_numpy(attention.positions(chosen, shape[1]))
 
     def _segmented(self, image: Any, grounding: Grounding) -> Grounding:
         from dataclasses import replace

@@ -4,7 +4,9 @@
     entropies      (N, L, H) --kept, finite, top_n lowest a sample--> elected heads
     share of samples that elected a head = its selection frequency; rank by it
 
-Everything is float64 NumPy on two arrays, so a whole ablation takes milliseconds.
+Everything is float64 NumPy on two arrays, so a whole ablation takes milliseconds. A head whose sum
+is 0 in every sample does not see the image at all: there is none in its layer (hybrid models), or
+a window ends before it. It is on no curve, in no ranking, and never elected.
 
 Source: Kang et al., CVPR 2025 (arXiv 2503.06287), section 3.
 """
@@ -87,6 +89,7 @@ def kept_heads(
 
     Returns:
         Bool of the same shape. With criteria "entropy" or "attention_sum" no head falls to tau.
+        A head that never sees the image is not kept, nor on the curve whose elbow is tau.
 
     Raises:
         ValueError: sums that are not finite.
@@ -94,13 +97,19 @@ def kept_heads(
     sums = np.asarray(attention_sums, dtype=np.float64)
     kept = np.zeros(sums.shape, dtype=bool)
     kept[..., recipe.skip_layers :, :] = True
+    seeing = _seeing(sums)
     if recipe.criteria == "both":
         if tau is None:
-            flat = sums.reshape(*sums.shape[:-2], -1)
-            kept &= sums >= elbow(flat, recipe.elbow)[..., None, None]
+            curve = sums[..., seeing] if seeing.any() else sums.reshape(*sums.shape[:-2], -1)
+            kept &= sums >= elbow(curve, recipe.elbow)[..., None, None]
         else:
             kept &= sums >= tau
-    return kept
+    return kept & seeing
+
+
+def _seeing(sums: np.ndarray) -> np.ndarray:
+    """(L, H) bool: the heads with any attention on the image in (L, H) or (N, L, H) sums."""
+    return (sums != 0).reshape(-1, *sums.shape[-2:]).any(axis=0)
 
 
 def elect(values: np.ndarray, sums: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,17 +161,21 @@ def greedy(
         others follow by attention sum, those of the skipped layers last.
 
     Raises:
-        ValueError: arrays of other shapes, or fewer than k heads.
+        ValueError: arrays of other shapes, or fewer than k heads that see the image.
     """
     sums, entropy = _checked(attention_sums, entropies)
     n, layers, heads = sums.shape
-    if recipe.k > layers * heads:
-        raise ValueError(f"recipe.k must be at most {layers * heads} heads, but got {recipe.k}")
+    seeing = _seeing(sums)
+    if recipe.k > seeing.sum():
+        raise ValueError(
+            f"recipe.k must be at most {seeing.sum()}, the heads that see the image, but got "
+            f"{recipe.k}"
+        )
     if kept is None:
         kept = kept_heads(sums, recipe)
     allowed = np.zeros((layers, heads), dtype=bool)
     allowed[recipe.skip_layers :] = True
-    barred = np.broadcast_to(~allowed, sums.shape).reshape(n, -1)
+    barred = np.broadcast_to(~allowed + 2 * ~seeing, sums.shape).reshape(n, -1)
     sums = np.asarray(sums, dtype=np.float64)
     if recipe.criteria == "attention_sum":
         value = np.where(kept, -sums, np.inf)
@@ -186,7 +199,7 @@ def rank(
     split: str = "",
     versions: dict[str, str] | None = None,
 ) -> HeadRanking:
-    """All heads by selection frequency, best first.
+    """All heads that see the image by selection frequency, best first.
 
     The order is: heads that may be chosen before those of the skipped layers, then frequency, then
     mean attention sum, then (layer, head); with criteria "attention_sum" the mean attention sum
@@ -249,7 +262,7 @@ def rank(
             for i in everything.order
         ),
         tau=everything.tau,
-        curve=tuple(float(v) for v in np.sort(everything.mean)),
+        curve=tuple(float(v) for v in everything.curve),
         num_samples=n,
         trials=tuple(tuple(head(i) for i in part.order[: recipe.k]) for part in parts),
         recipe=recipe,
@@ -274,7 +287,9 @@ class _Tally:
             chunk = sums[samples[start : start + ROWS]]
             total += chunk.sum(axis=0, dtype=np.float64).reshape(-1)
         self.mean = total / len(samples)
-        self.tau = float(elbow(self.mean, recipe.elbow))
+        seeing = self.mean != 0
+        self.curve = np.sort(self.mean[seeing] if seeing.any() else self.mean)
+        self.tau = float(elbow(self.curve, recipe.elbow))
         mean_kept = kept_heads(self.mean.reshape(layers, heads), recipe, tau=self.tau)
         votes = np.zeros(layers * heads, dtype=np.int64)
         self.ties = 0
@@ -290,7 +305,8 @@ class _Tally:
         self.frequency = votes / len(samples)
         barred = np.arange(layers * heads) // heads < recipe.skip_layers
         first = -self.mean if recipe.criteria == "attention_sum" else -self.frequency
-        self.order = np.lexsort((-self.mean, first, barred))
+        order = np.lexsort((-self.mean, first, barred))
+        self.order = order[seeing[order]]
 
 
 def _checked(attention_sums: np.ndarray, entropies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
 from fastground import ops
-from fastground.types import AttentionMaps, HeadStats, Recipe
+from fastground.types import AttentionMaps, HeadId, HeadStats, Recipe
 
 
 def head_statistics(attention: AttentionMaps, recipe: Recipe = Recipe()) -> HeadStats:
@@ -45,3 +48,36 @@ def head_statistics(attention: AttentionMaps, recipe: Recipe = Recipe()) -> Head
         low = maps[..., -1, :].amax(dim=-1) > recipe.bottom_row
         entropy = torch.where(low, torch.inf, entropy)
     return HeadStats(sums.float(), entropy)
+
+
+def head_table(
+    stats: HeadStats, heads: Sequence[HeadId], shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both numbers by layer and head, also where the model has no head.
+
+    Args:
+        stats: (expressions, heads) each.
+        heads: which heads they are of.
+        shape: the model's (layers, heads of a layer).
+
+    Returns:
+        Attention sums, 0 where there is no head, and entropies, +inf there: (expressions, layers,
+        heads) float32.
+    """
+    return on_table(stats.attention_sum, heads, shape, 0), on_table(
+        stats.entropy, heads, shape, np.inf
+    )
+
+
+def on_table(
+    values: torch.Tensor | np.ndarray,
+    heads: Sequence[HeadId],
+    shape: tuple[int, int],
+    missing: float,
+) -> np.ndarray:
+    """(..., layers, heads) of values (..., heads), `missing` where the model has no head."""
+    given = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+    table = np.full((*given.shape[:-1], *shape), missing, dtype=given.dtype)
+    layers, places = np.array(heads).T
+    table[..., layers, places] = given
+    return table

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL.Image import Image
 
@@ -318,6 +319,27 @@ class AttentionMaps:
         index = [where[HeadId(*h)] for h in heads]
         kept = tuple(HeadId(*h) for h in heads)
         return AttentionMaps(self.maps[:, index], self.sums[:, index], kept, self.layout)
+
+    def positions(self, flat: np.ndarray, heads: int) -> np.ndarray:
+        """Where these heads are in `self.heads`.
+
+        Args:
+            flat: integers, layer * heads + head.
+            heads: of a layer of the model.
+
+        Raises:
+            ValueError: a head that was not captured.
+        """
+        import numpy as np
+
+        numbers = np.array([layer * heads + head for layer, head in self.heads])
+        order = numbers.argsort()
+        found = order[np.searchsorted(numbers, flat, sorter=order).clip(max=len(order) - 1)]
+        wrong = numbers[found] != flat
+        if wrong.any():
+            missing = HeadId(*divmod(int(np.asarray(flat)[wrong][0]), heads))
+            raise ValueError(f"heads must have been captured, but {missing} was not")
+        return found
 
 
 class HeadStats(NamedTuple):

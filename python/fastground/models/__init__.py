@@ -9,30 +9,46 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastground.models import processors
+from fastground.models import processors, yi_vl
+from fastground.models.conversion import convert, refuse_unconverted
 from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
 from fastground.models.generic import Generic
+from fastground.models.idefics import Idefics
+from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4
+from fastground.models.kimi import Kimi
+from fastground.models.lfm2_vl import Lfm2Vl
 from fastground.models.llava import Llava
+from fastground.models.llava_next import LlavaNext
 from fastground.models.lvlm import LVLM
+from fastground.models.mini_gemini import MiniGemini
+from fastground.models.ovis import Ovis
+from fastground.models.pixtral import Pixtral
 from fastground.models.qwen_vl import Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
+from fastground.models.yi_vl import YiVL
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTERS", "LVLM", "REFUSED", "load", "wrap"]
+__all__ = ["ADAPTERS", "LVLM", "REFUSED", "convert", "load", "wrap"]
 
 ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
         Llava,
+        YiVL,
+        MiniGemini,
+        InternVL, AyaVision, GotOcr2, Llama4,
+        LlavaNext,
+        Idefics, Kimi, Lfm2Vl, Ovis, Pixtral,
         QwenVL, Qwen35,
         DeepseekVL, Janus,
         Gemma3, Gemma4, PaliGemma,
     )
     for name in kind.model_types
 }  # fmt: skip
-"""The supported families by their transformers `model_type`."""
+"""The supported families by their transformers `model_type`, or by that and their vision tower's,
+`model_type+model_type`, where the tower makes another layout."""
 
 _QUERIES = "asks the image with learned queries: its image tokens have no place in the image"
 _CROSS = "keeps the image out of the sequence, in cross-attention: its words see no image tokens"
@@ -83,6 +99,8 @@ def load(
         if name == "tiny":
             source = str(stack.enter_context(_embedded()))
             stack.enter_context(_without_progress())
+        refuse_unconverted(source)
+        yi_vl.classes()
         config = _read(
             AutoConfig.from_pretrained, source, name, "config.json of a transformers model"
         )
@@ -92,7 +110,7 @@ def load(
             "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
             "files); save it there with processor.save_pretrained",
         )  # fmt: skip
-        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        if not _is_whole(processor):
             raise ValueError(
                 f"checkpoint must hold a processor with images and a tokenizer, but {name!r} has "
                 f"only a {type(processor).__name__}; save one there with processor.save_pretrained"
@@ -101,9 +119,8 @@ def load(
         if _caps_logits(config):
             settings["attn_implementation"] = {"text_config": "eager"}
         model = _read(
-            AutoModelForImageTextToText.from_pretrained, source, name, "model's weights",
-            **settings,
-        )  # fmt: skip
+            AutoModelForImageTextToText.from_pretrained, source, name, "model's weights", **settings
+        )
     return wrap(model.to(device).eval(), processor, checkpoint=name)
 
 
@@ -114,8 +131,9 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
         checkpoint: what results are labelled with; the model's own name unless given.
 
     Raises:
-        ValueError: the model's family is not supported, the model is in training mode, or its
-            attention does not cap the logits as its configuration says.
+        ValueError: the model's family is not supported, the processor lacks images or words, the
+            model is in training mode, or its attention does not cap the logits as its configuration
+            says.
     """
     if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(
@@ -124,6 +142,11 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
         )
     config = model.config
     adapter = _adapter(config)
+    if not _is_whole(processor):
+        raise ValueError(
+            "processor must be the model's own, of images and words, but got "
+            f"{type(processor).__name__}; load it with transformers.AutoProcessor"
+        )
     if model.training:
         raise ValueError(
             "model must be in evaluation mode, where nothing is dropped at random; call "
@@ -139,13 +162,19 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
     return adapter(model, processor, checkpoint or config.name_or_path or config.model_type)
 
 
+def _is_whole(processor: Any) -> bool:
+    return hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")
+
+
 def _adapter(config: Any) -> type[LVLM]:
     name = config.model_type
     if name in REFUSED or getattr(config, "is_encoder_decoder", False):
         why = REFUSED.get(name, _ENCODER)
         raise ValueError(f"model must see an image as a grid of tokens, but {name!r} {why}")
-    if name in ADAPTERS:
-        return ADAPTERS[name]
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    for known in (f"{name}+{tower}", name):
+        if known in ADAPTERS:
+            return ADAPTERS[known]
     if getattr(config, "image_token_id", None) is None:
         raise ValueError(
             f"model must be one of the supported families ({', '.join(ADAPTERS)}), or name its "

@@ -10,6 +10,8 @@ Without its video part it can, and does the same to images and words.
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -31,18 +33,16 @@ def without_video(kind: Any) -> Any:
     def get_attributes(cls: Any) -> list[str]:
         return [part for part in kind.get_attributes() if part != "video_processor"]
 
-    def from_args_and_dict(cls: Any, args: Any, *more: Any, **keywords: Any) -> Any:
-        return super(made, cls).from_args_and_dict([*args, None], *more, **keywords)
+    def from_args_and_dict(cls: Any, parts: Any, settings: Any, **keywords: Any) -> Any:
+        return kind.from_args_and_dict.__func__(cls, [*parts, None], settings, **keywords)
 
-    made: Any = type(
-        kind.__name__,
-        (kind, Parts),
-        {
-            "get_attributes": classmethod(get_attributes),
-            "from_args_and_dict": classmethod(from_args_and_dict),
-        },
-    )
-    return made
+    named = {
+        "get_attributes": classmethod(get_attributes),
+        "from_args_and_dict": classmethod(from_args_and_dict),
+        # SmolVLM's own asks the part that is not there how many frames it reads.
+        "apply_chat_template": ProcessorMixin.apply_chat_template,
+    }
+    return type(kind.__name__, (kind, Parts), named)
 
 
 def load(source: str, config: Any, **keywords: Any) -> Any:
@@ -53,10 +53,38 @@ def load(source: str, config: Any, **keywords: Any) -> Any:
         config: the model's configuration, which says what class its processor has.
         keywords: as `from_pretrained` takes them.
     """
-    from transformers import AutoProcessor
+    from transformers import AutoProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
     kind: Any = PROCESSOR_MAPPING.get(type(config), None)
-    if kind is None or kind.get_attributes()[-1:] != ["video_processor"]:
+    if kind is None:
         return AutoProcessor.from_pretrained(source, **keywords)
-    return without_video(kind).from_pretrained(source, **keywords)
+    reads_videos = kind.get_attributes()[-1:] == ["video_processor"]
+    if reads_videos:
+        kind = without_video(kind)
+    images = _hidden_image_processor(type(config).__module__)
+    if images is not None:
+        parts = [part.from_pretrained(source, **keywords) for part in (images, AutoTokenizer)]
+        settings, _ = kind.get_processor_dict(source, **keywords)
+        return kind.from_args_and_dict(parts, settings)
+    return (kind if reads_videos else AutoProcessor).from_pretrained(source, **keywords)
+
+
+def _hidden_image_processor(configuration: str) -> Any:
+    """The image processor by Pillow that transformers 5.17 hides where torchvision is not.
+
+    Those of Idefics3, SmolVLM and Ovis2 do without it; None where it is found by its name.
+
+    Args:
+        configuration: name of the module that the family's configuration comes from.
+    """
+    import transformers
+
+    family = configuration.rpartition(".")[0]
+    name = f"{family}.image_processing_pil_{family.rpartition('.')[2]}"
+    if not family.startswith("transformers.models.") or find_spec(name) is None:
+        return None
+    module = import_module(name)
+    kind = module.__all__[-1]
+    hidden = getattr(getattr(transformers, kind), "is_dummy", False)
+    return getattr(module, kind) if hidden else None

@@ -1,0 +1,125 @@
+"""A decoder's layers: which of them have attention heads, and how to run only the first few.
+
+Hybrid models mix attention with layers that keep a running state instead of keys:
+
+    layer    0        1        2        3        4        5        6        7
+    kind     linear   linear   linear   full     linear   linear   linear   full
+    heads    none     none     none     0 .. H   none     none     none     0 .. H
+
+A head exists only where a layer compares queries with the keys of the tokens themselves.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fastground.types import HeadId
+
+WITH_HEADS = (
+    "full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid",
+    "hybrid_sliding",
+)  # fmt: skip
+"""The kinds of layers, as a configuration's `layer_types` names them, whose keys are the tokens."""
+
+
+def layers_with_heads(config: Any) -> tuple[int, ...]:
+    """The decoder's layers that have attention heads, ascending.
+
+    Args:
+        config: a transformers configuration, of the whole model or of its decoder.
+    """
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None)
+    if not kinds:
+        return tuple(range(text.num_hidden_layers))
+    return tuple(n for n in range(text.num_hidden_layers) if kinds[n] in WITH_HEADS)
+
+
+def checked_heads(
+    heads: Sequence[HeadId | tuple[int, int]] | None, stop_after: int | None, config: Any
+) -> tuple[HeadId, ...]:
+    """The heads asked for, or all that run before the end.
+
+    Args:
+        heads: (layer, head) pairs, or None.
+        stop_after: the last layer that runs, or None.
+        config: of the model.
+
+    Raises:
+        ValueError: a layer or head that the model does not have or that does not run.
+    """
+    text = config.get_text_config(decoder=True)
+    layers, width = text.num_hidden_layers, text.num_attention_heads
+    if stop_after is not None and not 0 <= stop_after < layers:
+        raise ValueError(f"stop_after must be a layer 0 to {layers - 1}, but got {stop_after}")
+    last = layers - 1 if stop_after is None else stop_after
+    having = [n for n in layers_with_heads(config) if n <= last]
+    if not having:
+        raise ValueError(
+            f"stop_after must be at least {min(layers_with_heads(config), default='any layer')}, "
+            f"the first layer with attention heads, but got {stop_after}"
+        )
+    if heads is None:
+        return tuple(HeadId(layer, head) for layer in having for head in range(width))
+    try:
+        heads = tuple(HeadId(int(layer), int(head)) for layer, head in heads)
+    except TypeError as error:
+        raise ValueError(
+            f"heads must be (layer, head) pairs, but got {heads!r}; such as [(14, 24), (14, 13)]"
+        ) from error
+    if not heads:
+        raise ValueError("heads must name at least one head, or be None for all")
+    for head in heads:
+        if not (0 <= head.layer <= last and 0 <= head.head < width):
+            raise ValueError(
+                f"heads must be in layers 0 to {last} (stop_after={stop_after}) and heads 0 to "
+                f"{width - 1}, but got {head}"
+            )
+        if head.layer not in having:
+            raise ValueError(
+                f"heads must be in layers with attention heads ({', '.join(map(str, having))}), "
+                f"but got {head}, whose layer is of the kind {text.layer_types[head.layer]!r}"
+            )
+    return heads
+
+
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Whether the model or a part of it was given to torch.compile."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    return any(
+        hasattr(part, "_orig_mod")
+        or getattr(part, "_compiled_call_impl", None) is not None
+        or "_torchdynamo_orig_callable" in getattr(vars(part).get("forward"), "__dict__", {})
+        for part in model.modules()
+    )
+
+
+@contextmanager
+def shortened(model: torch.nn.Module, count: int) -> Iterator[None]:
+    """Inside the block the decoder has only its first `count` layers.
+
+    Raises:
+        ValueError: the decoder does not keep its layers in one list named `layers`.
+    """
+    decoder: Any = model.get_decoder()  # type: ignore[operator]
+    length = decoder.config.num_hidden_layers
+    for part in decoder.modules():
+        layers = getattr(part, "layers", None)
+        if isinstance(layers, torch.nn.ModuleList) and len(layers) == length:
+            break
+    else:
+        raise ValueError(
+            f"stop_after must be None for {type(decoder).__name__}, which does not keep its "
+            f"{length} layers in one list"
+        )
+    part.layers = layers[:count]
+    try:
+        yield
+    finally:
+        part.layers = layers

@@ -1,0 +1,100 @@
+"""Where the image is in the input of a bare model: its configuration and its input say it, or no.
+
+For a model without its processor. Only what is unmistakable is answered: one image a sequence, in
+one piece of one token a cell, whose number is that of the cells; adapters (`fastground.models`)
+know the rest.
+
+    input_ids      1  9  9  9  9  9  9  5  7        image_token_id 9
+                      |--------------|
+    pixel_values   (1, 3, 56, 84), patches of 28  ->  a grid of 2 x 3 cells
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastground.types import ImageLayout
+
+_WAY_OUT = "pass layouts=, from fastground.models.wrap(model, processor).encode(...).layout"
+
+_WITHOUT_GRID = ("perceiver_config", "qformer_config", "projector_patch_to_query_dict")
+"""Parts that make image tokens of learned queries, which have no place in the image."""
+
+
+def find_image(config: Any, given: dict[str, Any], batch: int) -> list[ImageLayout]:
+    """One layout a sequence, from image token ids, pixel values and the configuration.
+
+    Args:
+        config: of the whole model.
+        given: what its forward was called with, by name.
+        batch: number of sequences.
+
+    Raises:
+        ValueError: the image's tokens or its grid are not plain from these.
+    """
+    ids, pixels, past = (given.get(n) for n in ("input_ids", "pixel_values", "past_key_values"))
+    image_id = getattr(config, "image_token_id", None)
+    if past is not None and past.get_seq_length():
+        raise ValueError(f"layouts must be given where keys are cached already; {_WAY_OUT}")
+    if ids is None or image_id is None or pixels is None:
+        raise ValueError(
+            "layouts must be given where the model's input does not hold input_ids with image "
+            f"tokens and pixel_values; {_WAY_OUT}"
+        )
+    runs = [tuple(row.nonzero()[:, 0].tolist()) for row in (ids == image_id).cpu()]
+    without = [name for name in _WITHOUT_GRID if getattr(config, name, None) is not None]
+    grids = [] if without else _grids(config, given)
+    if len(grids) != batch:
+        found = f"{len(grids)} images in {batch} sequences" if grids else "no grid"
+        raise ValueError(
+            "layouts must be given where the input and the configuration do not say one image and "
+            f"its grid a sequence: they say {found}; {_WAY_OUT}"
+        )
+    first = int(getattr(config, "vision_feature_select_strategy", None) == "full")
+    layouts = []
+    for run, grid in zip(runs, grids, strict=True):
+        spare = len(run) - grid[0] * grid[1]
+        if not run or spare not in {0, first} or run[-1] - run[0] + 1 != len(run):
+            raise ValueError(
+                "layouts must be given where a sequence does not hold one image in one piece, a "
+                f"token a cell: {len(run)} image tokens for {grid[0]} x {grid[1]} cells of "
+                f"{tuple(pixels.shape)} pixel values; {_WAY_OUT}"
+            )
+        layouts.append(ImageLayout(grid, run[spare:], all_tokens=run if spare else None))
+    return layouts
+
+
+def _grids(config: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
+    """(grid_h, grid_w) of each image; none where they are not plain."""
+    vision = getattr(config, "vision_config", None)
+    sizes, pixels = given.get("image_grid_thw"), given["pixel_values"]
+    if sizes is not None:  # patches in time, height and width, merged in squares
+        merge = getattr(vision, "spatial_merge_size", None)
+        if not isinstance(merge, int) or any(time != 1 for time in sizes[:, 0].tolist()):
+            return []
+        return [(h // merge, w // merge) for h, w in sizes[:, 1:].tolist()]
+    if pixels.ndim == 5 and pixels.shape[1] == 1:  # images of one tile
+        pixels = pixels[:, 0]
+    patch = getattr(vision, "patch_size", None)
+    patch = patch[0] if isinstance(patch, (list, tuple)) and len(set(patch)) == 1 else patch
+    if pixels.ndim != 4 or not isinstance(patch, int):
+        return []
+    tokens = getattr(config, "mm_tokens_per_image", None)
+    if tokens is not None:  # patches averaged to a square of so many
+        side = math.isqrt(tokens)
+        return [(side, side)] * len(pixels) if side * side == tokens else []
+    cell = patch * _merged(config)
+    height, width = pixels.shape[-2:]
+    if height % cell or width % cell:
+        return []
+    return [(int(height // cell), int(width // cell))] * len(pixels)
+
+
+def _merged(config: Any) -> float:
+    """How many patches of each side become one token."""
+    ratio = getattr(config, "downsample_ratio", None)
+    if ratio is not None:
+        return 1 / ratio
+    names = ("scale_factor", "downsample_factor")
+    return next((f for name in names if (f := getattr(config, name, None)) is not None), 1)

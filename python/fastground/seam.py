@@ -1,0 +1,176 @@
+"""The one seam in transformers: a registered attention function, called in place of a model's own.
+
+    attention layer -> AttentionInterface["fastground"]     -> listener.attend -> the layer's own
+    making of masks -> AttentionMaskInterface["fastground"] -> the own mask function
+
+Both are needed: without a mask function under the same name transformers silently passes no mask.
+While the layer's own function runs, the configuration names it as before, since some read it there.
+
+A seam is open in one model and one thread at a time; forwards of that model in other threads pass
+through it unheard. None of it is traced by torch.compile, whose graphs break there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, Protocol
+
+import torch
+
+NAME = "fastground"
+_lock = threading.Lock()
+_open: dict[int, Seam] = {}
+"""The open seams by the id of the text configuration, which attention and masks are given."""
+
+
+class Listener(Protocol):
+    """Who is told of a forward and takes part in its attention."""
+
+    def begin(self, given: dict[str, Any]) -> None:
+        """A forward begins, with these arguments by name."""
+
+    def attend(self, own: Callable[..., Any], module: Any, *arguments: Any, **keywords: Any) -> Any:
+        """What an attention layer calls; the same as its own function returns."""
+
+
+class Seam:
+    """A model whose attention goes through a listener, from `open` to `close`."""
+
+    def __init__(self, model: Any, listener: Listener) -> None:
+        self.model = model
+        self.text = model.config.get_text_config(decoder=True)
+        self.listener = listener
+        self.made_none = False
+        """Whether the model's own mask function has said that None will do."""
+
+    def open(self) -> None:
+        """Let the attention of this thread's forwards go through the listener.
+
+        Raises:
+            RuntimeError: the model's seam is open already.
+            ValueError: its attention is not registered together with a mask function.
+        """
+        begin = _register()
+        self._thread = threading.get_ident()
+        self.own = self.text._attn_implementation
+        with _lock:
+            if id(self.text) in _open:
+                raise RuntimeError(
+                    "model must not be captured twice at a time, nor in two threads; leave the "
+                    "first with block, or ask it for all heads and rows at once"
+                )
+            if not _is_registered(self.own):
+                raise ValueError(
+                    "model must use attention that transformers has registered together with its "
+                    f"masks, such as sdpa or eager, but uses {self.own!r}; call "
+                    "model.set_attn_implementation('sdpa') first"
+                )
+            _open[id(self.text)] = self
+        try:
+            self._hook = self.model.register_forward_pre_hook(begin, with_kwargs=True)
+            self.use(NAME)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """The model as it was."""
+        try:
+            self.use(self.own)
+        finally:
+            if hasattr(self, "_hook"):
+                self._hook.remove()
+            _open.pop(id(self.text), None)
+
+    def hears(self) -> bool:
+        """Whether this thread's forwards are listened to."""
+        return threading.get_ident() == self._thread
+
+    def use(self, implementation: str) -> None:
+        """Let the configuration name this attention."""
+        self.text._attn_implementation = {"": implementation}  # of this part alone
+
+
+def _is_registered(implementation: str) -> bool:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    return implementation in AttentionMaskInterface() and (
+        implementation == "eager" or implementation in AttentionInterface()
+    )
+
+
+def _own_function(module: Any, implementation: str) -> Callable[..., Any]:
+    """The attention function that a layer calls by this name."""
+    from transformers import AttentionInterface
+
+    if implementation == NAME:
+        raise RuntimeError(
+            f"attention {NAME!r} works only inside fastground.capture; call "
+            "model.set_attn_implementation('sdpa')"
+        )
+    homes = [sys.modules[kind.__module__] for kind in type(module).__mro__]
+    if implementation == "eager":
+        for home in homes:
+            if hasattr(home, "eager_attention_forward"):
+                return home.eager_attention_forward
+        raise RuntimeError(
+            f"model must define eager_attention_forward beside {type(module).__name__} to be "
+            "captured with eager attention; call model.set_attn_implementation('sdpa')"
+        )
+    return getattr(homes[0], "ALL_ATTENTION_FUNCTIONS", AttentionInterface())[implementation]
+
+
+def _attend(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **keywords: Any
+) -> Any:
+    seam, arguments = _open.get(id(module.config)), (query, key, value, attention_mask)
+    if seam is None:
+        own = _own_function(module, module.config._attn_implementation)
+        return own(module, *arguments, **keywords)
+    own = _own_function(module, seam.own)
+    if not seam.hears():
+        return own(module, *arguments, **keywords)
+
+    @wraps(own)
+    def as_before(*arguments: Any, **keywords: Any) -> Any:
+        seam.use(seam.own)
+        try:
+            return own(*arguments, **keywords)
+        finally:
+            seam.use(NAME)
+
+    return seam.listener.attend(as_before, module, *arguments, **keywords)
+
+
+def _make_mask(*args: Any, config: Any, **keywords: Any) -> Any:
+    from transformers import AttentionMaskInterface
+
+    seam = _open.get(id(config))
+    implementation = config._attn_implementation if seam is None else seam.own
+    mask = AttentionMaskInterface()[implementation](*args, config=config, **keywords)
+    if seam is not None and seam.hears():
+        seam.made_none |= mask is None
+    return mask
+
+
+def _begin(model: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    seam = _open.get(id(model.config.get_text_config(decoder=True)))
+    if seam is None or not seam.hears():
+        return
+    given = inspect.signature(model.forward).bind_partial(*args, **keywords).arguments
+    given |= given.pop("kwargs", {})
+    seam.listener.begin(given)
+
+
+@cache
+def _register() -> Callable[..., None]:
+    """Both functions made known to transformers, and the hook for models; none is traced."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, torch.compiler.disable(_attend))
+    AttentionMaskInterface.register(NAME, torch.compiler.disable(_make_mask))
+    return torch.compiler.disable(_begin)

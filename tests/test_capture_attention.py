@@ -1,0 +1,299 @@
+"""Capture with every kind of attention: flash, flex, windows, softcap; and what it refuses.
+
+Flash and flex attention run on no CPU, so stand-ins are registered here that take the very masks of
+the true ones, made by transformers, and compute the same with PyTorch.
+"""
+
+import pytest
+import torch
+from fastground.capture import capture
+from fastground.types import ImageLayout
+from random_llava import random_llava
+from test_capture import eager, inputs_of, last_rows, on_image
+from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
+
+
+def _repeated(query, key, value):
+    group = query.shape[1] // key.shape[1]
+    return key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+
+
+def flash_stand_in(
+    module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None,
+    is_causal=None, **keywords,
+):  # fmt: skip
+    assert module.config._attn_implementation == "flash_stand_in"  # as flash attention reads it
+    assert attention_mask is None or attention_mask.ndim == 2
+    queries, keys = query.shape[2], key.shape[2]
+    own, place = torch.arange(keys)[keys - queries :, None], torch.arange(keys)
+    seen = place <= own
+    if sliding_window is not None and keys > sliding_window:
+        seen = seen & (place > own - sliding_window)
+    seen = seen.expand(len(query), 1, -1, -1)
+    if attention_mask is not None:
+        seen = seen & attention_mask.bool()[:, None, None] | (place == own)
+    logits = query @ _repeated(query, key, value)[0].mT * scaling
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    rows = logits.masked_fill(~seen, -torch.inf).softmax(-1)
+    return (rows @ _repeated(query, key, value)[1]).transpose(1, 2), None
+
+
+def flex_stand_in(
+    module, query, key, value, attention_mask, scaling=None, softcap=None, **keywords
+):
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    assert isinstance(attention_mask, BlockMask)
+
+    def capped(score, b, h, q, k):
+        return score if softcap is None else softcap * torch.tanh(score / softcap)
+
+    out = flex_attention(
+        query, *_repeated(query, key, value), score_mod=capped, block_mask=attention_mask,
+        scale=scaling,
+    )  # fmt: skip
+    return out.transpose(1, 2), None
+
+
+def uncompiled_flex_mask(*args, **keywords):
+    """What transformers makes for flex attention, but that nothing is compiled (minutes on CPU)."""
+    made = masking_utils.create_block_mask
+    try:
+        masking_utils.create_block_mask = lambda *a, _compile=None, **k: made(*a, **k)
+        return masking_utils.flex_attention_mask(*args, **keywords)
+    finally:
+        masking_utils.create_block_mask = made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_ins():
+    AttentionInterface.register("flash_stand_in", flash_stand_in)
+    AttentionMaskInterface.register("flash_stand_in", masking_utils.flash_attention_mask)
+    AttentionInterface.register("flex_stand_in", flex_stand_in)
+    AttentionMaskInterface.register("flex_stand_in", uncompiled_flex_mask)
+    yield
+    for name in ("flash_stand_in", "flex_stand_in"):
+        del AttentionInterface._global_mapping[name]
+        del AttentionMaskInterface._global_mapping[name]
+
+
+def use(model, implementation):
+    model.set_attn_implementation({"text_config": implementation})
+    return model
+
+
+def text_config(kind, window):
+    import transformers
+
+    more = {"sliding_window": window}
+    if kind == "Gemma2Config":
+        more |= {"attn_logit_softcapping": 8.0, "query_pre_attn_scalar": 16}
+    if kind == "Gemma3TextConfig":
+        more |= {"query_pre_attn_scalar": 16}
+    return getattr(transformers, kind), more
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+IMPLEMENTATIONS = ["sdpa", "eager", "flash_stand_in", "flex_stand_in"]
+TEXTS = ["LlamaConfig", "MistralConfig", "Gemma2Config", "Gemma3TextConfig"]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_equals_eager_attention(text, implementation, side):
+    if text == "Gemma2Config" and implementation == "sdpa":
+        pytest.skip("refused: sdpa ignores the softcap")
+    kind, more = text_config(text, 9)
+    model, processor = random_llava(0, text=kind, **({} if text == "LlamaConfig" else more))
+    inputs = inputs_of(processor, side)
+    want = on_image(eager(model, inputs), inputs, last_rows(inputs))
+    assert want.max() > 0.1
+    if text != "LlamaConfig":
+        assert (want == 0).any()  # of the windows some end in the image or after it
+    use(model, implementation)
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with capture(model) as captured:
+            logits = model(**inputs).logits
+        assert torch.equal(model(**inputs).logits, plain)
+    torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
+    real = inputs["attention_mask"].bool()
+    assert torch.equal(logits[real], plain[real])
+    assert model.config.text_config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_after_cached_keys_of_which_windows_keep_the_last(text, implementation, batch):
+    # Keys of a window's cache are fewer than the tokens; so are those of an expanded cache's.
+    from transformers import DynamicCache
+
+    if text == "Gemma2Config" and implementation == "sdpa":
+        pytest.skip("refused: sdpa ignores the softcap")
+    kind, more = text_config(text, 9)
+    model, processor = random_llava(0, text=kind, **({} if text == "LlamaConfig" else more))
+    inputs = inputs_of(processor, texts=["a dog on the left of the small blue mug."])
+    ids, cut = inputs["input_ids"], 18
+    want = on_image(eager(model, inputs), inputs, last_rows(inputs)).expand(batch, -1, -1)
+    use(model, implementation)
+    layout = ImageLayout((4, 4), tuple((ids[0] == 4).nonzero()[:, 0].tolist()))
+    with torch.no_grad():
+        cache = DynamicCache(config=model.config.text_config)
+        model(input_ids=ids[:, :cut], pixel_values=inputs["pixel_values"], past_key_values=cache)
+        cache.batch_repeat_interleave(batch)
+        with capture(model, layouts=layout) as captured:
+            model(
+                input_ids=ids[:, cut:].expand(batch, -1),
+                attention_mask=torch.ones(batch, ids.shape[1], dtype=torch.long),
+                past_key_values=cache,
+            )
+    torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
+
+
+def test_a_softcap_that_sdpa_ignores_is_refused():
+    kind, more = text_config("Gemma2Config", 64)
+    model, processor = random_llava(0, text=kind, **more)
+    inputs = inputs_of(processor)
+    message = "heeds its softcap, but 'sdpa' ignores it; call model.set_attn_implementation"
+    with torch.no_grad(), pytest.raises(ValueError, match=message), capture(model):
+        model(**inputs)
+
+
+def registered(name, function):
+    """The function under this name, with sdpa's masks, as long as the block is open."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def block():
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, masking_utils.sdpa_mask)
+        try:
+            yield
+        finally:
+            del AttentionInterface._global_mapping[name]
+            del AttentionMaskInterface._global_mapping[name]
+
+    return block()
+
+
+def sdpa(module, query, key, value, attention_mask, **keywords):
+    return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **keywords)
+
+
+def turned(module, query, key, value, attention_mask, **keywords):
+    """As if rotary embeddings were applied inside the attention function."""
+    return sdpa(module, query.roll(1, -1), key, value, attention_mask, **keywords)
+
+
+def unmasked(module, query, key, value, attention_mask, **keywords):
+    """As if the mask were made inside the attention function."""
+    return sdpa(module, query, key, value, None, is_causal=False)
+
+
+def rescaled(module, query, key, value, attention_mask, **keywords):
+    """As if the attention function knew its own scale."""
+    keywords["scaling"] *= 2
+    return sdpa(module, query, key, value, attention_mask, **keywords)
+
+
+@pytest.mark.parametrize("function", [turned, unmasked, rescaled])
+@pytest.mark.parametrize("chosen", [{}, {"heads": [(1, 2)], "stop_after": 1}])
+def test_the_self_test_refuses_attention_that_is_not_what_it_is_given(function, chosen):
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor, "left")
+    with registered("odd", function), torch.no_grad():
+        use(model, "odd")
+        message = r"attend by what its attention function is given.*in layer 0 its output is off by"
+        with pytest.raises(RuntimeError, match=message), capture(model, **chosen):
+            model(**inputs)
+        assert model.config.text_config._attn_implementation == "odd"
+
+
+def test_the_self_test_lets_repeated_keys_pass(monkeypatch):
+    # Keys repeated before the attention function: the rows are the same.
+    from transformers.models.llama import modeling_llama
+
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor)
+    want = on_image(eager(model, inputs), inputs, last_rows(inputs))
+
+    def repeats(module, query, key, value, attention_mask, **keywords):
+        group, module.num_key_value_groups = module.num_key_value_groups, 1
+        key, value = _repeated(query, key, value)
+        function = AttentionInterface()[module.config._attn_implementation]
+        try:
+            return function(module, query, key, value, attention_mask, **keywords)
+        finally:
+            module.num_key_value_groups = group
+
+    class Interface(AttentionInterface):
+        def get_interface(self, name, default):
+            return repeats
+
+    monkeypatch.setattr(modeling_llama, "ALL_ATTENTION_FUNCTIONS", Interface())
+    with torch.no_grad(), capture(model) as captured:
+        model(**inputs)
+    torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
+
+
+def test_attention_past_the_interface_is_noticed(monkeypatch):
+    # Layers 0 and 2 call their attention through the interface, layer 1 its own.
+    from transformers.models.llama import modeling_llama
+
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor)
+
+    def past(module, *args, **keywords):
+        if module.layer_idx == 1:
+            return sdpa(module, *args, **keywords)
+        return AttentionInterface()[module.config._attn_implementation](module, *args, **keywords)
+
+    class Interface(AttentionInterface):
+        def get_interface(self, name, default):
+            return past
+
+    monkeypatch.setattr(modeling_llama, "ALL_ATTENTION_FUNCTIONS", Interface())
+    message = r"only layers \[0, 2\] of \[0, 1, 2\] did"
+    with torch.no_grad(), pytest.raises(RuntimeError, match=message), capture(model):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("name", ["s_aux", "position_bias"])
+def test_sinks_and_biases_are_refused(monkeypatch, name):
+    from transformers.models.llama import modeling_llama
+
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor)
+
+    def more(module, *args, **keywords):
+        keywords[name] = torch.zeros(4)
+        return AttentionInterface()[module.config._attn_implementation](module, *args, **keywords)
+
+    class Interface(AttentionInterface):
+        def get_interface(self, implementation, default):
+            return more
+
+    monkeypatch.setattr(modeling_llama, "ALL_ATTENTION_FUNCTIONS", Interface())
+    with torch.no_grad(), pytest.raises(ValueError, match=f"given {name} beside"), capture(model):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_output_attentions_inside_capture_is_refused(implementation):
+    model, processor = random_llava(0)
+    model.set_attn_implementation(implementation)
+    inputs = inputs_of(processor)
+    message = "output_attentions must not be asked for inside capture.*read captured.maps"
+    with torch.no_grad(), pytest.raises(ValueError, match=message), capture(model):
+        model(**inputs, output_attentions=True)
+    if implementation == "eager":
+        model.config.output_attentions = True
+        with torch.no_grad(), pytest.raises(ValueError, match=message), capture(model):
+            model(**inputs)
+        with torch.no_grad(), capture(model) as captured:
+            model(**inputs, output_attentions=False)
+        assert captured.sums.shape == (3, 12)

@@ -1,0 +1,76 @@
+"""Every forward of generate captured: a map for every token that the model says."""
+
+import pytest
+import torch
+from fastground.capture import capture
+from random_llava import random_llava
+from test_capture import TEXTS, eager, inputs_of
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return random_llava(0)
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("window", [None, 9])
+def test_each_said_token_has_its_maps(cache, window):
+    from transformers import MistralConfig
+
+    more = {} if window is None else {"text": MistralConfig, "sliding_window": window}
+    model, processor = random_llava(0, **more)
+    inputs = inputs_of(processor, "left")
+    length = inputs["input_ids"].shape[1]
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    settings |= {"cache_implementation": cache, "disable_compile": True}
+    with torch.no_grad():
+        plain = model.generate(**inputs, **settings)
+        with capture(model, rows="steps") as captured:
+            said = model.generate(**inputs, **settings)
+    assert torch.equal(said, plain)
+    assert said.shape[1] == length + 4
+    # All at once: the row of a token that said the next is the same without a cache.
+    whole = dict(inputs) | {
+        "input_ids": said[:, :-1],
+        "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 3), value=1),
+    }
+    attentions = eager(model, whole)
+    for b, each in enumerate(captured.each):
+        assert each.maps.shape == (4, 12, 4, 4)
+        image = inputs["input_ids"][b] == 4
+        image = torch.nn.functional.pad(image, (0, 3), value=False)
+        want = attentions[b][:, length - 1 :][:, :, image].movedim(0, 1)
+        torch.testing.assert_close(each.maps.flatten(2), want, atol=2e-6, rtol=0)
+        torch.testing.assert_close(each.sums, want.sum(-1), atol=2e-6, rtol=0)
+    assert captured.maps.maps.shape == (12, 12, 4, 4)
+    if window is not None:
+        assert (captured.maps.maps == 0).any()
+
+
+def test_chosen_heads_of_one_sequence(llava):
+    model, processor = llava
+    inputs = inputs_of(processor, texts=TEXTS[1:2])
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        with capture(model, rows="steps") as every:
+            model.generate(**inputs, **settings)
+        with capture(model, [(2, 3), (0, 1)], rows="steps") as some:
+            model.generate(**inputs, **settings)
+    want = every.maps.select([(2, 3), (0, 1)])
+    torch.testing.assert_close(some.maps.maps, want.maps, atol=1e-6, rtol=0)
+    assert some.maps.maps.shape == (3, 2, 4, 4)
+
+
+def test_a_single_forward_is_a_step_and_two_batches_are_not_mixed(llava):
+    model, processor = llava
+    inputs = inputs_of(processor)
+    with torch.no_grad():
+        with capture(model) as last:
+            model(**inputs)
+        with capture(model, rows="steps") as steps:
+            model(**inputs)
+        assert torch.equal(steps.maps.maps, last.maps.maps)
+        message = r"one a sequence \(1\), but got 3 of them"
+        with pytest.raises(ValueError, match=message), capture(model, rows="steps"):
+            model(**inputs)
+            model(**inputs_of(processor, texts=TEXTS[:1]))
