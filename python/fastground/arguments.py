@@ -264,12 +264,13 @@ def give(result: Array, maps: Array, out: Any = None) -> Any:
     return out
 
 
-def give_each(results: Sequence[Array], maps: Array) -> Iterable[Array]:
+def give_each(results: Sequence[Any], maps: Array) -> Iterable[Any]:
     """Many results at once: `give` for each, with only one look at the kind of array."""
     tensors = isinstance(maps, Tensor)
     if isinstance(results[0], Tensor) is tensors:
         return results
-    return map(from_numpy if tensors else Tensor.numpy, results)
+    converted: Any = from_numpy if tensors else Tensor.numpy
+    return map(converted, results)
 
 
 def tensor(array: Array) -> Tensor:

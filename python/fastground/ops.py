@@ -308,7 +308,7 @@ def boxes(
         xyxy, found = new_array((*batch, 4), float32), new_array(batch, np.bool_)
         area, mass = new_array(batch, float32), new_array(batch, float32)
         score = new_array(batch, float32)
-        parts = xyxy, area, mass, score, found
+        parts: tuple[Any, ...] = (xyxy, area, mass, score, found)
         suspect = _core.boxes(
             source(maps, shape),
             shape[-3],
