@@ -25,6 +25,11 @@ def without_video(kind: Any) -> Any:
 
     from transformers import ProcessorMixin
 
+    class Parts(ProcessorMixin):  # comes after `kind`, which hands its parts on by order or by name
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            keywords.pop("video_processor", None)
+            super().__init__(*args, **keywords)
+
     def get_attributes(cls: Any) -> list[str]:
         return [part for part in kind.get_attributes() if part != "video_processor"]
 
@@ -37,7 +42,7 @@ def without_video(kind: Any) -> Any:
         # SmolVLM's own asks the part that is not there how many frames it reads.
         "apply_chat_template": ProcessorMixin.apply_chat_template,
     }
-    return type(kind.__name__, (kind,), named)
+    return type(kind.__name__, (kind, Parts), named)
 
 
 def load(source: str, config: Any, **keywords: Any) -> Any:
