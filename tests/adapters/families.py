@@ -30,7 +30,7 @@ class Family:
 
     loads: bool = True
     """Whether every supported transformers reads its processor without torchvision."""
-    refusal: str = "requires the Torchvision library"
+    refusal: str = "orchvision"
     """What loading says where it does not."""
 
     def __str__(self) -> str:
