@@ -33,17 +33,6 @@ def tower(kind, **more):
     return getattr(transformers, kind)(**settings | more)
 
 
-def local(model):
-    """The same with a tower that mixes even less: SigLIP starts from larger weights than others."""
-    import torch
-
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "vision_tower" in name and "out_proj" in name:
-                weight.mul_(0.1)
-    return model
-
-
 def tiles(side=32, **more):
     """The image processor of all of them, which cuts up to six tiles."""
     from transformers import GotOcr2ImageProcessorPil
@@ -99,7 +88,7 @@ def aya_vision(seed=0, *, knows_image=True):
         image_processor=tiles(), tokenizer=words, patch_size=4, downsample_factor=2, img_size=32,
         chat_template=CHAT.replace("MARK", "<image>"),
     )  # fmt: skip
-    return local(sharpen(model, seed)), processor
+    return sharpen(model, seed), processor
 
 
 def cohere2_vision(seed=0):
@@ -129,7 +118,7 @@ def cohere2_vision(seed=0):
     processor = Cohere2VisionProcessor(
         image_processor=images, tokenizer=words, chat_template=CHAT.replace("MARK", "<image>")
     )
-    return local(sharpen(model, seed)), processor
+    return sharpen(model, seed), processor
 
 
 def got_ocr2(seed=0):
@@ -151,11 +140,6 @@ def got_ocr2(seed=0):
             image_token_index=words.convert_tokens_to_ids("<imgpad>"), image_seq_length=256,
         )
     )  # fmt: skip
-    projector = model.model.multi_modal_projector
-    with torch.no_grad():  # what reaches into the cells above and to the left counts less
-        for merging in (projector.conv_upsampler1.weight, projector.conv_upsampler2.weight):
-            merging[:, :, 0] *= 0.2
-            merging[:, :, :, 0] *= 0.2
     processor = GotOcr2Processor(image_processor=tiles(128), tokenizer=words)
     return sharpen(model, seed), processor
 
