@@ -10,13 +10,18 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 CPP := $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.cu)
 PY := python kernels benches tests
 
-.PHONY: help demo test test-exhaustive sanitize fuzz lint format bench gpu-check clean
+# What asks transformers for something; the rest cannot break by another version of it.
+NEWEST := .venv-newest
+ASKING := tests/adapters $(addprefix tests/test_, capture.py packing.py models.py grounder.py bad_input.py)
+
+.PHONY: help demo test test-newest test-exhaustive sanitize fuzz lint format bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       find the tiny model's heads, evaluate them, write $(DEMO_OUT)/index.html"
 	@echo "                (DEMO_SAMPLES=$(DEMO_SAMPLES), DEMO_OUT=$(DEMO_OUT))"
 	@echo "make test       run the tests"
+	@echo "make test-newest  those that touch transformers, with its newest release"
 	@echo "make test-exhaustive  compare the native core with SciPy on $(EXHAUSTIVE_MAPS) maps"
 	@echo "make sanitize   run its tests under the address and undefined-behaviour sanitizers"
 	@echo "make fuzz       call it at random under the same for $(FUZZ_SECONDS) seconds"
@@ -31,6 +36,9 @@ demo: .venv/ready
 # Plain pytest: `python -m pytest` would put the root first, where kernels/ hides a package.
 test: .venv/ready
 	$(BIN)/pytest
+
+test-newest: $(NEWEST)/ready
+	$(NEWEST)/bin/python $(BIN)/pytest $(ASKING)
 
 test-exhaustive: .venv/ready
 	$(BIN)/python tests/exhaustive/prove.py --maps $(EXHAUSTIVE_MAPS)
@@ -85,6 +93,15 @@ clean:
 	 || { echo "fastground needs a C++20 compiler, but there is no $${CXX:-c++}; Debian, Ubuntu:\
 	 apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install" >&2; exit 1; }
 	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[test,lint]"
+	@touch $@
+
+# Its own transformers, and what that needs, found before all that .venv has: nothing built twice.
+$(NEWEST)/ready: .venv/ready
+	$(BIN)/python -m venv --clear $(NEWEST)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" %\
+	 sysconfig.get_path("purelib"))' >$(NEWEST)/venv.pth
+	mv $(NEWEST)/venv.pth $(NEWEST)/lib/python3*/site-packages
+	$(NEWEST)/bin/python -m pip --disable-pip-version-check --quiet install -U "transformers>=5,<6"
 	@touch $@
 
 .venv/bench: .venv/ready

@@ -1,25 +1,27 @@
-"""What attention maps cost beside a plain forward, and what packing saves.
+"""What attention maps cost beside a plain forward, in time and memory, and what packing saves.
 
-    python benches/bench_capture.py
+    python benches/bench_capture.py          small models, float32, one thread of a CPU
+    python benches/bench_capture.py --gpu    the 7B models' full shapes, bfloat16
 
-A LLaVA of the real classes with random weights (speed does not depend on their values), 576 image
-tokens, float32, one thread. The peer is what one would write without fastground: eager attention
-with output_attentions=True, one forward an expression.
+Models of the true classes with random weights (speed does not depend on their values) and 576
+image tokens. The peer is what one would write without fastground: eager attention with
+output_attentions=True, one forward an expression. Goals: goals.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import harness
+import memory
+import random_lvlms
+import readme_tables
 import torch
 from fastground import packing
 from fastground.capture import capture
-from fastground.models import LVLM, wrap
-from fastground.tiny import model as tiny
-from fastground.types import Encoded, Recipe
-from PIL import Image
+from fastground.models import LVLM
+from fastground.types import AttentionMaps, Encoded, Recipe
+from goals import CAPTURE, EAGER, HALF, PACKED, PLAIN
 
 EXPRESSIONS = [
     "the small red circle", "the leftmost star", "the blue cross", "the green square that is small",
@@ -27,107 +29,113 @@ EXPRESSIONS = [
 ]  # fmt: skip
 
 
-def build(layers: int, width: int) -> LVLM:
-    """A LLaVA with the tiny model's vision tower and tokenizer, and a wider language model."""
-    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    config = tiny.build(24).config
-    text = LlamaConfig(
-        vocab_size=64, hidden_size=width, intermediate_size=width * 8 // 3 // 8 * 8,
-        num_hidden_layers=layers, num_attention_heads=16, head_dim=width // 16,
-        max_position_embeddings=4096, pad_token_id=0,
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=config.vision_config, text_config=text, vision_feature_layer=-1,
-        image_token_index=config.image_token_id, image_seq_length=576,
-    )  # fmt: skip
-    model = LlavaForConditionalGeneration(config).eval()
-    with torch.no_grad():  # sharper than random attention is, so that errors mean something
-        for name, weight in model.named_parameters():
-            if "q_proj" in name or "k_proj" in name:
-                weight.mul_(6)
-    return wrap(model, tiny.processor(24))
+RECIPE = Recipe(template="chat")
 
 
 class Contenders:
-    """The same question asked in several ways; every call gives maps (N, layers * heads, 576)."""
+    """The same question asked in several ways of one image and its expressions."""
 
     def __init__(self, lvlm: LVLM, encoded: Encoded) -> None:
-        self.model, self.encoded = lvlm.model, encoded
-        self.layers = lvlm.architecture["num_layers"]
-        self.packed = packing.pack(encoded)
-        self.apart = [packing.separate(part) for part in packing.split(encoded, max_tokens=1)]
+        self.model, self.layout = lvlm.model, encoded.layout
+        self.last = lvlm.architecture["num_layers"] // 2 - 1
+        self.apart = self.placed(packing.separate, packing.split(encoded, max_tokens=1))
+        self.packed = self.placed(packing.pack, [encoded])
+        self.calls = {
+            PLAIN: self.plain,
+            CAPTURE: lambda: self.captured(self.apart),
+            HALF: lambda: self.captured(self.apart, self.last),
+            EAGER: self.eager,
+        }
+        if len(self.apart) > 1:
+            del self.calls[HALF]
+            self.calls = {PACKED: lambda: self.captured(self.packed), **self.calls}
+
+    def placed(self, kind: Any, parts: list[Encoded]) -> list[tuple[dict[str, Any], torch.Tensor]]:
+        """(inputs on the model's device, asking rows) of each forward."""
+        made = (kind(part) for part in parts)
+        return [({k: v.to(self.model.device) for k, v in i.items()}, rows) for i, rows in made]
+
+    def forward(self, inputs: dict[str, Any], **more: Any) -> Any:
+        """The model's own, with the logits of the last token alone."""
+        return self.model(**inputs, use_cache=False, logits_to_keep=1, **more)
 
     @torch.no_grad()
     def plain(self) -> None:
+        """No attention at all."""
         for inputs, _ in self.apart:
-            self.model(**inputs, use_cache=False, logits_to_keep=1)
+            self.forward(inputs)
 
     @torch.no_grad()
-    def captured(self, asked: list[Any], stop_after: int | None = None) -> torch.Tensor:
+    def captured(self, asked: list[Any], last: int | None = None) -> list[AttentionMaps]:
+        """Of each forward the maps of all heads, up to a layer."""
         found = []
         for inputs, rows in asked:
-            with capture(
-                self.model, rows=rows, stop_after=stop_after, layouts=self.encoded.layout
-            ) as captured:
-                self.model(**inputs, use_cache=False, logits_to_keep=1)
-            found.append(captured.maps.maps.flatten(2))
-        return torch.cat(found)
+            with capture(self.model, rows=rows, stop_after=last, layouts=self.layout) as captured:
+                self.forward(inputs)
+            found.append(captured.maps)
+        return found
 
     @torch.no_grad()
-    def eager(self) -> torch.Tensor:
+    def eager(self) -> tuple[torch.Tensor, float]:
+        """(N, heads, 24, 24), and the megabytes that a forward keeps to make them."""
         self.model.set_attn_implementation("eager")
-        found = []
+        found, kept = [], 0.0
         for inputs, rows in self.apart:
-            attentions = self.model(**inputs, use_cache=False, output_attentions=True).attentions
-            whole = torch.cat(attentions, dim=1)[0, :, rows[0, 1]]
-            found.append(whole[:, list(self.encoded.layout.tokens)])
+            attentions = self.forward(inputs, output_attentions=True).attentions
+            kept = max(kept, sum(a.nbytes for a in attentions) / 1e6)
+            asking = torch.cat([a[0, :, rows[0, 1]] for a in attentions])
+            found.append(asking[:, list(self.layout.tokens)].unflatten(-1, self.layout.grid))
         self.model.set_attn_implementation("sdpa")
-        return torch.stack(found)
+        return torch.stack(found).float(), kept
+
+    def errors(self) -> tuple[dict[str, str], dict[str, float]]:
+        """By contender: its largest difference from eager's maps, and the megabytes it keeps."""
+        truth, kept = self.eager()
+        errors, kept_mb = {}, {EAGER: kept}
+        for name, call in self.calls.items():
+            if name.startswith("capture"):
+                found = call()
+                maps = torch.cat([one.maps for one in found])
+                errors[name] = f"{(maps - truth[:, : maps.shape[1]]).abs().max():.0e}"
+                kept_mb[name] = max(one.maps.nbytes + one.sums.nbytes for one in found) / 1e6
+        return errors, kept_mb
 
 
 def main() -> None:
     options = harness.parser("Attention maps beside a plain forward; packed beside separate.")
-    options.add_argument("--layers", type=int, default=8)
-    options.add_argument("--width", type=int, default=256, help="of the language model")
+    options.add_argument("--gpu", action="store_true", help="the 7B models' shapes, on CUDA")
+    options.add_argument("--layers", type=int, default=8, help="of the small models")
+    options.add_argument("--width", type=int, default=512, help="of the small models")
     given = options.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    lvlm = build(given.layers, given.width)
-    image = Image.effect_noise((192, 192), 64)
+    shapes = random_lvlms.small(given.layers, given.width)
+    device, dtype, clock, name = "cpu", torch.float32, "cpu", "capture"
+    described = f"{given.layers} layers, {given.width} wide, float32, one thread, CPU time"
+    if given.gpu:
+        shapes, name = random_lvlms.FULL, "capture-gpu"
+        device, dtype, clock = "cuda", torch.bfloat16, "cuda"
+        described = "the 7B models' shapes, bfloat16"
+    else:
+        harness.one_thread()
     rows = []
-    for count in (1, len(EXPRESSIONS)):
-        encoded = lvlm.encode(image, EXPRESSIONS[:count], Recipe())
-        ways = Contenders(lvlm, encoded)
-        half = given.layers // 2 - 1
-        calls: dict[str, Callable[[], object]] = {
-            "plain forwards": ways.plain,
-            "capture": lambda ways=ways: ways.captured(ways.apart),
-            f"capture, stop after layer {half}": lambda ways=ways, half=half: ways.captured(
-                ways.apart, half
-            ),
-            "eager, output_attentions": ways.eager,
-        }
-        if count > 1:
-            calls = {"capture, packed": lambda ways=ways: ways.captured([ways.packed]), **calls}
-        truth, errors = ways.eager(), {}
-        for name, call in calls.items():
-            if name.startswith("capture"):
-                maps = call()
-                errors[name] = f"{(maps - truth[:, : maps.shape[1]]).abs().max():.0e}"
-        rows += harness.compare(
-            f"{count} expression{'s' * (count > 1)}",
-            calls,
-            items=1,
-            errors=errors,
-            repeats=given.repeats,
-            min_time_ms=given.min_time_ms,
-        )
-    described = (
-        f"one image of 576 tokens, {given.layers} layers x 16 heads, {given.width} wide, float32, "
-        "one thread, CPU time"
-    )
-    harness.report("capture", described, rows, save=not given.no_save)
+    for model, shape in shapes.items():
+        lvlm = random_lvlms.build(model, shape, device, dtype)
+        for count in (1, len(EXPRESSIONS)):
+            encoded = lvlm.encode(random_lvlms.picture(), EXPRESSIONS[:count], RECIPE)
+            ways = Contenders(lvlm, encoded)
+            errors, kept = ways.errors()
+            compared = harness.compare(
+                f"{model}, {count} expression{'s' * (count > 1)}", ways.calls, items=1,
+                errors=errors, clock=clock, **harness.sampling(given),
+            )  # fmt: skip
+            for row in compared:
+                row.kept_mb = kept.get(row.contender)
+                row.peak_mb = memory.peak(ways.calls[row.contender], device)
+            rows += compared
+        del lvlm, ways
+    harness.report(name, f"one image of 576 tokens; {described}", rows, save=not given.no_save)
+
+    measured = {name: {"rows": [vars(row) for row in rows]}}
+    readme_tables.print_goals(measured, only=name)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,20 @@ from rich.table import Table
 FLOOR = "floor: one plain read"
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "scipy", "opencv-python-headless", "numba", "transformers", "triton")
-CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
+
+
+def _when_done() -> float:
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+CLOCKS: dict[str, Callable[[], float]] = {
+    "cpu": time.process_time,
+    "wall": time.perf_counter,
+    "cuda": _when_done,
+}
 
 
 @dataclass
@@ -50,6 +63,18 @@ class Row:
     """What its answers are off by, in words or as a number."""
     floor: float | None = None
     """The time of one plain read of the input over this contender's: 1 is the speed of memory."""
+    kept_mb: float | None = None
+    """Megabytes that the caller holds until it has its answer."""
+    peak_mb: float | None = None
+    """Most megabytes in use during a call, above those before it."""
+
+
+FURTHER = {
+    "floor": ("of floor", "{:.1%}"),
+    "kept_mb": ("MB kept", "{:.3g}"),
+    "peak_mb": ("MB peak", "{:.3g}"),
+}
+"""What some rows have beside their times: a column's title and how its numbers are said."""
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -87,7 +112,7 @@ def compare(
         errors: by contender, what its answers are off by.
         repeats: samples of each contender.
         min_time_ms: a sample repeats a short call until about this time has passed.
-        clock: "cpu" (of this process, for one thread) or "wall".
+        clock: "cpu" (of this process, for one thread), "wall", or "cuda" (wall, the GPU done).
         seed: of the order inside each repeat.
         floor: the input, if the time to read it once, on one thread, is to stand beside.
 
@@ -172,19 +197,30 @@ def report(
     table = Table()
     for column in ("workload", "contender"):
         table.add_column(column)
-    for column in ("us/item", "±", "ratio", "error", "of floor"):
+    further = {
+        field: title
+        for field, (title, _) in FURTHER.items()
+        if any(getattr(row, field) is not None for row in rows)
+    }
+    for column in ("us/item", "±", "ratio", "error", *further.values()):
         table.add_column(column, justify="right")
     workload = rows[0].workload
     for row in rows:
         if row.workload != workload:
             table.add_section()
             workload = row.workload
-        share = "" if row.floor is None else f"{row.floor:.1%}"
-        numbers = (f"{row.time_us:.4g}", f"{row.spread:.0%}", f"{row.ratio:.3g}", row.error, share)
-        table.add_row(row.workload, row.contender, *numbers)
+        numbers = (f"{row.time_us:.4g}", f"{row.spread:.0%}", f"{row.ratio:.3g}", row.error)
+        table.add_row(
+            row.workload, row.contender, *numbers, *(_said(row, field) for field in further)
+        )
     console.print(f"{name}: {description}", table, _caption(card), highlight=False)
     if save:
         console.print(f"written to {_save(name, description, card, rows, threads)}")
+
+
+def _said(row: Row, field: str) -> str:
+    value = getattr(row, field)
+    return "" if value is None else FURTHER[field][1].format(value)
 
 
 def machine() -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import goals
-from goals import NUMBA, OPENCV, SCIPY
+from goals import CAPTURE, EAGER, HALF, NUMBA, OPENCV, PACKED, PLAIN, SCIPY, rows_of
 from rich.console import Console
 from rich.table import Table
 
@@ -41,15 +41,13 @@ OPERATIONS = (  # said, benchmark, workload, ours, its fast peer, one map at a t
     ("AVX2 only", "entropy", "attention", "fastground, avx2", NUMBA, SCIPY),
     ("x86-64-v2 (SSE4.2)", "entropy", "attention", "fastground, portable", NUMBA, SCIPY),
 )
-CAPTURE = (  # said, workload, ours, over
-    ("forward with capture, over a plain forward", "1 expression", "capture", "plain forwards"),
-    ("stopped after layer 3 of 0 to 7", "1 expression", "capture, stop after layer 3",
-     "plain forwards"),
-    ("eager with `output_attentions`, over a plain forward", "1 expression",
-     "eager, output_attentions", "plain forwards"),
-    ("7 expressions captured packed; one by one", "7 expressions", "capture", "capture, packed"),
+CAPTURES = (  # said, expressions, ours, over
+    ("forward with capture, over a plain forward", "1 expression", CAPTURE, PLAIN),
+    ("ended after half of the layers, over a plain forward", "1 expression", HALF, PLAIN),
+    ("eager with `output_attentions`, over a plain forward", "1 expression", EAGER, PLAIN),
+    ("7 expressions captured packed; one by one", "7 expressions", CAPTURE, PACKED),
     ("7 expressions packed; eager with `output_attentions`, one by one", "7 expressions",
-     "eager, output_attentions", "capture, packed"),
+     EAGER, PACKED),
 )  # fmt: skip
 
 
@@ -64,10 +62,11 @@ def duration(time_us: float) -> str:
     return f"{1e3 * time_us:.0f} ns" if time_us < 1 else f"{time_us:.1f} µs"
 
 
-def rows_of(results: Results, benchmark: str, workload: str) -> dict[str, dict[str, Any]]:
-    """By contender."""
-    rows = results.get(benchmark, {}).get("rows", [])
-    return {row["contender"]: row for row in rows if row["workload"] == workload}
+def span(calls: Mapping[str, Mapping[str, Any]]) -> str:
+    """From the cheapest call to the dearest."""
+    first, *_, last = sorted(calls.values(), key=lambda row: row["time_us"])
+    ends = (f"{row['contender']} {duration(row['time_us'])}" for row in (first, last))
+    return " to ".join(ends)
 
 
 def section(results: Results, name: str) -> str:
@@ -127,6 +126,9 @@ def regions(results: Results) -> Iterator[str]:
             f"| {duration(two['fastground, 2 threads']['time_us'])} "
             f"| one thread {one}; numba on two {peer} |"
         )
+    tensors, numpy = (rows_of(results, "calls", kind) for kind in ("torch", "numpy"))
+    if tensors:
+        yield f"| one map a call, tensors | {span(tensors)} | NumPy arrays {span(numpy)} |"
     told = [("boxes: cut, regions, largest hull", "boxes", "attention")]
     told += [("boxes: region with the most cells", "boxes", "attention, most cells")]
     told += [("smooth, 16,384 maps, `out=`", "smooth", "16384 maps")]
@@ -147,12 +149,23 @@ def regions(results: Results) -> Iterator[str]:
 
 
 def captures(results: Results) -> Iterator[str]:
-    yield "| a LLaVA of 8 layers, 576 image tokens | time |"
-    yield "| --- | ---: |"
-    for said, workload, ours, over in CAPTURE:
-        ratio = goals.times_faster(results, "capture", workload, over, ours)
-        if ratio is not None:
-            yield f"| {said} | {times(ratio)} |"
+    """Times and attention bytes of both models."""
+    models = ("LLaVA", "Qwen2.5-VL")
+    yield f"| 8 layers, 576 image tokens | {' | '.join(models)} |"
+    yield "| --- | ---: | ---: |"
+    for said, workload, ours, over in CAPTURES:
+        ratios = [
+            goals.times_faster(results, "capture", f"{model}, {workload}", over, ours)
+            for model in models
+        ]
+        if None not in ratios:
+            yield f"| {said} | {' | '.join(map(times, ratios))} |"
+    kept = [
+        goals.times_faster(results, "capture", f"{m}, 1 expression", CAPTURE, EAGER, "kept_mb")
+        for m in models
+    ]
+    if None not in kept:
+        yield f"| attention bytes kept: eager, over capture | {' | '.join(map(times, kept))} |"
 
 
 def named_in(readme: str) -> str:
@@ -182,16 +195,24 @@ def newest() -> Path:
     return max(files, key=lambda path: files[path])
 
 
-def print_goals(results: Results) -> None:
-    table = Table(title="goals, times faster than the peer (in italics: at most, in its time)")
+def print_goals(results: Results, only: str | None = None) -> None:
+    """Those of all benchmarks, or of one, beside what these results reach."""
+    table = Table(
+        title="goals, times faster than the peer (in italics: at most, in its time or in µs)"
+    )
     for column in ("operation", "case", "ours", "peer"):
         table.add_column(column)
     for column in ("at least", "aim", "here", ""):
         table.add_column(column, justify="right")
     for goal, ratio, word in goals.reached(results):
+        if only not in (None, goal.benchmark):
+            continue
         least = f"[i]{goal.at_most:g}[/i]" if goal.at_most else f"{goal.at_least:g}"
+        most = f"{goal.within_us:g} µs" if goal.within_us else goal.at_most
+        least = f"[i]{most}[/i]" if most else f"{goal.at_least:g}"
         here = "" if ratio is None else f"{ratio:.3g}"
-        names = (goal.benchmark, goal.workload, goal.ours, goal.peer)
+        ours = goal.ours if goal.of == "ratio" else f"{goal.ours}: {goal.of}"
+        names = (goal.benchmark, goal.workload, ours, goal.peer)
         table.add_row(*names, least, f"{goal.aim:g}" if goal.aim else "", here, word)
     Console(width=None if sys.stdout.isatty() else 130).print(table, highlight=False)
 

@@ -1,35 +1,22 @@
-"""What one call costs on one 24 x 24 map, arguments checked and all: `pytest benches`.
+"""The calls of bench_calls.py under pytest-benchmark: `pytest benches`.
 
-The larger benchmarks time throughput; this one times the door, for torch tensors and for NumPy
-arrays. pytest-benchmark prints a row a test; `--benchmark-compare` sets it beside an earlier run.
+It prints a row a test; `--benchmark-compare` sets it beside an earlier run. Here one map is also
+held to the batch that it is part of.
 """
 
-import fastground as fg
+import bench_calls
 import numpy as np
 import pytest
-import torch
-
-OPERATIONS = {
-    "attention_sum": fg.attention_sum,
-    "binarize": fg.binarize,
-    "entropy": fg.entropy,
-    "head_stats": fg.head_stats,
-    "label": fg.label,
-    "smooth": fg.smooth,
-    "boxes": fg.boxes,
-}
 
 
-@pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray], ids=["torch", "numpy"])
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("kind", bench_calls.KINDS)
+@pytest.mark.parametrize("name", bench_calls.OPERATIONS)
 def test_one_map(benchmark, name, kind):
-    one = np.random.default_rng(0).random((24, 24), np.float32)
-    many = np.repeat(one[None], 3, axis=0)
-    if name == "boxes":
-        one, many = one[None], many[:, None]
-    result = benchmark(OPERATIONS[name], kind(one))
-    batch = OPERATIONS[name](kind(many))
+    operation, made_of = bench_calls.OPERATIONS[name], bench_calls.KINDS[kind]
+    one = bench_calls.one_map(name)
+    result = benchmark(operation, made_of(one))
+    batch = operation(made_of(np.repeat(one[None], 3, axis=0)))
     pairs = zip(result, batch, strict=True) if isinstance(batch, tuple) else [(result, batch)]
     for alone, together in pairs:
-        assert isinstance(alone, type(kind(one)))
+        assert isinstance(alone, type(made_of(one)))
         assert np.array_equal(np.asarray(alone), np.asarray(together[0]))

@@ -1,9 +1,11 @@
 // The Python face of the native core: the only file that knows Python, and it computes nothing.
 //
 // A call goes through three steps. What it is given is checked, since kernels read and write
-// without looking: choices are the numbers of `codes`; input is a NumPy array, of which the buffer
-// is read, or a tensor's address, shape and strides, which must be true; output is a NumPy array of
-// the result's size. Then the GIL is released. Then slices.cpp computes.
+// without looking: choices are the numbers of `codes`; input is a NumPy array, or a tensor's
+// address, shape and strides, which must be true; output is a NumPy array of the result's size. Who
+// calls holds all of them until the call returns. Then the GIL is released. Then slices.cpp
+// computes.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
@@ -26,7 +28,7 @@ using namespace fastground;
 namespace {
 
 constexpr int max_grid = 256;
-constexpr std::size_t max_taps = 65535;  // so that places in an extended map fit an int
+constexpr py::ssize_t max_taps = 65535;  // so that places in an extended map fit an int
 
 template <class... Choices>
 std::map<std::string, int> numbered(std::pair<const char*, Choices>... choices) {
@@ -60,42 +62,44 @@ Choice chosen(int code, Choice last) {
 }
 Cut chosen_cut(int code) { return chosen(code, Cut::two_mean_eps); }
 
-// The memory of a NumPy array, held for the length of a call.
-class Buffer {
- public:
-  Buffer(py::handle array, int flags) {
-    if (PyObject_GetBuffer(array.ptr(), &buffer_, flags) != 0) throw py::error_already_set();
-  }
-  Buffer(Buffer&&) = delete;
-  ~Buffer() { PyBuffer_Release(&buffer_); }
+// A NumPy array as it is: anything else is refused, not converted.
+py::array taken(py::handle given) {
+  if (!py::isinstance<py::array>(given)) throw py::type_error("arrays must be of NumPy");
+  return py::reinterpret_borrow<py::array>(given);
+}
 
-  const Py_buffer* operator->() const { return &buffer_; }
+// The letter of an array's dtype, 0 if its numbers have the other byte order.
+char letter_of(const py::array& array) {
+  const py::dtype dtype = array.dtype();
+  const char order = dtype.byteorder();
+  return order == '=' || order == '|' ? dtype.char_() : 0;
+}
 
- private:
-  Py_buffer buffer_;
-};
+bool is_contiguous(const py::array& array) { return (array.flags() & py::array::c_style) != 0; }
 
 // A C-contiguous array to be written, of so many elements; None is not wanted.
 template <class T>
 class Output {
  public:
-  Output(py::handle array, std::int64_t elements) {
-    if (array.is_none()) return;
-    buffer_.emplace(array, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS);
-    const std::int64_t size = sizeof(T);
-    if ((*buffer_)->itemsize != size || (*buffer_)->len != elements * size) {
+  Output(py::handle given, std::int64_t elements) {
+    if (given.is_none()) return;
+    py::array array = taken(given);
+    if (!array.writeable()) throw std::invalid_argument("an output is read-only");
+    if (!is_contiguous(array)) throw std::invalid_argument("an output is not contiguous");
+    if (array.itemsize() != sizeof(T) || array.size() != elements) {
       throw std::invalid_argument("an output has not the size of the result");
     }
+    data_ = static_cast<T*>(array.mutable_data());
   }
 
-  T* if_wanted() const { return buffer_ ? static_cast<T*>((*buffer_)->buf) : nullptr; }
+  T* if_wanted() const { return data_; }
   T* data() const {
-    if (!buffer_) throw std::invalid_argument("an output is missing");
-    return if_wanted();
+    if (data_ == nullptr) throw std::invalid_argument("an output is missing");
+    return data_;
   }
 
  private:
-  std::optional<Buffer> buffer_;
+  T* data_ = nullptr;
 };
 
 // One map or a batch, (grid_h, grid_w) or (count, grid_h, grid_w): a NumPy array, or the tuple
@@ -116,13 +120,12 @@ class Input {
           shape.size(), [&](std::size_t i) { return number(shape, i); },
           [&](std::size_t i) { return number(strides, i); });
     } else {
-      buffer_.emplace(source, PyBUF_STRIDES | PyBUF_FORMAT);
-      const Buffer& array = *buffer_;
-      maps_.data = array->buf;
-      maps_.dtype = dtype_of(array->format);
+      const py::array array = taken(source);
+      maps_.data = array.data();
+      maps_.dtype = dtype_of(letter_of(array));
       take_axes(
-          array->ndim, [&](std::size_t i) { return array->shape[i]; },
-          [&](std::size_t i) { return elements(array->strides[i], array->itemsize); });
+          array.ndim(), [&](std::size_t i) { return array.shape()[i]; },
+          [&](std::size_t i) { return elements(array.strides()[i], array.itemsize()); });
     }
   }
 
@@ -134,12 +137,19 @@ class Input {
   }
 
  private:
-  static Dtype dtype_of(const std::string& format) {
-    if (format == "?") return Dtype::boolean;
-    if (format == "e") return Dtype::float16;
-    if (format == "f") return Dtype::float32;
-    if (format == "d") return Dtype::float64;
-    throw std::invalid_argument("no maps of format " + format);
+  static Dtype dtype_of(char letter) {
+    switch (letter) {
+      case '?':
+        return Dtype::boolean;
+      case 'e':
+        return Dtype::float16;
+      case 'f':
+        return Dtype::float32;
+      case 'd':
+        return Dtype::float64;
+      default:
+        throw std::invalid_argument("maps must be float16, float32, float64 or bool");
+    }
   }
 
   static std::int64_t elements(std::int64_t bytes, std::int64_t itemsize) {
@@ -165,31 +175,20 @@ class Input {
     if (maps_.data == nullptr && maps_.count > 0) throw std::invalid_argument("maps hold no data");
   }
 
-  std::optional<Buffer> buffer_;
   MapView maps_{};
 };
 
-class Filter {
- public:
-  Filter(py::handle weights, int border)
-      : buffer_(weights, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT),
-        border_(chosen(border, Border::reflect)) {
-    if (std::string(buffer_->format) != "d") throw std::invalid_argument("taps must be float64");
-    if (count() % 2 == 0 || count() > max_taps) {
-      throw std::invalid_argument("kernel_size must be odd and at most 65535");
-    }
+Taps taps_of(py::handle weights, int border) {
+  const py::array array = taken(weights);
+  if (letter_of(array) != 'd' || !is_contiguous(array)) {
+    throw std::invalid_argument("taps must be float64 and contiguous");
   }
-
-  Taps taps() const {
-    return {static_cast<const double*>(buffer_->buf), static_cast<int>(count()), border_};
+  if (array.size() % 2 == 0 || array.size() > max_taps) {
+    throw std::invalid_argument("kernel_size must be odd and at most 65535");
   }
-
- private:
-  std::size_t count() const { return buffer_->len / sizeof(double); }
-
-  Buffer buffer_;
-  Border border_;
-};
+  return {static_cast<const double*>(array.data()), static_cast<int>(array.size()),
+          chosen(border, Border::reflect)};
+}
 
 // While it lives, other Python threads run. A daemon thread that comes back when the interpreter
 // has gone is ended by Python in the midst of C++, which cannot be; it sleeps instead until the
@@ -240,11 +239,11 @@ std::int64_t run_combine(py::handle source, int heads, py::handle weights, int b
                          py::handle combined) {
   const Input input(source);
   const MapView& maps = input.numbers();
-  const Filter filter(weights, border);
+  const Taps taps = taps_of(weights, border);
   const std::int64_t groups = groups_of(maps, heads);
   const Output<float> to_combined(combined, groups * maps.grid_h * maps.grid_w);
   const WithoutGil without;
-  return combine(maps, heads, filter.taps(), to_combined.data());
+  return combine(maps, heads, taps, to_combined.data());
 }
 
 // One valid for each group, one for all of them, or None: all cells are.
@@ -268,7 +267,7 @@ std::int64_t run_boxes(py::handle source, int heads, py::handle weights, int bor
                        py::handle mass, py::handle score, py::handle found) {
   const Input input(source);
   const MapView& maps = input.numbers();
-  const Filter filter(weights, border);
+  const Taps taps = taps_of(weights, border);
   const std::int64_t groups = groups_of(maps, heads);
   std::optional<Input> valid_input;
   if (!valid_source.is_none()) valid_input.emplace(valid_source);
@@ -277,7 +276,7 @@ std::int64_t run_boxes(py::handle source, int heads, py::handle weights, int bor
   const Output<float> masses(mass, groups), scores(score, groups);
   const Output<bool> founds(found, groups);
   const WithoutGil without;
-  return boxes(maps, heads, filter.taps(), valid, chosen(region, Keep::all),
+  return boxes(maps, heads, taps, valid, chosen(region, Keep::all),
                {corners.data(), areas.data(), masses.data(), scores.data(), founds.data()});
 }
 

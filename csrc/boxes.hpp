@@ -196,14 +196,20 @@ Kept keep_all(int grid_h, int grid_w, BoxesWorkspace& w) {
 // Reads the valid cells of a combined map; returns how many there are.
 int read_valid(const MapView& valid, std::int64_t index, BoxesWorkspace& w) {
   const int count = valid.grid_h * valid.grid_w;
-  read_mask(contiguous(valid, index, w.mask), count, w.valid);
+  const bool* mask = w.mask;
+  if (valid.stride_row == 0 && valid.stride_column == 0) {  // one cell that stands for all
+    const bool all = *(static_cast<const bool*>(valid.data) + index * valid.stride_map);
+    __builtin_memset(w.mask, all, count);
+  } else {
+    mask = contiguous(valid, index, w.mask);
+  }
+  read_mask(mask, count, w.valid);
   return count_bits(w.valid, stream_words(count));
 }
 
-// The sum of the valid cells, NaN if the map is not finite; the other cells become 0.
-double sum_valid(int num_valid, int count, BoxesWorkspace& w) {
-  const double sum = sum_of(w.cells, count);
-  if (num_valid == count || !std::isfinite(sum)) return std::isfinite(sum) ? sum : not_a_number;
+// The sum of the valid cells of a finite map whose cells sum to `sum`; the other cells become 0.
+double sum_valid(double sum, int num_valid, int count, BoxesWorkspace& w) {
+  if (num_valid == count) return sum;
   pick(w.cells, w.valid, count, w.cells);
   return sum_of(w.cells, count);
 }
@@ -262,13 +268,13 @@ std::int64_t boxes_by(const MapView& maps, int heads, const Taps& taps, const Ma
     out.found[index] = false;
 
     if (index == 0 || valid.stride_map != 0) num_valid = read_valid(valid, index, w);
-    const bool finite = combine_one(maps, index * heads, heads, taps, w.smoother, w.cells);
-    const double sum = finite ? sum_valid(num_valid, count, w) : not_a_number;
-    if (sum != sum) {
+    const double all = combine_one(maps, index * heads, heads, taps, w.smoother, w.cells);
+    if (!std::isfinite(all)) {
       out.mass[index] = out.score[index] = static_cast<float>(not_a_number);
       not_finite += 1;
       continue;
     }
+    const double sum = sum_valid(all, num_valid, count, w);
     if (num_valid == 0 || !cut_valid(sum, num_valid, count, w)) continue;
     const Kept kept = keep == Keep::all ? keep_all<Words>(grid_h, grid_w, w)
                                         : keep_largest<Words>(keep, grid_w, w);

@@ -14,9 +14,11 @@
 // A filter's weights are the same on both sides, so that cells at one distance are added before
 // they are weighed, the farthest first: a constant map stays constant, a mirrored map gives the
 // mirrored result, and the error stays below 4e-7 of the smoothed magnitudes, and 6e-8 more for
-// each further head, or, where numbers are sub-normal, a few of the smallest steps. What float32
-// cannot hold so well is computed again in float64: where the result is not finite or so small that
-// numbers lose digits, and float64 maps, wide or uneven filters and grids narrower than a vector.
+// each further head. Sub-normal numbers, below 1e-38, would lose digits at every step; therefore
+// weights are taken 2^32 times as large, and only the result, made smaller again, is rounded to
+// what float32 has there: by half of its smallest step at most. What becomes too large on the way
+// is computed again in float64, as are float64 maps, wide or uneven filters and grids narrower than
+// a vector.
 #pragma once
 
 #include "cells.hpp"
@@ -57,8 +59,9 @@ void weigh(const double* lines, int step, const double* weights, int taps, int c
 
 constexpr int max_radius = 4;  // of the filters that are applied in float32
 constexpr int max_heads = 16;
-constexpr float least_number = 1e-30f;  // float32 loses digits from 1e-38 on
-constexpr int margin = 8;               // cells on both sides of a line
+constexpr double least_weight = 1e-30;
+constexpr float enlarged = 0x1p32f;  // by a power of two nothing is rounded
+constexpr int margin = 8;            // cells on both sides of a line
 
 struct Smoother {
   Smoother(Scratch& scratch, int grid_h, int grid_w, int taps)
@@ -81,25 +84,22 @@ struct Smoother {
   float* lines;
 };
 
-// The combined map in float64, taps and heads added in order, and rounded once. Returns whether all
-// maps are finite.
-bool combine_exactly(const MapView& maps, std::int64_t index, int heads, const Taps& taps,
+// The combined map in float64, taps and heads added in order, and rounded once; NaN unless all maps
+// are finite.
+void combine_exactly(const MapView& maps, std::int64_t index, int heads, const Taps& taps,
                      Smoother& w, float* combined) {
   const int grid_h = maps.grid_h;
   const int grid_w = maps.grid_w;
   const int radius = taps.count / 2;
   const int count = grid_h * grid_w;
   double* cells = w.extended + radius * grid_w;
-  bool all_finite = true;
   for (int head = 0; head < heads; ++head) {
     with_type(maps.dtype, [&](auto type) {
       using T = decltype(type);
       const T* from = contiguous(maps, index + head, static_cast<T*>(w.buffer));
       for (int i = 0; i < count; ++i) cells[i] = to_double(from[i]);
     });
-    const bool finite = std::isfinite(sum_of(cells, count));
-    all_finite = all_finite && finite;
-    const double factor = finite ? 1.0 : not_a_number;
+    const double factor = std::isfinite(sum_of(cells, count)) ? 1.0 : not_a_number;
     for (int p = 1; p <= radius; ++p) {
       const double* above = cells + reflected(-p, grid_h, taps.border) * grid_w;
       const double* below = cells + reflected(grid_h - 1 + p, grid_h, taps.border) * grid_w;
@@ -123,7 +123,6 @@ bool combine_exactly(const MapView& maps, std::int64_t index, int heads, const T
     }
   }
   for (int i = 0; i < count; ++i) combined[i] = static_cast<float>(w.total[i]);
-  return all_finite;
 }
 
 template <class V>
@@ -180,7 +179,7 @@ const float* sum_maps(const MapView& maps, std::int64_t index, int heads, Smooth
   return w.sum;
 }
 
-// The weights of the cells at each distance, held in registers.
+// The weights of the cells at each distance, enlarged, held in registers.
 template <int radius, class V>
 struct Weights {
   V at[radius + 1];
@@ -250,27 +249,18 @@ void look_around(const float* middle, V* window) {
   if constexpr (radius >= 4) window[radius + 4] = shifted<4>(here, next);
 }
 
-// Returns whether all of the result is finite and its largest number not too small.
 template <int radius, class V>
-bool weigh_lines(int grid_h, int grid_w, Weights<radius, V> weights, const Smoother& w,
+void weigh_lines(int grid_h, int grid_w, Weights<radius, V> weights, const Smoother& w,
                  float* out) {
-  using Bits = typename VectorOf<std::int32_t, sizeof(V)>::type;
-  Bits largest = {};
   const float* line = w.lines + margin;
   for (int i = 0; i < grid_h; ++i, line += w.pitch, out += grid_w) {
     for (int j = 0; j < grid_w; j += cells_in<V>) {
       const int at = column_of<V>(j, grid_w);
       V window[2 * radius + 1];
       look_around<radius>(line + at, window);
-      const V v = weigh(window, weights);
-      const Bits size = bit_cast<Bits>(v) & 0x7fffffff;
-      largest = size > largest ? size : largest;
-      store_as(out + at, v);
+      store_as(out + at, weigh(window, weights) * (1 / (enlarged * enlarged)));
     }
   }
-  std::int32_t most = 0;
-  for (int lane = 0; lane < cells_in<V>; ++lane) most = largest[lane] > most ? largest[lane] : most;
-  return most >= bit_cast<std::int32_t>(least_number) && most < 0x7f800000;
 }
 
 // Where a vector is too short to hold all that is reflected.
@@ -285,7 +275,7 @@ void extend_lines(int grid_h, int grid_w, int radius, Border border, Smoother& w
 }
 
 template <int radius, class V>
-bool combine_floats(const MapView& maps, std::int64_t index, int heads, const Taps& taps,
+void combine_floats(const MapView& maps, std::int64_t index, int heads, const Taps& taps,
                     Smoother& w, float* combined) {
   const float* cells = with_type(maps.dtype, [&](auto type) -> const float* {
     using T = decltype(type);
@@ -297,11 +287,11 @@ bool combine_floats(const MapView& maps, std::int64_t index, int heads, const Ta
   });
   Weights<radius, V> weights;
   for (int t = 0; t <= radius; ++t) {
-    weights.at[t] = static_cast<float>(taps.weights[radius + t]) - V{};
+    weights.at[t] = static_cast<float>(taps.weights[radius + t]) * enlarged - V{};
   }
   weigh_columns(cells, maps.grid_h, maps.grid_w, weights, taps.border, w);
   if (radius >= cells_in<V>) extend_lines(maps.grid_h, maps.grid_w, radius, taps.border, w);
-  return weigh_lines(maps.grid_h, maps.grid_w, weights, w, combined);
+  weigh_lines(maps.grid_h, maps.grid_w, weights, w, combined);
 }
 
 constexpr int wide_bytes = register_bytes > 32 ? 32 : register_bytes;  // three fit a row of 24
@@ -309,14 +299,14 @@ using Wide = VectorOf<float, wide_bytes>::type;
 using Narrow = VectorOf<float, 16>::type;
 
 template <int radius>
-bool combine_floats(const MapView& maps, std::int64_t index, int heads, const Taps& taps,
+void combine_floats(const MapView& maps, std::int64_t index, int heads, const Taps& taps,
                     Smoother& w, float* combined) {
-  return maps.grid_w < cells_in<Wide>
-             ? combine_floats<radius, Narrow>(maps, index, heads, taps, w, combined)
-             : combine_floats<radius, Wide>(maps, index, heads, taps, w, combined);
+  maps.grid_w < cells_in<Wide>
+      ? combine_floats<radius, Narrow>(maps, index, heads, taps, w, combined)
+      : combine_floats<radius, Wide>(maps, index, heads, taps, w, combined);
 }
 
-// Whether float32 will do, unless the result turns out too large or too small for it.
+// Whether float32 will do, unless the result turns out too large for it.
 bool floats_suffice(const MapView& maps, int heads, const Taps& taps) {
   if (maps.dtype == Dtype::float64 || maps.dtype == Dtype::boolean || heads > max_heads ||
       maps.grid_w < cells_in<Narrow> || taps.count > 2 * max_radius + 1) {
@@ -325,32 +315,36 @@ bool floats_suffice(const MapView& maps, int heads, const Taps& taps) {
   for (int t = 0; t < taps.count; ++t) {
     const double weight = taps.weights[t];
     if (weight != taps.weights[taps.count - 1 - t]) return false;
-    if (weight != 0 && std::fabs(weight) < least_number) return false;
+    if (weight != 0 && std::fabs(weight) < least_weight) return false;
   }
   return true;
 }
 
-// Writes the combined map of `heads` maps from `index` on, and returns whether all are finite.
-bool combine_one(const MapView& maps, std::int64_t index, int heads, const Taps& taps, Smoother& w,
-                 float* combined) {
+// Writes the combined map of `heads` maps from `index` on. Returns the sum of its cells, which is
+// not finite if one of the maps is not, or if a cell does not fit float32.
+double combine_one(const MapView& maps, std::int64_t index, int heads, const Taps& taps,
+                   Smoother& w, float* combined) {
   constexpr decltype(&combine_floats<0>) combine_with[max_radius + 1] = {
       combine_floats<0>, combine_floats<1>, combine_floats<2>, combine_floats<3>,
       combine_floats<4>};
-  return (floats_suffice(maps, heads, taps) &&
-          combine_with[taps.count / 2](maps, index, heads, taps, w, combined)) ||
-         combine_exactly(maps, index, heads, taps, w, combined);
+  const int count = maps.grid_h * maps.grid_w;
+  if (floats_suffice(maps, heads, taps)) {
+    combine_with[taps.count / 2](maps, index, heads, taps, w, combined);
+    const double sum = sum_of(combined, count);
+    if (std::isfinite(sum)) return sum;
+  }
+  combine_exactly(maps, index, heads, taps, w, combined);
+  return sum_of(combined, count);
 }
 
 std::int64_t combine(const MapView& maps, int heads, const Taps& taps, void* memory,
                      float* combined) {
   Scratch scratch(memory);
   Smoother smoother(scratch, maps.grid_h, maps.grid_w, taps.count);
-  const int cells = maps.grid_h * maps.grid_w;
   std::int64_t not_finite = 0;
   for (std::int64_t index = 0; index < maps.count; index += heads) {
-    const bool finite = combine_one(maps, index, heads, taps, smoother, combined);
-    not_finite += !finite || !std::isfinite(sum_of(combined, cells));  // it may overflow float32
-    combined += cells;
+    not_finite += !std::isfinite(combine_one(maps, index, heads, taps, smoother, combined));
+    combined += maps.grid_h * maps.grid_w;
   }
   return not_finite;
 }

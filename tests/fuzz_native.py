@@ -209,7 +209,7 @@ def combine(view, maps, rng, heads):
     finite = maps.double().isfinite().unflatten(0, (-1, heads)).all(1).all(-1).all(-1)
     safe = ~finite | (most < 3e38).all(-1).all(-1)  # beyond, float32 has no number
     bound = 4e-7 + 6e-8 * (heads - 1)  # heads are added one after the other in float32
-    hold("combined", combined[safe], expected[safe], bound * numbers(most[safe]) + 8 * 2.0**-149)
+    hold("combined", combined[safe], expected[safe], bound * numbers(most[safe]) + 2.0**-150)
 
 
 def boxes(view, maps, rng, heads):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 BENCHES = Path(__file__).parent.parent / "benches"
 
@@ -101,7 +102,10 @@ def test_the_floor_is_one_plain_read(harness):
 
 
 def made_up(**ratios):
-    rows = [{"workload": "attention", "contender": n, "ratio": r} for n, r in ratios.items()]
+    rows = [
+        {"workload": "attention", "contender": n, "ratio": r, "time_us": r}
+        for n, r in ratios.items()
+    ]
     return {"entropy": {"rows": rows}}
 
 
@@ -110,6 +114,12 @@ def test_goals_are_judged(harness, monkeypatch):
 
     least = goals.Goal("entropy", "attention", "peer", 10, 18, ours="ours")
     most = goals.Goal("entropy", "attention", "peer", at_most=1.05, ours="ours")
+    clock = goals.Goal("entropy", "attention", within_us=3, ours="ours")
+    monkeypatch.setattr(goals, "GOALS", (clock,))
+    for time_us, word in ((2.9, "reached"), (3.1, "not reached")):
+        (judged,) = goals.reached(made_up(ours=time_us))
+        assert judged == (clock, time_us, word)
+    assert [word for *_, word in goals.reached({})] == ["not measured"]
     monkeypatch.setattr(goals, "GOALS", (least, most))
     judged = {
         ratio: [word for _, _, word in goals.reached(made_up(ours=2.0, peer=2.0 * ratio))]
@@ -121,9 +131,54 @@ def test_goals_are_judged(harness, monkeypatch):
     assert [word for *_, word in goals.reached({})] == ["not measured"] * 2
 
 
+def test_memory_is_compared_like_time(harness, monkeypatch):
+    import goals
+
+    goal = goals.Goal("entropy", "attention", "peer", 300, ours="ours", of="kept_mb")
+    monkeypatch.setattr(goals, "GOALS", (goal,))
+    results = made_up(ours=1.0, peer=2.0)
+    assert [word for *_, word in goals.reached(results)] == ["not measured"]
+    for row, megabytes in zip(results["entropy"]["rows"], (0.2, 80), strict=True):
+        row["kept_mb"] = megabytes
+    [(_, ratio, word)] = goals.reached(results)
+    assert ratio == pytest.approx(400) and word == "reached"
+
+
+def test_the_peak_is_what_a_call_takes_for_a_moment(harness):
+    import memory
+
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("no count of resident memory here")
+    assert 39 < memory.peak(lambda: torch.ones(10_000_000)) < 45
+    assert 78 < memory.peak(lambda: torch.ones(10_000_000) + 1) < 85
+    assert memory.peak(lambda: None) < 1
+
+
+@pytest.mark.parametrize("name", ["LLaVA", "Qwen2.5-VL"])
+def test_the_contenders_of_capture_agree(harness, name):
+    import bench_capture
+    import goals
+    import random_lvlms
+
+    shape = random_lvlms.small(layers=2, width=256)[name]
+    lvlm = random_lvlms.build(name, shape, "cpu", torch.float32)
+    for count, other in ((1, goals.HALF), (2, goals.PACKED)):
+        texts = bench_capture.EXPRESSIONS[:count]
+        encoded = lvlm.encode(random_lvlms.picture(), texts, bench_capture.RECIPE)
+        assert encoded.layout.grid == (24, 24)
+        ways = bench_capture.Contenders(lvlm, encoded)
+        assert set(ways.calls) == {goals.PLAIN, goals.CAPTURE, goals.EAGER, other}
+        errors, kept = ways.errors()
+        assert set(errors) == {goals.CAPTURE, other}
+        assert all(float(error) <= 1e-5 for error in errors.values()), errors
+        assert kept[goals.EAGER] > 300 * kept[goals.CAPTURE] > 0
+    assert ways.eager()[0].max() > 0.05  # not flat, or the comparison would say little
+
+
 def test_goals_name_what_is_measured(harness):
     pytest.importorskip("numba")
     import bench_boxes
+    import bench_calls
     import bench_entropy
     import bench_smooth
     import entropy_peers
@@ -131,7 +186,11 @@ def test_goals_name_what_is_measured(harness):
 
     names = {*bench_entropy.instruction_sets(), *entropy_peers.FAST, "entropy", "head_stats"}
     names |= {*bench_smooth.CONTENDERS, *bench_boxes.CONTENDERS, "fastground, avx2"}
-    assert {goal.peer for goal in goals.GOALS} | {goal.ours for goal in goals.GOALS} <= names
+    names |= {goals.PLAIN, goals.CAPTURE, goals.PACKED, goals.HALF, goals.EAGER}
+    names |= set(bench_calls.OPERATIONS)
+    assert {goal.ours for goal in goals.GOALS} <= names
+    assert {goal.peer for goal in goals.GOALS if goal.within_us is None} <= names
+    assert set(goals.CALLS) == set(bench_calls.OPERATIONS)
 
 
 @pytest.mark.parametrize("bench", ["bench_smooth", "bench_boxes"])

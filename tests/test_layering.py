@@ -45,7 +45,7 @@ ONLY_IN = {
     "transformers": {"models", "seam", "tiny"},
     "tokenizers": {"tiny"},
     "triton": {"kernels"},
-    "safetensors": {"table", "tiny"},
+    "safetensors": {"models", "table", "tiny"},
     "matplotlib": {"figures"},
     "typer": {"cli"},
     "rich": {"terminal"},

@@ -11,17 +11,19 @@ survive a fork, so that what it shares among them would wait for ever in the chi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import from_numpy, strided
+from numpy import ndarray
+from torch import Tensor, from_numpy, strided
 from torch.utils.dlpack import from_dlpack
 
 from fastground import _core
 from fastground.types import CHOICES
 
-Array = np.ndarray | torch.Tensor
+Array = ndarray | Tensor
 Shape = tuple[int, ...]
 
 MAX_GRID = 256
@@ -72,21 +74,19 @@ ANY = (WEIGHT["area"], CUT["mean"], EMPTY["inf"])
 NAN = Choice("nan", {"raise": True, "propagate": False})
 
 
+def take_nan(nan: str) -> bool:
+    """Whether maps are refused that are not finite."""
+    try:
+        return NAN[nan]
+    except TypeError:
+        raise unhashable(nan=nan) from None
+
+
 def take(array: Any, name: str) -> Array:
     """A dense array of numbers, over the same memory where that can be."""
-    if isinstance(array, np.ndarray):
-        if array.dtype.kind not in "fbiuc":
-            raise TypeError(f"{name} must be numbers, but got a NumPy array of {array.dtype}")
-        if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
-            way_out = "maps.filled(0)" if name == "maps" else f"np.ma.filled({name}, False)"
-            more = ", and the mask's inverse as valid= to boxes" if name == "maps" else ""
-            raise TypeError(
-                f"{name} must be a plain array, but got a masked one; give {way_out}{more}"
-            )
-        if not (array.dtype.isnative and array.flags.aligned):
-            array = array.astype(array.dtype.newbyteorder("="), order="C")
-        return array
-    if not isinstance(array, torch.Tensor):
+    if not isinstance(array, Tensor):
+        if isinstance(array, ndarray):
+            return _take_numpy(array, name)
         if not hasattr(array, "__dlpack__"):
             raise TypeError(
                 f"{name} must be a torch tensor, a NumPy array or have __dlpack__, but got "
@@ -105,13 +105,25 @@ def take(array: Any, name: str) -> Array:
     return array.resolve_neg()
 
 
+def _take_numpy(array: ndarray, name: str) -> ndarray:
+    if array.dtype.kind not in "fbiuc":
+        raise TypeError(f"{name} must be numbers, but got a NumPy array of {array.dtype}")
+    if type(array) is not ndarray and isinstance(array, np.ma.MaskedArray):
+        way_out = "maps.filled(0)" if name == "maps" else f"np.ma.filled({name}, False)"
+        more = ", and the mask's inverse as valid= to boxes" if name == "maps" else ""
+        raise TypeError(f"{name} must be a plain array, but got a masked one; give {way_out}{more}")
+    if not (array.dtype.isnative and array.flags.aligned):
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    return array
+
+
 def take_maps(maps: Any, *, masks: bool = False, heads: bool = False) -> tuple[Array, Shape]:
     """Maps and their shape: floating, with `masks` also bool; `heads` is one axis more."""
     maps = take(maps, "maps")
     shape = tuple(maps.shape)
     if maps.dtype not in DTYPES and not (masks and maps.dtype in MASKS):
         kinds = [*dict.fromkeys(DTYPES.values()), *(["bool"] if masks else [])]
-        numpy = isinstance(maps, np.ndarray)
+        numpy = isinstance(maps, ndarray)
         real = ".real" if (maps.dtype.kind == "c" if numpy else maps.is_complex()) else ""
         convert = "astype(np.float32)" if numpy else "float()"
         raise TypeError(
@@ -134,7 +146,7 @@ def take_maps(maps: Any, *, masks: bool = False, heads: bool = False) -> tuple[A
     return maps, shape
 
 
-def take_valid(valid: Any, maps: Array, shape: Shape) -> torch.Tensor:
+def take_valid(valid: Any, maps: Array, shape: Shape) -> Tensor:
     """Where cells of combined maps of this shape are valid, on the device of maps."""
     valid = take(valid, "valid")
     if valid.dtype not in MASKS:
@@ -144,14 +156,14 @@ def take_valid(valid: Any, maps: Array, shape: Shape) -> torch.Tensor:
             f"valid must be {shape[-2:]} or {shape} for maps of shape {tuple(maps.shape)}, "
             f"but got shape {tuple(valid.shape)}"
         )
-    return tensor(valid).to("cpu" if isinstance(maps, np.ndarray) else maps.device)
+    return tensor(valid).to("cpu" if isinstance(maps, ndarray) else maps.device)
 
 
 def check_out(out: Any, maps: Array, shape: Shape, dtype: str) -> None:
     """Refuses an `out` that cannot be the result for these maps."""
     if out is None:
         return
-    kind = np.ndarray if isinstance(maps, np.ndarray) else torch.Tensor
+    kind = ndarray if isinstance(maps, ndarray) else Tensor
     if not isinstance(out, kind):
         raise TypeError(
             f"out must be of the kind of maps, {kind.__module__}.{kind.__name__}, but got "
@@ -161,7 +173,7 @@ def check_out(out: Any, maps: Array, shape: Shape, dtype: str) -> None:
         raise TypeError(f"out must be {dtype}, but got {dtype_name(out.dtype)}")
     if tuple(out.shape) != shape:
         raise ValueError(f"out must have shape {shape}, but got shape {tuple(out.shape)}")
-    if isinstance(out, np.ndarray):
+    if isinstance(out, ndarray):
         whole = out.flags.c_contiguous and out.flags.aligned
         overlap = np.may_share_memory(out, maps)
         if not out.flags.writeable:
@@ -181,14 +193,14 @@ def check_out(out: Any, maps: Array, shape: Shape, dtype: str) -> None:
         )
 
 
-def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _overlap(a: Tensor, b: Tensor) -> bool:
     if a.numel() == 0 or b.numel() == 0:
         return False
     (a_first, a_end), (b_first, b_end) = map(_span, (a, b))
     return a_first < b_end and b_first < a_end
 
 
-def _span(array: torch.Tensor) -> tuple[int, int]:
+def _span(array: Tensor) -> tuple[int, int]:
     last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
     return array.data_ptr(), array.data_ptr() + (last + 1) * array.element_size()
 
@@ -198,14 +210,14 @@ def source(array: Array, shape: Shape) -> Any:
     if len(shape) > 3:
         array = _one_batch(array, shape)
         shape = array.shape
-    if isinstance(array, np.ndarray):
+    if isinstance(array, ndarray):
         return array
     return array, array.data_ptr(), _CODES[array.dtype], shape, array.stride()
 
 
 def _one_batch(array: Array, shape: Shape) -> Array:
     shape = (math.prod(shape[:-2]), *shape[-2:])
-    if isinstance(array, np.ndarray):
+    if isinstance(array, ndarray):
         return array.reshape(shape)
     try:
         return array.view(shape)
@@ -213,7 +225,7 @@ def _one_batch(array: Array, shape: Shape) -> Array:
         return _through_numpy(array.detach(), np.ascontiguousarray).view(shape)
 
 
-def _through_numpy(array: torch.Tensor, copy: Any) -> torch.Tensor:
+def _through_numpy(array: Tensor, copy: Any) -> Tensor:
     """A copy of a tensor on the CPU."""
     if array.dtype == torch.bfloat16:  # which NumPy has not
         return from_numpy(copy(array.view(torch.int16).numpy())).view(torch.bfloat16)
@@ -224,7 +236,7 @@ def room(shape: Shape, dtype: Any, out: Any, maps: Array, heads: int, strict: bo
     """The NumPy array that the native core writes: `out`, unless the maps may yet be refused."""
     if out is None or (strict and not _surely_finite(maps, heads)):
         return np.empty(shape, dtype)
-    return out if isinstance(out, np.ndarray) else out.numpy()
+    return out if isinstance(out, ndarray) else out.numpy()
 
 
 def _surely_finite(maps: Array, heads: int) -> bool:
@@ -240,11 +252,11 @@ _SURELY = float(np.finfo(np.float32).max) / 2
 def give(result: Array, maps: Array, out: Any = None) -> Any:
     """The result as the caller's kind of array, or in `out`."""
     if out is None:
-        if isinstance(result, np.ndarray):
-            return result if isinstance(maps, np.ndarray) else from_numpy(result)
-        return result.numpy() if isinstance(maps, np.ndarray) else result
-    if isinstance(result, np.ndarray):
-        target = out if isinstance(out, np.ndarray) else out.numpy()
+        if isinstance(result, ndarray):
+            return from_numpy(result) if isinstance(maps, Tensor) else result
+        return result if isinstance(maps, Tensor) else result.numpy()
+    if isinstance(result, ndarray):
+        target = out if isinstance(out, ndarray) else out.numpy()
         if target.ctypes.data != result.ctypes.data:
             np.copyto(target, result)
     else:
@@ -252,9 +264,18 @@ def give(result: Array, maps: Array, out: Any = None) -> Any:
     return out
 
 
-def tensor(array: Array) -> torch.Tensor:
+def give_each(results: Sequence[Any], maps: Array) -> Iterable[Any]:
+    """Many results at once: `give` for each, with only one look at the kind of array."""
+    tensors = isinstance(maps, Tensor)
+    if isinstance(results[0], Tensor) is tensors:
+        return results
+    converted: Any = from_numpy if tensors else Tensor.numpy
+    return map(converted, results)
+
+
+def tensor(array: Array) -> Tensor:
     """A tensor over the same memory where that can be, without gradient."""
-    if isinstance(array, torch.Tensor):
+    if isinstance(array, Tensor):
         return array.detach()
     odd = any(stride < 0 or stride % array.itemsize for stride in array.strides)
     return from_numpy(array.copy() if odd or not array.flags.writeable else array)
@@ -269,7 +290,7 @@ def refuse_maps(maps: Array) -> None:
     """Refuses maps whose sum in float64 is not finite."""
     if maps.dtype in MASKS:
         return
-    if isinstance(maps, np.ndarray) or maps.is_cpu:
+    if isinstance(maps, ndarray) or maps.is_cpu:
         sums = np.empty(maps.shape[:-2], np.float32)
         _core.head_stats(source(maps, tuple(maps.shape)), *ANY, sums, None)
         refuse(sums)
@@ -279,7 +300,7 @@ def refuse_maps(maps: Array) -> None:
 
 def refuse(numbers: Array, *, infinite: bool = False) -> None:
     """Refuses maps of which a number is NaN, or is infinite where that is refused too."""
-    if isinstance(numbers, torch.Tensor):
+    if isinstance(numbers, Tensor):
         numbers = numbers.cpu().numpy()
     bad = ~np.isfinite(numbers) if infinite else np.isnan(numbers)
     if bad.any():

@@ -236,9 +236,22 @@ def demo(
         terminal.print_json(**told)
 
 
-@app.command(epilog="Example: fastground info --json")
-def info(as_json: Json = False) -> None:
+@app.command(epilog="Example: fastground info --models")
+def info(
+    models: Annotated[
+        bool, typer.Option("--models", help="Which models are supported, and how.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Say what is installed, and what runs where and why."""
+    if models:
+        from fastground.models import support
+
+        if as_json:
+            terminal.print_json(models=support.facts())
+        else:
+            terminal.show(terminal.support_table(support.table()))
+        return
     from fastground import info as installation
 
     facts = installation.facts()

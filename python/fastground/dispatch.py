@@ -61,18 +61,22 @@ def forced() -> str:
     Raises:
         ValueError: this build or this processor has no such implementation.
     """
-    global _followed
     name = _core.forced()
     if name != _followed:
-        here = _core.instruction_sets()
-        if name not in ("", "reference", "native", *here):
-            raise ValueError(
-                "FASTGROUND_IMPLEMENTATION must be one of what this build and this processor have, "
-                f"reference, native, {', '.join(here)}, but got {name!r}"
-            )
-        _core.use(name if name in here else "")
-        _followed = name
+        _follow(name)
     return name
+
+
+def _follow(name: str) -> None:
+    global _followed
+    here = _core.instruction_sets()
+    if name not in ("", "reference", "native", *here):
+        raise ValueError(
+            "FASTGROUND_IMPLEMENTATION must be one of what this build and this processor have, "
+            f"reference, native, {', '.join(here)}, but got {name!r}"
+        )
+    _core.use(name if name in here else "")
+    _followed = name
 
 
 def native(maps: np.ndarray | torch.Tensor) -> bool:
@@ -81,7 +85,8 @@ def native(maps: np.ndarray | torch.Tensor) -> bool:
     Raises:
         ValueError: FASTGROUND_IMPLEMENTATION cannot be had for them.
     """
-    name = forced()
+    if (name := _core.forced()) != _followed:
+        _follow(name)
     if isinstance(maps, np.ndarray) or maps.is_cpu:
         return name != "reference"
     if name not in ("", "reference"):

@@ -48,7 +48,8 @@ class Grounder:
             recipe: the ranking's own unless given.
 
         Raises:
-            ValueError: the ranking is of another architecture, or has fewer than k heads.
+            ValueError: the ranking is of another architecture, names heads that the model does not
+                have, or fewer than k.
         """
         for name, value in lvlm.architecture.items():
             other = ranking.architecture.get(name)
@@ -57,6 +58,14 @@ class Grounder:
                     f"ranking must be of a model like {lvlm.checkpoint!r} with {name} {value!r}, "
                     f"but it is of {ranking.checkpoint!r} with {name} {other!r}; make one with: "
                     f"fastground discover {lvlm.checkpoint}"
+                )
+        layers, heads = lvlm.architecture["num_layers"], lvlm.architecture["num_heads"]
+        for layer, head in (ranked.head for ranked in ranking.heads):
+            if not (0 <= layer < layers and 0 <= head < heads):
+                raise ValueError(
+                    f"ranking must name heads of the model's {layers} layers x {heads} heads, but "
+                    f"has {HeadId(layer, head)}; make one with: fastground discover "
+                    f"{lvlm.checkpoint}"
                 )
         self.lvlm = lvlm
         self.ranking = ranking

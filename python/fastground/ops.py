@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy import empty as new_array
+from numpy import float32
 
 from fastground import _core, reference
 from fastground.arguments import (
@@ -39,11 +41,13 @@ from fastground.arguments import (
     Shape,
     check_out,
     give,
+    give_each,
     refuse,
     refuse_maps,
     room,
     source,
     take_maps,
+    take_nan,
     take_valid,
     tensor,
     unhashable,
@@ -80,9 +84,9 @@ def attention_sum(maps: Any, *, nan: str = "raise") -> Any:
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    (maps, shape), strict = take_maps(maps), NAN[nan]
+    (maps, shape), strict = take_maps(maps), take_nan(nan)
     if native(maps):
-        sums = np.empty(shape[:-2], np.float32)
+        sums = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *ANY, sums, None)
     else:
         sums, suspect = reference.attention_sum(tensor(maps)), True
@@ -164,7 +168,7 @@ def entropy(
     except TypeError:
         raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
     if native(maps):
-        entropies = np.empty(shape[:-2], np.float32)
+        entropies = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *choices, None, entropies)
     else:
         entropies = reference.entropy(tensor(maps), weight=weight, cut=cut, empty=empty)
@@ -202,8 +206,8 @@ def head_stats(
     except TypeError:
         raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
     if native(maps):
-        sums = np.empty(shape[:-2], np.float32)
-        entropies = np.empty(shape[:-2], np.float32)
+        batch = shape[:-2]
+        sums, entropies = new_array(batch, float32), new_array(batch, float32)
         suspect = _core.head_stats(source(maps, shape), *choices, sums, entropies)
     else:
         keywords = {"weight": weight, "cut": cut, "empty": empty}
@@ -241,7 +245,7 @@ def smooth(
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    (maps, shape), strict = take_maps(maps), NAN[nan]
+    (maps, shape), strict = take_maps(maps), take_nan(nan)
     try:
         recipe = _filter(kernel_size, sigma, border)
     except TypeError:  # unhashable
@@ -265,7 +269,7 @@ def combine(maps: Any, *, recipe: Recipe | None = None, nan: str = "raise", out:
         TypeError: maps is no array, or not floating.
         ValueError: a shape or, under nan="raise", a value that is refused.
     """
-    (maps, shape), strict = take_maps(maps, heads=True), NAN[nan]
+    (maps, shape), strict = take_maps(maps, heads=True), take_nan(nan)
     recipe = _take_recipe(recipe)
     result_shape = (*shape[:-3], *shape[-2:])
     return _combine(maps, shape, result_shape, shape[-3], recipe, strict, out)
@@ -293,7 +297,7 @@ def boxes(
         TypeError: maps is no array, or not floating; valid is not bool.
         ValueError: a shape or, under nan="raise", a value that is refused.
     """
-    (maps, shape), strict = take_maps(maps, heads=True), NAN[nan]
+    (maps, shape), strict = take_maps(maps, heads=True), take_nan(nan)
     batch = shape[:-3]
     recipe = _take_recipe(recipe)
     if valid is not None:
@@ -301,10 +305,10 @@ def boxes(
     if recipe.padding == "include":
         valid = None
     if native(maps):
-        area, mass, score = (np.empty(batch, np.float32) for _ in range(3))
-        found = Boxes(
-            np.empty((*batch, 4), np.float32), area, mass, score, np.empty(batch, np.bool_)
-        )
+        xyxy, found = new_array((*batch, 4), float32), new_array(batch, np.bool_)
+        area, mass = new_array(batch, float32), new_array(batch, float32)
+        score = new_array(batch, float32)
+        parts: tuple[Any, ...] = (xyxy, area, mass, score, found)
         suspect = _core.boxes(
             source(maps, shape),
             shape[-3],
@@ -312,16 +316,16 @@ def boxes(
             BORDER[recipe.border],
             valid if valid is None else source(valid, valid.shape),
             REGION[recipe.region],
-            *found,
+            *parts,
         )
         if strict and suspect:
-            refuse(np.where(found.found, 0, mass))  # with found, a share of a sum of 0
+            refuse(np.where(found, 0, mass))  # with found, a share of a sum of 0
     else:
         combined = reference.combine(tensor(maps), recipe=recipe)
         if strict:
             refuse_maps(combined)
-        found = reference.regions(combined, region=recipe.region, valid=valid)
-    return Boxes(*(give(part, maps) for part in found))
+        parts = reference.regions(combined, region=recipe.region, valid=valid)
+    return Boxes(*give_each(parts, maps))
 
 
 _PAPER = Recipe()
@@ -375,7 +379,7 @@ def _combine(
 ) -> Any:
     check_out(out, maps, result_shape, "float32")
     if native(maps):
-        combined = room(result_shape, np.float32, out, maps, heads, strict)
+        combined = room(result_shape, float32, out, maps, heads, strict)
         taps = _taps(recipe.kernel_size, recipe.sigma)
         suspect = _core.combine(source(maps, shape), heads, taps, BORDER[recipe.border], combined)
     else:

@@ -195,6 +195,26 @@ def operations_table(operations: dict[str, dict[str, str]]) -> Table:
     return table
 
 
+def support_table(rows: Iterable[Any]) -> Table:
+    """Which models work and how, one line a row of `fastground.models.support.table`."""
+    table = _table(
+        "supported models",
+        ("model", "how", "packs", "in the paper", "remarks"),
+        "how: as published (native), after fastground.models.convert (conversion), loaded by its "
+        "authors' code (hooks), without an adapter of its own (generic), or not at all (refused)\n"
+        "packs: an image's tokens are computed once for all of its expressions, unless a layer of "
+        "the language model sees only the last so many tokens",
+    )
+    for column in table.columns:
+        column.justify = "left"
+    for name in ("in the paper", "remarks"):
+        next(column for column in table.columns if column.header == name).no_wrap = False
+    for row in rows:
+        packs = {True: "yes", False: "no", None: ""}[row.packs]
+        table.add_row(row.name, row.how, packs, ", ".join(row.paper), row.remarks)
+    return table
+
+
 _NONE = float("nan")
 
 

@@ -15,7 +15,10 @@ from tiny_square import deepseek
 
 TEXTS = ["the red mug", "a dog on the left of the small blue mug"]
 OWN = [pytest.param(family, id=str(family)) for family in all_families() if family.name in ADAPTERS]
-TOLD = {"deepseek_vl", "deepseek_vl_hybrid", "janus", "vipllava"}
+TOLD = {
+    "deepseek_vl", "deepseek_vl_hybrid", "janus", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
+    "glm4v", "glm46v", "video_llama_3",
+}  # fmt: skip
 """Families with an adapter that the generic one can read as well; others it must refuse."""
 
 

@@ -50,6 +50,12 @@ def test_the_whole_image_is_the_last_square(lvlm):
     assert len(found.all_tokens) == (2 * 3 + 1) * SIDE * SIDE
 
 
+def test_what_is_left_of_a_tile_has_no_cell():
+    rest = wrap(*idefics("idefics3", "Idefics3", tile=TILE + 2))
+    assert layout(rest, (78, 52)).cell_size == pytest.approx((78 * 24 / 26 / 3, 52 * 24 / 26 / 3))
+    assert layout(rest, (78, 52), "stitch").cell_size == (78 / 9, 52 / 6)
+
+
 @pytest.mark.parametrize("settings", [{"size": {"longest_edge": TILE}}, {"do_image_splitting": 0}])
 def test_one_tile_is_the_whole_image(settings):
     alone = wrap(*idefics("idefics3", "Idefics3", **settings))

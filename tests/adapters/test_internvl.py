@@ -5,7 +5,7 @@ import torch
 from fastground.models import wrap
 from fastground.types import Recipe
 from PIL import Image
-from tiny_internvl import aya_vision, internvl, llama4
+from tiny_internvl import aya_vision, cohere2_vision, internvl, llama4
 
 BASE, STITCH = Recipe(), Recipe(blocks="stitch")
 
@@ -42,6 +42,33 @@ def test_one_tile_is_the_whole_image_for_both():
     assert base == stitch
     assert base.grid == (4, 4)
     assert base.all_tokens is None
+
+
+@pytest.mark.parametrize("size", [(97, 61), (61, 97), (200, 30), (60, 40)])
+@pytest.mark.parametrize("build", [internvl, cohere2_vision, llama4])
+def test_a_cell_shows_the_pixels_it_lies_over(build, size):
+    # Brightness is where a pixel lies; a cell's mean is then where its middle lies.
+    width, height = size
+    ramp = torch.zeros(height, width, 3)
+    ramp[..., 0] = torch.arange(width)
+    ramp[..., 1] = torch.arange(height)[:, None]
+    lvlm = wrap(*build())
+    look = lvlm.look(Image.fromarray(ramp.byte().numpy()), STITCH)
+    layout, side = look.layout, 4
+    rows, columns = (n // side for n in layout.grid)
+    tiles = look.inputs["pixel_values"][: rows * columns]
+    images = lvlm.processor.image_processor
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.image_mean, images.image_std))
+    cells = ((tiles * std + mean) * 255).unfold(2, 8, 8).unfold(3, 8, 8).mean((-2, -1))
+    seen = cells.view(rows, columns, 3, side, side).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    for axis, found in ((0, seen[0]), (1, seen[1].T)):
+        cell = layout.cell_size[axis]
+        inside = int(size[axis] / cell)  # the last may be half empty, the first look beyond
+        # The last pixel's middle is half a pixel from the edge, as brightness is whole.
+        want = layout.origin[axis] + (torch.arange(inside) + 0.5) * cell - 0.5
+        other = int(size[1 - axis] / layout.cell_size[1 - axis])
+        off = (found[:other, :inside] - want).abs()[:, 1:-1]
+        assert off.max() < 0.75 and off.max() < cell / 4
 
 
 def test_tokens_that_are_no_square_a_tile_are_refused():

@@ -44,6 +44,32 @@ def test_lines_of_padding_are_gone_and_the_rest_lies_where_it_was(turned):
     assert found.origin == pytest.approx((across[2], down[2]))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_cell_shows_the_pixels_it_lies_over(turned):
+    # As above; brightness is where a pixel lies, so a cell's mean is where its middle lies.
+    ramp = torch.zeros(61, 97, 3)
+    ramp[..., 0] = torch.arange(97)
+    ramp[..., 1] = torch.arange(61)[:, None]
+    ramp = ramp.transpose(0, 1) if turned else ramp
+    lvlm = wrap(*llava_next())
+    look = lvlm.look(Image.fromarray(ramp.byte().contiguous().numpy()), STITCH)
+    images = lvlm.processor.image_processor
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.image_mean, images.image_std))
+    tiles = (look.inputs["pixel_values"][0, 1:] * std + mean) * 255
+    cells = tiles.unfold(2, 4, 4).unfold(3, 4, 4).mean((-2, -1))
+    seen = cells.view(2, 2, 3, 4, 4).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    along, down = (seen[0], seen[1].T) if not turned else (seen[0].T, seen[1])
+    # Of the two axes the long one is whole; of the other a line is cut at either end, and the
+    # first and last of the rest hold padding.
+    (long, short) = (0, 1) if not turned else (1, 0)
+    for found, axis, cut in ((along, long, 0), (down, short, 1)):
+        cell, origin = look.layout.cell_size[axis], look.layout.origin[axis]
+        inner = range(1, 7 - 2 * cut)
+        for i in inner:
+            middle = origin + (i + 0.5) * cell - 0.5
+            assert (found[2:6, i + cut] - middle).abs().max() < 0.75
+
+
 def test_a_thin_image_may_have_no_line_left():
     # 400 x 4 on 1 x 3 tiles: an eighth of a line, so the model drops two of four at either end.
     lvlm, image = wrap(*llava_next()), Image.new("RGB", (400, 4))

@@ -47,6 +47,8 @@ def deepseek(seed, *, hybrid=False):
             num_pos_feats=8, initializer_range=0.1,
         )  # fmt: skip
         sizes["high_res_size"] = {"height": 64, "width": 64}
+        # What they pad with is read off these, but only where they are named.
+        sizes["image_mean"] = sizes["high_res_image_mean"] = [0.5, 0.5, 0.5]
     torch.manual_seed(seed)
     model = getattr(hf, f"{name}ForConditionalGeneration")(getattr(hf, f"{name}Config")(**config))
     images = getattr(hf, f"{name}ImageProcessorPil")(**sizes)

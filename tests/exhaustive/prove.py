@@ -32,8 +32,8 @@ from fastground import _core, ops
 CELLS = 600_000
 """Cells of a batch, about; large grids come in smaller batches."""
 
-SMALLEST = 8 * 2.0**-149
-"""Two passes of seven products, each off by up to half the smallest step of float32."""
+HALF_STEP = 2.0**-150
+"""Of the smallest numbers of float32, to which a result is rounded once."""
 
 LAYOUTS = ["contiguous"] * 5 + ["transposed", "strided", "offset"]
 PLAIN = fg.Recipe(kernel_size=1)
@@ -147,7 +147,7 @@ def check_smooth(report, maps, cells, rng):
     (smoothed,), other = same_bits(lambda: fg.smooth(maps))
     report.bits("smooth", other)
     expected, most = oracle.smooth(cells), oracle.smooth(np.abs(cells))
-    near = np.abs(smoothed - expected) <= 4e-7 * most + SMALLEST
+    near = np.abs(smoothed - expected) <= 4e-7 * most + HALF_STEP
     report.each("smooth", near.all((1, 2)))
     heads = int(rng.integers(1, 17))
     groups = maps[: len(maps) // heads * heads].unflatten(0, (-1, heads))
@@ -156,7 +156,7 @@ def check_smooth(report, maps, cells, rng):
     parts = (x[: heads * len(groups)].reshape(groups.shape) for x in (expected, most))
     expected, most = (part.sum(1) for part in parts)
     bound = 4e-7 + 6e-8 * (heads - 1)  # heads are added one after the other in float32
-    near = np.abs(combined - expected) <= bound * most + SMALLEST
+    near = np.abs(combined - expected) <= bound * most + HALF_STEP
     report.each("combine", near.all((1, 2)))
     _, other = same_bits(lambda: fg.boxes(groups, nan="propagate"))
     report.bits(f"boxes of {heads} smoothed", other)

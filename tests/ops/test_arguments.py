@@ -137,6 +137,9 @@ def test_choices_that_cannot_be_looked_up():
     for operation in (fg.binarize, fg.label, fg.entropy, fg.head_stats):
         with pytest.raises(TypeError, match=r"cut must be one str, but got \['mean'\]"):
             operation(maps, cut=["mean"])
+    for operation in OPERATIONS:
+        with pytest.raises(TypeError, match=r"nan must be one str, but got \['raise'\]"):
+            operation(maps, nan=["raise"])
     with pytest.raises(ValueError, match=r"border must be one of reflect101, .* got \['reflect'\]"):
         fg.smooth(maps, border=["reflect"])
 

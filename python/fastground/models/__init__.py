@@ -9,7 +9,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastground.models import processors
+from fastground.models import processors, yi_vl
+from fastground.models.conversion import convert, refuse_unconverted
 from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
 from fastground.models.generic import Generic
 from fastground.models.idefics import Idefics
@@ -19,20 +20,24 @@ from fastground.models.lfm2_vl import Lfm2Vl
 from fastground.models.llava import Llava
 from fastground.models.llava_next import LlavaNext
 from fastground.models.lvlm import LVLM
+from fastground.models.mini_gemini import MiniGemini
 from fastground.models.ovis import Ovis
 from fastground.models.pixtral import Pixtral
 from fastground.models.qwen_vl import Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
+from fastground.models.yi_vl import YiVL
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTERS", "LVLM", "REFUSED", "load", "wrap"]
+__all__ = ["ADAPTERS", "LVLM", "REFUSED", "convert", "load", "wrap"]
 
 ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
         Llava,
+        YiVL,
+        MiniGemini,
         InternVL, AyaVision, GotOcr2, Llama4,
         LlavaNext,
         Idefics, Kimi, Lfm2Vl, Ovis, Pixtral,
@@ -94,6 +99,8 @@ def load(
         if name == "tiny":
             source = str(stack.enter_context(_embedded()))
             stack.enter_context(_without_progress())
+        refuse_unconverted(source)
+        yi_vl.classes()
         config = _read(
             AutoConfig.from_pretrained, source, name, "config.json of a transformers model"
         )
@@ -103,7 +110,7 @@ def load(
             "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
             "files); save it there with processor.save_pretrained",
         )  # fmt: skip
-        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        if not _is_whole(processor):
             raise ValueError(
                 f"checkpoint must hold a processor with images and a tokenizer, but {name!r} has "
                 f"only a {type(processor).__name__}; save one there with processor.save_pretrained"
@@ -124,8 +131,9 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
         checkpoint: what results are labelled with; the model's own name unless given.
 
     Raises:
-        ValueError: the model's family is not supported, the model is in training mode, or its
-            attention does not cap the logits as its configuration says.
+        ValueError: the model's family is not supported, the processor lacks images or words, the
+            model is in training mode, or its attention does not cap the logits as its configuration
+            says.
     """
     if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(
@@ -134,6 +142,11 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
         )
     config = model.config
     adapter = _adapter(config)
+    if not _is_whole(processor):
+        raise ValueError(
+            "processor must be the model's own, of images and words, but got "
+            f"{type(processor).__name__}; load it with transformers.AutoProcessor"
+        )
     if model.training:
         raise ValueError(
             "model must be in evaluation mode, where nothing is dropped at random; call "
@@ -147,6 +160,10 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
             "model.set_attn_implementation({'text_config': 'eager'}) first"
         )
     return adapter(model, processor, checkpoint or config.name_or_path or config.model_type)
+
+
+def _is_whole(processor: Any) -> bool:
+    return hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")
 
 
 def _adapter(config: Any) -> type[LVLM]:

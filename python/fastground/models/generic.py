@@ -18,7 +18,6 @@ Who sees what in such a model is not known, so that expressions never share an i
 
 from __future__ import annotations
 
-from contextlib import suppress
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -47,16 +46,24 @@ AROUND = (
 MARKS_IMAGE = ("token_type_ids", "mm_token_type_ids")
 """Inputs that are 1 where a token is the image's."""
 
+KINDS = (
+    lambda images, size, made: letterbox(images, size),
+    lambda images, size, made: frame(images, size),
+    lambda images, size, made: Frame(made, (0.0, 0.0), (size[1] / made[1], size[0] / made[0])),
+)
+"""What may be done to an image: DeepSeek's way, CLIP's way, or each side resized for itself."""
+
 
 class Generic(LVLM):
     """One view of the image, a token a cell, where processor and configuration agree on it."""
 
     model_types = ()
+    how = "generic"
     shares_prefix = False
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         super().__init__(model, processor, checkpoint)
-        self._kinds: tuple[Any, ...] = (letterbox, frame, None)
+        self._kinds: tuple[Any, ...] = KINDS
         self._looked: set[tuple[tuple[int, int], ImageLayout]] = set()
         if getattr(processor, "image_token", None) is None:
             raise ValueError(
@@ -145,10 +152,10 @@ class Generic(LVLM):
             )
         grid, made, side = self._grid(len(tokens), inputs)
         for kind in self._kinds:
-            lies = Frame(made, (0.0, 0.0), (size[1] / made[1], size[0] / made[0]))
-            if kind is not None:
-                with suppress(AttributeError, ValueError):  # a processor of another kind
-                    lies = kind(self.processor.image_processor, size)
+            try:
+                lies = kind(self.processor.image_processor, size, made)
+            except (AttributeError, ValueError):  # a processor of another kind
+                continue
             cell = lies.scale[0] * side, lies.scale[1] * side
             layout = ImageLayout(grid, tokens, None, size, cell, lies.origin)
             known = (size, layout) in self._looked
@@ -224,11 +231,12 @@ class Generic(LVLM):
             x.expand(height, width), y[:, None].expand(height, width),
         ]  # fmt: skip
         four = [Image.fromarray(shade.to(torch.uint8).numpy()).convert("RGB") for shade in shades]
-        made = self.processor.image_processor(images=four, return_tensors="pt")["pixel_values"]
-        if made.ndim == 4:
-            cells = torch.nn.functional.avg_pool2d(made.float().mean(1), side)
-        else:  # patches of a cell follow each other
-            cells = made.float().reshape(4, layout.grid[0] * layout.grid[1], -1).mean(-1)
+        made = self.processor.image_processor(images=four, return_tensors="pt")
+        pixels = made["pixel_values"].float()
+        if "image_grid_thw" in made:  # patches of a cell follow each other
+            cells = pixels.reshape(4, layout.grid[0] * layout.grid[1], -1).mean(-1)
+        else:
+            cells = torch.nn.functional.avg_pool2d(pixels.mean(1), side)
         black, white, right, down = cells.reshape(4, *layout.grid)
         y, x = (
             origin + (torch.arange(n) + 0.5) * cell

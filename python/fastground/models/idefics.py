@@ -16,6 +16,10 @@ The tokens of an image in 2 x 2 tiles (# is an image token, F is <fake_token_aro
 Image tokens are # alone; the words between them belong to the language. The image is stretched to
 whole tiles, and once to a single one, so cells lie evenly over it. An image in one tile has the
 last line only, for both values of `recipe.blocks`.
+
+A tile may be no whole number of patches: in SmolVLM's 384 pixels are 27 patches of 14, and no token
+sees the last 6. The whole image's cells are exact; stitched ones count as even over the tile and
+lie at most that far off, a seventh of a cell. SmolVLM's processor needs the package num2words.
 """
 
 from __future__ import annotations
@@ -64,4 +68,5 @@ class Idefics(LVLM):
         if recipe.blocks == "stitch" and named:
             tokens = stitched(every[:-cells], (rows, columns), side)
             return stretched(image, tokens, (rows * side[0], columns * side[1]), every)
-        return stretched(image, every[-cells:], side, every)
+        share = (side[0] * cell / height, side[1] * cell / width)
+        return stretched(image, every[-cells:], side, every, share)

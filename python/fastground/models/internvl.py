@@ -46,7 +46,8 @@ class InternVL(LVLM):
         """One cell an image token: of the thumbnail, or of all tiles side by side.
 
         Raises:
-            ValueError: the processor's tokens are not one square a tile.
+            ValueError: the processor's tokens are not one square a tile, or it does not tile as its
+                configuration says.
         """
         count, pixels = len(inputs["pixel_values"]), inputs["pixel_values"].shape[-1]
         places = [i for i, t in enumerate(ids) if t == self.model.config.image_token_id]
@@ -89,7 +90,7 @@ class InternVL(LVLM):
 
 
 class AyaVision(InternVL):
-    """The same with words before each tile: TILE_1 1111 TILE_2 2222 ... TILE_GLOBAL 0000."""
+    """Square tiles, a word before each: TILE_1 1111 TILE_2 2222 ... TILE_GLOBAL 0000."""
 
     model_types = ("aya_vision",)
 
@@ -114,7 +115,11 @@ class AyaVision(InternVL):
 
 
 class GotOcr2(InternVL):
-    """The same; one tile only, and two words around the image in every prompt."""
+    """One square tile, and two words around the image in every prompt.
+
+    Two convolutions of stride 2 merge its patches: what a token sees is centred three eighths of a
+    cell before the cell's middle, up and to the left.
+    """
 
     model_types = ("got_ocr2",)
 
@@ -125,7 +130,7 @@ class GotOcr2(InternVL):
 
 
 class Llama4(InternVL):
-    """The same, but tiles keep the aspect: what is left of them on the right and below is empty.
+    """Tiles keep the aspect: what is left of them on the right and below is empty.
 
     A word stands between tiles, another after a row of them: 111 x 222 x 333 y 444 x 555 x 666 y.
     """

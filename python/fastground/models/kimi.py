@@ -13,7 +13,8 @@ The tokens of an image of 2 x 4 cells (# is an image token, . a cell that may be
     . . . .
 
 The image is never made larger: by how much it is made smaller follows from its size and the limits
-of the image processor. What the processor returns is the size with the filling.
+of the image processor. What the processor returns is the size with the filling. transformers' image
+processor needs torchvision.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ The tokens of an image in 1 x 2 tiles (# is an image token):
 Tiles are square and the image is stretched over them; the thumbnail nearly keeps its ratio of
 sides. A small image is its thumbnail alone, without the word before it, for both values of
 `recipe.blocks`; an image without thumbnail is its tiles, likewise. A convolution would look across
-the branches of a pack, so expressions do not share the image.
+the branches of a pack, so expressions do not share the image. transformers' image processor needs
+torchvision.
 """
 
 from __future__ import annotations

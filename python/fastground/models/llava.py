@@ -2,7 +2,7 @@
 
 The module tree it expects:
 
-    model.vision_tower            CLIPVisionModel or SiglipVisionModel
+    model.vision_tower            CLIPVisionModel, SiglipVisionModel or InternVLVisionModel
     model.multi_modal_projector   one image token a patch, nothing merged
     model.language_model          LlamaModel, causal
     lm_head
@@ -14,7 +14,7 @@ before them, so all expressions may share them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastground.models.geometry import crops_sides, frame
 from fastground.models.lvlm import LVLM, Seen
@@ -33,6 +33,8 @@ SYSTEM = (
 CLASS_TOKENS = {
     ("clip_vision_model", "default"): 0,
     ("clip_vision_model", "full"): 1,
+    ("internvl_vision", "default"): 0,
+    ("internvl_vision", "full"): 1,
     ("siglip_vision_model", "full"): 0,
 }
 """Image tokens before the first patch, by vision tower and feature selection."""
@@ -41,7 +43,9 @@ CLASS_TOKENS = {
 class Llava(LVLM):
     """Images padded to a square, patches in raster order, words after the image."""
 
-    model_types = ("llava", "vipllava")
+    model_types: ClassVar[tuple[str, ...]] = ("llava", "vipllava")
+    system: ClassVar[str] = f"{SYSTEM} "
+    """What stands before the image in a plain prompt to a model of chat."""
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         super().__init__(model, processor, checkpoint)
@@ -61,8 +65,14 @@ class Llava(LVLM):
         """The chat template; or plain: a system sentence for models of chat, image, expression."""
         before, after = super().words(recipe)
         if recipe.template == "plain" and getattr(self.processor, "chat_template", None):
-            before = f"{SYSTEM} {before}"
+            before = self.system + before
         return before, after
+
+    @property
+    def marked(self) -> str:
+        """The mark, between the two tokens that LLaVA v1 was taught to put around an image."""
+        between = getattr(self.model.config, "mm_use_im_start_end", False)
+        return f"<im_start>{self.mark}<im_end>" if between else self.mark
 
     def look(self, image: Image, recipe: Recipe) -> Seen:
         """Pixel values, and one token a patch: the processor's own text has no part in it."""
@@ -77,24 +87,32 @@ class Llava(LVLM):
     ) -> ImageLayout:
         """One cell a patch of the vision tower."""
         patch = self.model.config.vision_config.patch_size
-        size = (image.height, image.width)
-        lies = frame(self.image_processor, size)
-        made = tuple(inputs["pixel_values"].shape[-2:])
-        if made != lies.size:
-            raise ValueError(
-                f"image_processor must make the {lies.size} pixels that its configuration says, "
-                f"but made {made}; use a CLIP or LLaVA image processor"
-            )
-        grid_h, grid_w = lies.size[0] // patch, lies.size[1] // patch
-        first, cells = self.class_tokens, grid_h * grid_w
-        return ImageLayout(
-            grid=(grid_h, grid_w),
-            tokens=tuple(range(first, first + cells)),
-            all_tokens=tuple(range(first + cells)) if first else None,
-            image_size=size,
-            cell_size=(lies.scale[0] * patch, lies.scale[1] * patch),
-            origin=lies.origin,
+        patch = patch if isinstance(patch, int) else patch[0]
+        return of_patches(self.image_processor, image, inputs, patch, self.class_tokens)
+
+
+def of_patches(
+    image_processor: Any, image: Image, inputs: dict[str, torch.Tensor], patch: int, first: int = 0
+) -> ImageLayout:
+    """The layout of an image whose square patches follow each other after `first` other tokens."""
+    size = (image.height, image.width)
+    lies = frame(image_processor, size)
+    made = tuple(inputs["pixel_values"].shape[-2:])
+    if made != lies.size:
+        raise ValueError(
+            f"image_processor must make the {lies.size} pixels that its configuration says, "
+            f"but made {made}; use a CLIP or LLaVA image processor"
         )
+    grid_h, grid_w = lies.size[0] // patch, lies.size[1] // patch
+    cells = grid_h * grid_w
+    return ImageLayout(
+        grid=(grid_h, grid_w),
+        tokens=tuple(range(first, first + cells)),
+        all_tokens=tuple(range(first + cells)) if first else None,
+        image_size=size,
+        cell_size=(lies.scale[0] * patch, lies.scale[1] * patch),
+        origin=lies.origin,
+    )
 
 
 def _see_all(image_processor: Any) -> Any:

@@ -50,6 +50,10 @@ class LVLM(ABC):
 
     model_types: ClassVar[tuple[str, ...]]
     """The transformers configurations' names for the families with this token layout."""
+    how: ClassVar[str] = "native"
+    """How such a model is loaded: a word of `fastground.models.support.HOW`."""
+    family: ClassVar[str] = ""
+    """The name of its row in the support table, where that is not each of the model_types."""
     shares_prefix: bool = True
     """Whether image tokens see nothing after them, so that expressions may share them."""
 
@@ -161,24 +165,28 @@ class LVLM(ABC):
         mark, start = self.processor.tokenizer.convert_tokens_to_ids(self.mark), len(rows[0])
         if mark in rows[0]:
             start = rows[0].index(mark)
-        if any(r[: start + 1] != rows[0][: start + 1] or r.count(mark) != 1 for r in rows) or (
-            self.model.config.image_token_id not in seen.ids
+        if (
+            any(r[: start + 1] != rows[0][: start + 1] or r.count(mark) != 1 for r in rows)
+            or spans[0][start][0] >= len(before)
+            or self.model.config.image_token_id not in seen.ids
         ):
+            reason = "its tokenizer and the model's configuration do not belong together"
+            if recipe.template == "chat":
+                reason = "if its chat template leaves the image out, or last, use template='plain'"
             raise ValueError(
                 "processor must put one image token before the words, the same for all, but made "
-                f"{[r.count(mark) for r in rows]} of token {mark}; its tokenizer and the "
-                "model's configuration do not belong together"
+                f"{[r.count(mark) for r in rows]} of token {mark}; {reason}"
             )
         # One token so far; the image's own number of them stand there.
         more = len(seen.ids) - 1
         asking = []
-        for text, row, span in zip(texts, rows, spans, strict=True):
+        for expression, text, row, span in zip(expressions, texts, rows, spans, strict=True):
             first, last = len(before), len(before) + len(text)
             inside = _inside(span, first, last)
-            if not inside:
+            if not _inside(span, first, first + len(expression.strip())):
                 raise ValueError(
-                    f"expression must have tokens, but {text!r} has none for this tokenizer; say "
-                    "it in other words"
+                    f"expression must have tokens, but {expression!r} has none for this tokenizer; "
+                    "say it in other words"
                 )
             self._know(text, [(row[i], span[i]) for i in inside], first)
             if recipe.query in ("last_prompt", "first_generated"):
@@ -216,7 +224,7 @@ class LVLM(ABC):
         """The processor's own chat template around an image and an expression.
 
         Raises:
-            ValueError: the processor has none.
+            ValueError: the processor has none, or it leaves the words out.
         """
         if not getattr(self.processor, "chat_template", None):
             raise ValueError(
@@ -227,6 +235,12 @@ class LVLM(ABC):
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
+        if prompt.count(_MARK) != 1:
+            raise ValueError(
+                "recipe.template 'chat' needs a chat template that says the words of a message "
+                f"once, but that of {self.checkpoint!r} says them {prompt.count(_MARK)} times; use "
+                "template='plain'"
+            )
         before, _, after = prompt.partition(_MARK)
         return before, after
 

@@ -14,7 +14,8 @@ The tokens of an image of 2 x 4 cells (# is an image token):
     # # # # [IMG_END]          LightOnOCR has # alone
 
 The image is made smaller where it must be, keeps its ratio of sides, and is then stretched to whole
-cells. Words that end a row are the language's and no image tokens.
+cells. Words that end a row are the language's and no image tokens. transformers' PixtralProcessor
+needs torchvision.
 """
 
 from __future__ import annotations

@@ -25,6 +25,11 @@ def without_video(kind: Any) -> Any:
 
     from transformers import ProcessorMixin
 
+    class Parts(ProcessorMixin):  # comes after `kind`, which hands its parts on by order or by name
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            keywords.pop("video_processor", None)
+            super().__init__(*args, **keywords)
+
     def get_attributes(cls: Any) -> list[str]:
         return [part for part in kind.get_attributes() if part != "video_processor"]
 
@@ -37,7 +42,7 @@ def without_video(kind: Any) -> Any:
         # SmolVLM's own asks the part that is not there how many frames it reads.
         "apply_chat_template": ProcessorMixin.apply_chat_template,
     }
-    return type(kind.__name__, (kind,), named)
+    return type(kind.__name__, (kind, Parts), named)
 
 
 def load(source: str, config: Any, **keywords: Any) -> Any:
@@ -57,7 +62,7 @@ def load(source: str, config: Any, **keywords: Any) -> Any:
     reads_videos = kind.get_attributes()[-1:] == ["video_processor"]
     if reads_videos:
         kind = without_video(kind)
-    images = _hidden_image_processor(config.model_type)
+    images = _hidden_image_processor(type(config).__module__)
     if images is not None:
         parts = [part.from_pretrained(source, **keywords) for part in (images, AutoTokenizer)]
         settings, _ = kind.get_processor_dict(source, **keywords)
@@ -65,17 +70,21 @@ def load(source: str, config: Any, **keywords: Any) -> Any:
     return (kind if reads_videos else AutoProcessor).from_pretrained(source, **keywords)
 
 
-def _hidden_image_processor(family: str) -> Any:
+def _hidden_image_processor(configuration: str) -> Any:
     """The image processor by Pillow that transformers 5.17 hides where torchvision is not.
 
     Those of Idefics3, SmolVLM and Ovis2 do without it; None where it is found by its name.
+
+    Args:
+        configuration: name of the module that the family's configuration comes from.
     """
     import transformers
 
-    name = f"transformers.models.{family}.image_processing_pil_{family}"
-    if find_spec("torchvision") is not None or find_spec(name) is None:
+    family = configuration.rpartition(".")[0]
+    name = f"{family}.image_processing_pil_{family.rpartition('.')[2]}"
+    if not family.startswith("transformers.models.") or find_spec(name) is None:
         return None
     module = import_module(name)
-    [kind] = module.__all__
+    kind = module.__all__[-1]
     hidden = getattr(getattr(transformers, kind), "is_dummy", False)
     return getattr(module, kind) if hidden else None

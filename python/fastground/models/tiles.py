@@ -8,7 +8,8 @@
     |  |  |         kl op       zw            k l o p
     +--+--+         tiles     whole
 
-Nothing is cut away and nothing is padded, so that either raster covers the image's every pixel.
+Nothing is cut away and nothing is padded, so that either raster covers the image but for what is
+left of a tile that is no whole number of patches.
 """
 
 from __future__ import annotations
@@ -37,20 +38,26 @@ def stitched(tokens: Sequence[int], tiles: tuple[int, int], side: tuple[int, int
 
 
 def stretched(
-    image: Image, tokens: Sequence[int], grid: tuple[int, int], all_tokens: Sequence[int]
+    image: Image,
+    tokens: Sequence[int],
+    grid: tuple[int, int],
+    all_tokens: Sequence[int],
+    share: tuple[float, float] = (1.0, 1.0),
 ) -> ImageLayout:
-    """The layout of cells that lie evenly over the whole image.
+    """The layout of cells that lie evenly over the whole image, but for a rest at two edges.
 
     Args:
         image: the original.
         tokens: the cells' places in raster order.
         grid: (grid_h, grid_w).
         all_tokens: the places of all of the image's tokens.
+        share: (y, x) how much of the image they cover, from its top left corner; the rest is less
+            than a patch, which no token sees.
     """
     return ImageLayout(
         grid=grid,
         tokens=tuple(tokens),
         all_tokens=tuple(all_tokens) if len(all_tokens) > len(tokens) else None,
         image_size=(image.height, image.width),
-        cell_size=(image.width / grid[1], image.height / grid[0]),
+        cell_size=(share[1] * image.width / grid[1], share[0] * image.height / grid[0]),
     )

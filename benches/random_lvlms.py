@@ -1,0 +1,145 @@
+"""Models of the true classes and true token layouts with random weights: speed needs no others.
+
+              layers        width    heads  of keys   vision tower
+    small        8          512       16     16 / 4   4 / 2 layers    for a CPU
+    full     32 / 28  4096 / 3584  32 / 28   32 / 4   the 7B's own    for a GPU, bfloat16
+
+LLaVA / Qwen2.5-VL. Each sees an image as 24 x 24 tokens, in prompts of the usual length: a system
+sentence, the image, the expression, the assistant's turn. Weights of queries and keys are drawn so
+that the logits of attention have a standard deviation of about 3 at any width: not flat, not one
+cell alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fastground.models import LVLM, wrap
+from fastground.models.llava import SYSTEM
+from fastground.models.processors import without_video
+from fastground.tiny import model as tiny
+from PIL import Image
+
+GRID = 24
+QWEN_TOKENS = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
+CHAT = SYSTEM + (
+    "{%% for message in messages %%} USER: {%% for part in message['content'] %%}"
+    "{{ '%s ' if part['type'] == 'image' else part['text'] }}{%% endfor %%} ASSISTANT:"
+    "{%% endfor %%}"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The language model's size; the vision tower is the true one where `full`."""
+
+    layers: int
+    width: int
+    heads: int
+    key_heads: int
+    inner: int
+    vocabulary: int = 128
+    full: bool = False
+
+    def text(self) -> dict[str, Any]:
+        """What configurations of text models call these."""
+        return {
+            "num_hidden_layers": self.layers, "hidden_size": self.width,
+            "num_attention_heads": self.heads, "num_key_value_heads": self.key_heads,
+            "intermediate_size": self.inner, "vocab_size": self.vocabulary,
+            "max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": 1,
+            "eos_token_id": 2,
+        }  # fmt: skip
+
+
+LLAVA_7B = Shape(32, 4096, 32, 32, 11008, 32064, full=True)
+QWEN_7B = Shape(28, 3584, 28, 4, 18944, 152064, full=True)
+
+
+def small(layers: int, width: int) -> dict[str, Shape]:
+    """Both models at a size for one thread of a CPU."""
+    inner = width * 8 // 3 // 8 * 8
+    return {
+        "LLaVA": Shape(layers, width, 16, 16, inner),
+        "Qwen2.5-VL": Shape(layers, width, 16, 4, inner),
+    }
+
+
+FULL = {"LLaVA": LLAVA_7B, "Qwen2.5-VL": QWEN_7B}
+
+
+def build(name: str, shape: Shape, device: str, dtype: torch.dtype) -> LVLM:
+    """ "LLaVA" or "Qwen2.5-VL" of this shape, made on the device, in evaluation mode."""
+    from transformers import AutoModelForImageTextToText
+
+    config, processor = {"LLaVA": llava, "Qwen2.5-VL": qwen}[name](shape)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+    for layer in model.get_decoder().layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            torch.nn.init.normal_(projection.weight, std=(3 / shape.width) ** 0.5)
+    return wrap(model, processor, checkpoint=f"random {name}")
+
+
+def picture() -> Image.Image:
+    """An image of grey noise, which the processors turn into GRID x GRID tokens."""
+    return Image.effect_noise((672, 672), 64)
+
+
+def llava(shape: Shape) -> tuple[Any, Any]:
+    """Configuration and processor; the full one has CLIP-L's tower for 336 pixels."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    processor = tiny.processor(GRID)
+    processor.chat_template = CHAT % "<image>"
+    vision = tiny.build(GRID).config.vision_config
+    if shape.full:
+        vision = CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
+            num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768,
+        )  # fmt: skip
+        images = processor.image_processor
+        images.size, images.crop_size = {"shortest_edge": 336}, {"height": 336, "width": 336}
+        processor.patch_size = 14
+    mark = processor.tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(
+        vision_config=vision, text_config=LlamaConfig(**shape.text()), image_token_index=mark,
+        vision_feature_layer=-2, image_seq_length=GRID**2,
+    )  # fmt: skip
+    return config, processor
+
+
+def qwen(shape: Shape) -> tuple[Any, Any]:
+    """Configuration and processor; patches of 14 pixels, merged 2 x 2."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
+
+    tokenizer = tiny.processor(GRID).tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": QWEN_TOKENS})
+    start, image, end, video = tokenizer.convert_tokens_to_ids(QWEN_TOKENS)
+    vision = {
+        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    } if shape.full else {
+        "depth": 2, "hidden_size": 128, "intermediate_size": 384, "num_heads": 4,
+        "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    eighths = shape.width // shape.heads // 16
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    rope["mrope_section"] = [2 * eighths, 3 * eighths, 3 * eighths]
+    config = Qwen2_5_VLConfig(
+        vision_config=vision | {"patch_size": 14, "out_hidden_size": shape.width},
+        text_config=shape.text() | {"rope_parameters": rope},
+        image_token_id=image, video_token_id=video,
+        vision_start_token_id=start, vision_end_token_id=end,
+    )  # fmt: skip
+    side = (GRID * 28) ** 2
+    images = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": side // 4, "longest_edge": side}, patch_size=14, merge_size=2
+    )
+    return config, without_video(Qwen2_5_VLProcessor)(
+        image_processor=images, tokenizer=tokenizer,
+        chat_template=CHAT % (QWEN_TOKENS[0] + QWEN_TOKENS[1] + QWEN_TOKENS[2]),
+    )  # fmt: skip

@@ -1,0 +1,63 @@
+"""The support table says what the tests of the adapters show, no more and no less."""
+
+import json
+
+import pytest
+from families import all_families
+from fastground import cli, models
+from fastground.models import support
+from test_adapters import made
+
+TESTED = ("native", "conversion", "hooks")
+ROWS = {row.name: row for row in support.table()}
+FAMILIES = {family.name: family for family in all_families()}
+
+
+def test_every_row_has_its_tests_and_every_test_its_row():
+    tested = {name for name, row in ROWS.items() if row.how in TESTED}
+    assert tested - FAMILIES.keys() == set(), "rows without a Family of that name"
+    for name in FAMILIES.keys() - tested:  # another size of a row's, or none's
+        lvlm = made(FAMILIES[name])
+        assert lvlm.how == "generic" or lvlm.model.config.model_type in tested, name
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name in ROWS])
+def test_a_row_tells_the_truth_of_its_family(name):
+    row, lvlm = ROWS[name], made(FAMILIES[name])
+    assert lvlm.how in (row.how, "native")  # conversions may make what transformers knows
+    assert lvlm.model.config.model_type in row.model_types
+    assert row.packs or not lvlm.shares_prefix
+    assert len(row.remarks) > 10 and "\n" not in row.remarks
+
+
+def test_rows_are_one_each_and_in_order():
+    rows = support.table()
+    assert len(ROWS) == len(rows)
+    assert {row.how for row in rows} <= set(support.HOW)
+    assert all(bool(row.model_types) == (row.how != "generic") for row in rows)
+    places = [(support.HOW.index(row.how), row.name) for row in rows]
+    assert places == sorted(places)
+    assert set(models.ADAPTERS) <= ROWS.keys() | {t for row in rows for t in row.model_types}
+
+
+@pytest.mark.parametrize("name", support.PAPER)
+def test_all_ten_of_the_paper_have_a_row(name):
+    assert name in ROWS[support.PAPER[name]].paper
+    assert ROWS[support.PAPER[name]].how in TESTED
+
+
+def told(capsys, *arguments):
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["info", "--models", *arguments])
+    assert leaving.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_table_is_printed(capsys):
+    out = told(capsys)
+    for word in ("llava_v1", "conversion", "mini_gemini", "hooks", "Yi-VL-6B", "native"):
+        assert word in out
+    rows = json.loads(told(capsys, "--json"))["models"]
+    assert [row["name"] for row in rows] == list(ROWS)
+    [yi] = [row for row in rows if row["name"] == "yi_vl"]
+    assert yi["paper"] == ["Yi-VL-6B"] and yi["packs"] is True

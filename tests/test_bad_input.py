@@ -1,0 +1,211 @@
+"""What a user may bring that is broken or unusual: it works, or one line says what to do."""
+
+import copy
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import pytest
+import small_world
+import torch
+from fastground import Grounder, models
+from fastground.attention import attention_maps
+from fastground.capture import capture
+from fastground.types import HeadId, Recipe
+from random_llava import CHAT, random_llava
+
+TEXTS = ["the red mug", "a dog on the left", "x"]
+CHATTING = Recipe(template="chat")
+SAID = "{% for m in messages %}{% for c in m['content'] %}{{ c.get('text', '') }}{% endfor %}"
+
+
+def picture():
+    return small_world.samples()[0].image
+
+
+def own_lvlm(chat=None, grid=6):
+    """A model of this test's own, which may be spoilt."""
+    model, processor = random_llava(seed=1, grid=grid)
+    processor.chat_template = chat
+    return models.wrap(model, processor, checkpoint="random")
+
+
+# The prompt.
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (SAID + "{% endfor %}", r"put one image token .* made \[0\] .* use template='plain'"),
+        (SAID + "<image>{% endfor %}", r"before the words.* or last, use template='plain'"),
+        (SAID + "<image><image>{% endfor %}", r"made \[2\] of token 4"),
+        ("{% for m in messages %}<image>{% endfor %}", "'random' says them 0 times"),
+        ("<image>" + SAID * 2 + "{% endfor %}{% endfor %}", "says them 2 times; use template="),
+    ],
+)
+def test_a_chat_template_that_does_not_suit(template, says):
+    with pytest.raises(ValueError, match=says):
+        own_lvlm(template).encode(picture(), TEXTS[:1], CHATTING)
+
+
+def test_the_suiting_template_is_taken():
+    found = attention_maps(own_lvlm(CHAT), picture(), TEXTS, recipe=CHATTING)
+    assert found.maps.shape == (3, 12, 6, 6) and found.sums.min() > 0
+
+
+@pytest.mark.parametrize("ensure_period", [True, False])
+def test_an_expression_without_tokens(ensure_period):
+    """The period that is added must not ask alone."""
+    from tokenizers import normalizers
+
+    lvlm = own_lvlm()
+    tokenizer = lvlm.processor.tokenizer.backend_tokenizer
+    unseen = normalizers.Replace("\u200b", "")
+    tokenizer.normalizer = normalizers.Sequence([unseen, normalizers.Lowercase()])
+    recipe = Recipe(ensure_period=ensure_period)
+    with pytest.raises(ValueError, match=r"must have tokens, but '\\u200b' has none"):
+        lvlm.encode(picture(), ["\u200b"], recipe)
+    asked = lvlm.encode(picture(), ["the \u200bmug", "the mug"], recipe)
+    assert asked.token_ids[0].equal(asked.token_ids[1]) and asked.asking[0] == asked.asking[1]
+
+
+def test_a_bare_model_called_without_an_image():
+    model = random_llava(0)[0]
+    with pytest.raises(ValueError, match="layouts must be given"), capture(model):
+        model(input_ids=torch.tensor([[1, 10, 11]]))
+    assert model.config.text_config._attn_implementation == "sdpa"
+
+
+# The ranking.
+
+
+@pytest.mark.parametrize("head", [(3, 0), (0, 4), (-1, 0), (0, -1)])
+def test_a_ranking_with_a_head_that_the_model_does_not_have(head):
+    ranking = small_world.ranking()
+    wrong = dataclasses.replace(ranking.heads[-1], head=HeadId(*head))
+    ranking = dataclasses.replace(ranking, heads=(*ranking.heads[:-1], wrong))
+    says = rf"of the model's 3 layers x 4 heads, but has {wrong.head}; .*fastground discover random"
+    with pytest.raises(ValueError, match=says):
+        Grounder(small_world.lvlm(), ranking)
+
+
+# The model and its processor.
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama", "no_such_model"])
+def test_an_architecture_that_is_not_supported(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    says = r"^(model must be one of the supported families|checkpoint must be).*" + model_type
+    with pytest.raises(ValueError, match=says):
+        Grounder.from_pretrained(tmp_path, small_world.ranking(), device="cpu")
+
+
+def test_a_language_model_alone():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"supported families .* its model_type is 'llama'"):
+        models.wrap(LlamaForCausalLM(config).eval(), random_llava(0)[1])
+
+
+def test_a_processor_without_images_or_words():
+    model, processor = random_llava(0)
+    for given in (None, processor.tokenizer, processor.image_processor, "llava"):
+        with pytest.raises(ValueError, match=f"got {type(given).__name__}; load it with"):
+            models.wrap(model, given)
+
+
+def test_the_two_arguments_of_wrap_exchanged():
+    model, processor = random_llava(0)
+    with pytest.raises(ValueError, match="must be a transformers model, but got LlavaProcessor"):
+        models.wrap(processor, model)
+
+
+# Models whose modules are not what transformers made.
+
+
+class Int8Linear(torch.nn.Module):
+    """A stand-in for what quantisation puts in a Linear's place: no floating weight is left."""
+
+    def __init__(self, linear):
+        super().__init__()
+        scale = linear.weight.abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("whole", torch.round(linear.weight / scale).to(torch.int8))
+        self.bias = linear.bias
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weights(), self.bias)
+
+    def weights(self):
+        return self.whole * self.scale
+
+
+@torch.no_grad()
+def quantised(model):
+    """(the model with stand-ins in its decoder, the same model with their weights in Linears)."""
+    rounded = copy.deepcopy(model)
+    for name, module in list(model.get_decoder().named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            model.get_decoder().set_submodule(name, Int8Linear(module))
+            weights = model.get_decoder().get_submodule(name).weights()
+            rounded.get_decoder().get_submodule(name).weight.copy_(weights)
+    return model, rounded
+
+
+def test_a_quantised_model_grounds_like_its_rounded_weights():
+    model, processor = random_llava(seed=1, grid=6)
+    plain = Grounder(models.wrap(model, processor), small_world.ranking())(picture(), TEXTS)
+    model, rounded = quantised(model)
+    assert not any(isinstance(m, torch.nn.Linear) for m in model.get_decoder().modules())
+    found, want = (
+        Grounder(models.wrap(m, processor), small_world.ranking())(picture(), TEXTS)
+        for m in (model, rounded)
+    )
+    for one, other, before in zip(found, want, plain, strict=True):
+        assert torch.equal(one.map, other.map) and torch.equal(one.box, other.box)
+        assert not torch.equal(one.map, before.map)
+
+
+def dispatched(model, seen):
+    """As `device_map` leaves a model: every module's forward wrapped on the instance."""
+
+    def moved(module, *args, **keywords):
+        seen.add(type(module).__name__)
+        return module._old_forward(*args, **keywords)
+
+    for module in model.modules():
+        module._old_forward = module.forward
+        wrapped = functools.partial(moved, module)
+        module.forward = functools.update_wrapper(wrapped, module._old_forward)
+    model.hf_device_map = {"": "cpu"}
+    return model
+
+
+@pytest.mark.parametrize("selection", ["fixed", "greedy"])
+def test_a_dispatched_model_grounds_like_a_plain_one(selection):
+    seen = set()
+    model, processor = random_llava(seed=1, grid=6)
+    recipe = small_world.RECIPE.replace(selection=selection)
+    want = Grounder(small_world.lvlm(), small_world.ranking(), recipe=recipe)(picture(), TEXTS)
+    lvlm = models.wrap(dispatched(model, seen), processor)
+    found = Grounder(lvlm, small_world.ranking(), recipe=recipe)(picture(), TEXTS)
+    assert {"LlavaForConditionalGeneration", "LlamaAttention", "Linear"} <= seen
+    for one, other in zip(found, want, strict=True):
+        assert torch.equal(one.map, other.map) and torch.equal(one.box, other.box)
+    with torch.no_grad(), capture(model) as captured:  # its signature is found through the wrapper
+        inputs = processor(images=[picture()], text=["<image>\nthe mug."], return_tensors="pt")
+        model(inputs["input_ids"], inputs["pixel_values"])
+    assert captured.maps.maps.shape == (1, 12, 6, 6)
+
+
+def test_a_model_of_half_precision_on_the_cpu():
+    model, processor = random_llava(seed=1, grid=6)
+    found = Grounder(models.wrap(model.half(), processor), small_world.ranking())(picture(), "x")
+    want = Grounder(small_world.lvlm(), small_world.ranking())(picture(), "x")
+    assert found.map.dtype == torch.float32
+    assert np.abs(found.map.numpy() - want.map.numpy()).max() < 0.05 * float(want.map.max())
