@@ -201,9 +201,8 @@ class Capture:
         if not self._forwards:
             self._forwards.append((Asking(config, given, self._rows, self._layouts), {}))
             return
-        first, _ = self._forwards[0]
-        asking = Asking(config, given, self._rows, first.layouts)
-        self._forwards.append((asking, {}))
+        first, _ = self._forwards[0]  # later forwards have no image of their own
+        self._forwards.append((Asking(config, given, self._rows, first.layouts), {}))
 
     def attend(
         self, own: Callable[..., Any], module: Any, query: Any, key: Any, value: Any, mask: Any,
@@ -215,7 +214,10 @@ class Capture:
                 "model must be called itself inside the with block (not a part of it), so that "
                 "capture sees its input; capture the part, or call the model"
             )
-        layer, ends = module.layer_idx, self._ends and module.layer_idx == self._stop
+        layer = getattr(module, "layer_idx", None)
+        if layer is None:  # no layer of the decoder, but a part that shares its configuration
+            return own(module, query, key, value, mask, **keywords)
+        ends = self._ends and layer == self._stop
         heads = self._by_layer.get(layer)
         proof = self._seam.own, self._kinds.get(layer, "")
         tests = not ends and proof not in _tested.get(self._model, ())
