@@ -33,6 +33,9 @@ class Family:
     refusal: str = "requires the Torchvision library"
     """What loading says where it does not."""
 
+    row: str = ""
+    """Its row in the support table, where this is a variant of that family."""
+
     def __str__(self) -> str:
         return self.name
 
