@@ -33,6 +33,9 @@ class Family:
     refusal: str = "torchvision"
     """What loading names where it does not."""
 
+    row: str = ""
+    """Its row in the support table, where this is a variant of that family."""
+
     def __str__(self) -> str:
         return self.name
 
