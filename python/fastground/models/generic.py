@@ -58,6 +58,7 @@ class Generic(LVLM):
     """One view of the image, a token a cell, where processor and configuration agree on it."""
 
     model_types = ()
+    how = "generic"
     shares_prefix = False
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:

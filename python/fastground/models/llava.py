@@ -43,7 +43,7 @@ CLASS_TOKENS = {
 class Llava(LVLM):
     """Images padded to a square, patches in raster order, words after the image."""
 
-    model_types = ("llava", "vipllava")
+    model_types: ClassVar[tuple[str, ...]] = ("llava", "vipllava")
     system: ClassVar[str] = f"{SYSTEM} "
     """What stands before the image in a plain prompt to a model of chat."""
 
