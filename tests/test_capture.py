@@ -269,18 +269,98 @@ def test_bad_arguments_are_named(llava, arguments, message):
         capture(llava[0], **arguments)
 
 
-def test_lost_masks_are_noticed(llava, monkeypatch):
+@pytest.mark.parametrize("window", [None, 9])
+def test_lost_masks_are_noticed(monkeypatch, window):
     # As if the mask function had not been registered: transformers then passes None, silently.
-    from transformers import masking_utils
+    # Without padding only windows are lost.
+    from transformers import MistralConfig, masking_utils
 
-    model, processor = llava
-    inputs = inputs_of(processor, "left")
+    model, processor = random_llava(
+        0, **({} if window is None else {"text": MistralConfig, "sliding_window": window})
+    )
+    inputs = inputs_of(processor, "left", **({} if window is None else {"texts": TEXTS[:1]}))
     with torch.no_grad(), capture(model):
         model(**inputs)
     mapping = dict(masking_utils.AttentionMaskInterface._global_mapping)
     del mapping["fastground"]
     monkeypatch.setattr(masking_utils.AttentionMaskInterface, "_global_mapping", mapping)
     with pytest.raises(RuntimeError, match="lost its attention_mask"), capture(model):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Failing])
+@pytest.mark.parametrize("where", ["vision_tower", "language_model"])
+def test_errors_inside_the_forward_pass_and_restore(error, where):
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor)
+
+    def fails(*_):
+        raise error
+
+    hook = getattr(model.model, where).register_forward_hook(fails)
+    with pytest.raises(error), torch.no_grad(), capture(model):
+        model(**inputs)
+    hook.remove()
+    assert model.config.text_config._attn_implementation == "sdpa"
+    assert not model._forward_pre_hooks
+    with torch.no_grad(), capture(model) as captured:
+        model(**inputs)
+    assert captured.sums.shape == (3, 12)
+
+
+def test_forwards_wrapped_by_hooks_that_move_their_input():
+    # As accelerate does for models that are quantised or split over devices: every module's
+    # forward is an instance attribute around the true one.
+    import functools
+
+    def wrapped(module):
+        true = module.forward
+
+        def moving(module, *args, **keywords):
+            keywords = {
+                n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in keywords.items()
+            }
+            return true(*args, **keywords)
+
+        return functools.update_wrapper(functools.partial(moving, module), true)
+
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor, "left")
+    want = on_image(eager(model, inputs), inputs, last_rows(inputs))
+    for module in (*model.modules(),):
+        module.forward = wrapped(module)
+    ids = inputs.pop("input_ids")
+    with torch.no_grad():
+        with capture(model) as captured:
+            model(ids, **inputs)
+        with capture(model, stop_after=1) as ended:
+            model(ids, **inputs)
+    torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
+    assert torch.equal(ended.maps.maps, captured.maps.maps[:, :8])
+
+
+def test_two_images_in_a_sequence_need_layouts(llava):
+    model, processor = llava
+    inputs = inputs_of(processor, texts=TEXTS[:1])
+    ids = inputs["input_ids"]
+    image = ids[:, 1:17]
+    inputs["input_ids"] = torch.cat([ids[:, :17], image, ids[:, 17:]], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["pixel_values"] = inputs["pixel_values"].repeat(2, 1, 1, 1)
+    message = "2 images in 1 sequences; pass layouts="
+    with pytest.raises(ValueError, match=message), torch.no_grad(), capture(model):
+        model(**inputs)
+    second = ImageLayout((4, 4), tuple(range(17, 33)))
+    want = eager(model, inputs)[0, :, -1, 17:33]
+    with torch.no_grad(), capture(model, layouts=second) as captured:
+        model(**inputs)
+    torch.testing.assert_close(captured.maps.maps[0].flatten(1), want, atol=2e-6, rtol=0)
+    beyond = ImageLayout((4, 4), tuple(range(30, 46)))
+    with (
+        pytest.raises(ValueError, match=r"in the sequence of \d+ tokens, but .* is at 45"),
+        torch.no_grad(),
+        capture(model, layouts=beyond),
+    ):
         model(**inputs)
 
 

@@ -297,3 +297,44 @@ def test_output_attentions_inside_capture_is_refused(implementation):
         with torch.no_grad(), capture(model) as captured:
             model(**inputs, output_attentions=False)
         assert captured.sums.shape == (3, 12)
+
+
+@pytest.mark.parametrize("implementation", ["flash_stand_in", "flex_stand_in", "eager"])
+def test_expressions_are_asked_with_every_attention(implementation):
+    from fastground.attention import attention_maps
+    from fastground.models import wrap
+    from fastground.types import Recipe
+    from PIL import Image
+
+    lvlm = wrap(*random_llava(0), checkpoint="random")
+    image = Image.radial_gradient("L").resize((31, 20))
+    texts = ["the red mug", "a dog on the left of the small blue mug", "x"]
+    want = attention_maps(lvlm, image, texts, recipe=Recipe())
+    use(lvlm.model, implementation)
+    found = attention_maps(lvlm, image, texts, recipe=Recipe())
+    torch.testing.assert_close(found.maps, want.maps, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.sums, want.sums, atol=1e-5, rtol=0)
+
+
+def test_a_part_without_a_layer_number_is_handed_on(monkeypatch):
+    # Such as a resampler that is made of the decoder's own attention and configuration.
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor)
+    config = model.config.text_config
+    part = LlamaAttention(config, 0)
+    del part.layer_idx
+    turned = (torch.ones(1, 2, 16), torch.zeros(1, 2, 16))
+    got = []
+
+    def resamples(module, args):
+        got.append(part(torch.ones(1, 2, 64), position_embeddings=turned)[0])
+
+    model.model.language_model.register_forward_pre_hook(resamples)
+    with torch.no_grad():
+        with capture(model) as captured:
+            model(**inputs)
+        model(**inputs)
+    assert torch.equal(got[0], got[1])
+    assert captured.sums.shape == (3, 12)

@@ -201,9 +201,8 @@ class Capture:
         if not self._forwards:
             self._forwards.append((Asking(config, given, self._rows, self._layouts), {}))
             return
-        first, _ = self._forwards[0]
-        asking = Asking(config, given, self._rows, first.layouts)
-        self._forwards.append((asking, {}))
+        first, _ = self._forwards[0]  # later forwards have no image of their own
+        self._forwards.append((Asking(config, given, self._rows, first.layouts), {}))
 
     def attend(
         self, own: Callable[..., Any], module: Any, query: Any, key: Any, value: Any, mask: Any,
@@ -215,7 +214,10 @@ class Capture:
                 "model must be called itself inside the with block (not a part of it), so that "
                 "capture sees its input; capture the part, or call the model"
             )
-        layer, ends = module.layer_idx, self._ends and module.layer_idx == self._stop
+        layer = getattr(module, "layer_idx", None)
+        if layer is None:  # no layer of the decoder, but a part that shares its configuration
+            return own(module, query, key, value, mask, **keywords)
+        ends = self._ends and layer == self._stop
         heads = self._by_layer.get(layer)
         proof = self._seam.own, self._kinds.get(layer, "")
         tests = not ends and proof not in _tested.get(self._model, ())
@@ -241,7 +243,9 @@ class Capture:
     ) -> torch.Tensor:
         """(batch, R, heads, keys): the attention of the asking tokens."""
         asking, _ = self._forwards[-1]
-        if mask is None and asking.needs_mask and not self._seam.made_none:
+        window = keywords.get("sliding_window")
+        needed = asking.needs_mask or window is not None
+        if mask is None and needed and not self._seam.made_none:
             raise RuntimeError(
                 "model lost its attention_mask on the way to its attention, so that padding "
                 "would be seen; capture needs a model that asks transformers for its masks"
@@ -265,7 +269,6 @@ class Capture:
                 )
         causal = keywords.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        window = keywords.get("sliding_window")
         return ops.attention_rows(
             asking.select(query),
             key,

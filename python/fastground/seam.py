@@ -34,7 +34,7 @@ class Listener(Protocol):
         """A forward begins, with these arguments by name."""
 
     def attend(self, own: Callable[..., Any], module: Any, *arguments: Any, **keywords: Any) -> Any:
-        """What an attention layer calls; the same as its own function returns."""
+        """What an attention layer calls; returns what its own function does."""
 
 
 class Seam:
@@ -56,13 +56,13 @@ class Seam:
         """
         begin = _register()
         self._thread = threading.get_ident()
-        self.own = self.text._attn_implementation
         with _lock:
             if id(self.text) in _open:
                 raise RuntimeError(
                     "model must not be captured twice at a time, nor in two threads; leave the "
                     "first with block, or ask it for all heads and rows at once"
                 )
+            self.own = self.text._attn_implementation
             if not _is_registered(self.own):
                 raise ValueError(
                     "model must use attention that transformers has registered together with its "

@@ -202,7 +202,8 @@ def support_table(rows: Iterable[Any]) -> Table:
         ("model", "how", "packs", "in the paper", "remarks"),
         "how: as published (native), after fastground.models.convert (conversion), loaded by its "
         "authors' code (hooks), without an adapter of its own (generic), or not at all (refused)\n"
-        "packs: an image's tokens are computed once for all of its expressions",
+        "packs: an image's tokens are computed once for all of its expressions, unless a layer of "
+        "the language model sees only the last so many tokens",
     )
     for column in table.columns:
         column.justify = "left"

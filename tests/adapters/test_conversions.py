@@ -146,7 +146,7 @@ def test_yi_vl_in_its_community_port(tmp_path):
     (port / "config.json").write_text(json.dumps(config))
     original.tokenizer.save_pretrained(port)
     save_file(renamed, port / "model.safetensors")
-    with pytest.raises(ValueError, match=r"convert it once with fastground\.models\.convert"):
+    with pytest.raises(ValueError, match=r"convert its folder once with fastground\.models\."):
         models.load(port)
     lvlm = models.load(models.convert(port, tmp_path / "out"), device="cpu")
     assert type(lvlm).__name__ == "YiVL"
@@ -181,7 +181,7 @@ def published(tmp_path, name="sharegpt4v", **config):
 
 
 def test_the_original_layout_is_not_loaded_but_shown_the_way(tmp_path):
-    with pytest.raises(ValueError, match=r"layout, but .*convert it once with fastground\.models"):
+    with pytest.raises(ValueError, match=r"layout, but .*convert its folder once"):
         models.load(published(tmp_path))
 
 

@@ -95,22 +95,26 @@ def convert(folder: str | Path, out: str | Path, *, vision_tower: str | Path | N
     return out
 
 
-def refuse_unconverted(folder: str | Path) -> None:
-    """Raise the way out where a folder holds a model in its authors' layout.
+def refuse_unconverted(checkpoint: str) -> None:
+    """Raise the way out where a folder, or a name on the hub, is a model in its authors' layout.
 
     Raises:
-        ValueError: it does.
+        ValueError: it is.
     """
-    path = Path(folder) / "config.json"
-    given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    from transformers import PreTrainedConfig
+
+    try:
+        given, _ = PreTrainedConfig.get_config_dict(checkpoint)
+    except (OSError, ValueError):  # who loads it next says what is missing
+        return
     if given.get("model_type") in MiniGemini.model_types:
         way = "load it with their package, and pass it to fastground.models.wrap"
     elif "mm_vision_tower" in given or given.get("is_yi_vl_derived_model"):
-        way = "convert it once with fastground.models.convert(folder, out), then load out"
+        way = "convert its folder once with fastground.models.convert(folder, out), then load out"
     else:
         return
     raise ValueError(
-        f"checkpoint must be in transformers' layout, but {str(folder)!r} is in that of its "
+        f"checkpoint must be in transformers' layout, but {checkpoint!r} is in that of its "
         f"authors' code; {way}"
     )
 

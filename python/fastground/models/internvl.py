@@ -90,7 +90,7 @@ class InternVL(LVLM):
 
 
 class AyaVision(InternVL):
-    """The same with words before each tile: TILE_1 1111 TILE_2 2222 ... TILE_GLOBAL 0000."""
+    """Square tiles, a word before each: TILE_1 1111 TILE_2 2222 ... TILE_GLOBAL 0000."""
 
     model_types = ("aya_vision",)
 
@@ -115,13 +115,22 @@ class AyaVision(InternVL):
 
 
 class GotOcr2(InternVL):
-    """The same; one tile only, and two words around the image in every prompt.
+    """One square tile, and two words around the image in every prompt.
 
-    Two convolutions of stride 2 merge its patches: what a token sees is centred three eighths of a
-    cell before the cell's middle, up and to the left.
+    Two convolutions of stride 2 merge 4 x 4 patches. Token j looks at patches 4 j - 3 to 4 j + 3,
+    as far back as ahead, so that cells lie a patch and a half further up and left than squares.
     """
 
     model_types = ("got_ocr2",)
+
+    def layout(
+        self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
+    ) -> ImageLayout:
+        """One cell an image token, centred on what it sees."""
+        layout = super().layout(image, ids, inputs, recipe)
+        assert layout.cell_size is not None
+        x, y = layout.cell_size
+        return replace(layout, origin=(-1.5 / 4 * x, -1.5 / 4 * y))
 
     @property
     def marked(self) -> str:
@@ -130,7 +139,7 @@ class GotOcr2(InternVL):
 
 
 class Llama4(InternVL):
-    """The same, but tiles keep the aspect: what is left of them on the right and below is empty.
+    """Tiles keep the aspect: what is left of them on the right and below is empty.
 
     A word stands between tiles, another after a row of them: 111 x 222 x 333 y 444 x 555 x 666 y.
     """

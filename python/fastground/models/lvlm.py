@@ -63,7 +63,8 @@ class LVLM(ABC):
         self.model = model
         self.processor = processor
         self.checkpoint = checkpoint
-        self.shares_prefix = self.shares_prefix and not _has_window(text)
+        all_attend = len(self.layers_with_heads) == text.num_hidden_layers
+        self.shares_prefix = self.shares_prefix and all_attend and not _has_window(text)
         self._positions: int | None = getattr(text, "max_position_embeddings", None)
         self.architecture: dict[str, Any] = {
             "model_type": model.config.model_type,

@@ -91,7 +91,7 @@ class QwenVL(LVLM):
 
 
 class Qwen35(QwenVL):
-    """The same with recurrent layers, which would carry one expression's words into the next's."""
+    """Recurrent layers between, which would carry one expression's words into the next's."""
 
     model_types = ("qwen3_5", "qwen3_5_moe")
     shares_prefix = False

@@ -90,13 +90,13 @@ class Square(LVLM):
 
 
 class DeepseekVL(Square):
-    """Nothing but the image's tokens; two towers see it in the hybrid, one grid all the same."""
+    """One square of image tokens alone; the hybrid's two towers make one grid all the same."""
 
     model_types = ("deepseek_vl", "deepseek_vl_hybrid")
 
 
 class Janus(Square):
-    """Two marks around them; some processors put a system prompt before everything."""
+    """One square, two marks around it; some processors put a system prompt before everything."""
 
     model_types = ("janus",)
     frills = 1

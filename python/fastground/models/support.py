@@ -16,6 +16,9 @@ import inspect
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastground.models import ADAPTERS, REFUSED
+from fastground.models.generic import Generic
+
 HOW = ("native", "conversion", "hooks", "generic", "refused")
 
 CONVERSIONS = {
@@ -46,7 +49,8 @@ class Row:
     """One row of the table."""
 
     name: str
-    """The model_type, or the name of what transformers does not know."""
+    """The model_type, with "+" and the vision tower's where that decides; or the name of what
+    transformers does not know."""
     how: str
     """One of `HOW`."""
     model_types: tuple[str, ...]
@@ -61,34 +65,35 @@ class Row:
 
 def table() -> list[Row]:
     """All rows, in the order of `HOW` and then by name."""
-    from fastground import models
-
     rows = [
         Row(
             name=name,
             how="conversion",
             model_types=(made,),
-            packs=models.ADAPTERS[made].shares_prefix,
+            packs=ADAPTERS[made].shares_prefix,
             remarks=remarks,
         )
         for name, (made, remarks) in CONVERSIONS.items()
     ]
-    for kind in dict.fromkeys(models.ADAPTERS.values()):
+    for kind in dict.fromkeys(ADAPTERS.values()):
         told: dict[str, Any] = {
             "how": kind.how,
             "packs": kind.shares_prefix,
             "remarks": _first_line(kind),
         }
         if kind.how == "native":
-            rows += [Row(name=name, model_types=(name,), **told) for name in kind.model_types]
+            rows += [
+                Row(name=name, model_types=(name.partition("+")[0],), **told)
+                for name in kind.model_types
+            ]
         elif kind.how != "conversion":
             rows.append(Row(name=kind.family, model_types=kind.model_types, **told))
-    if hasattr(models, "Generic"):
-        told = {"packs": models.Generic.shares_prefix, "remarks": _first_line(models.Generic)}
-        rows.append(Row(name="any other", how="generic", model_types=(), **told))
+    rows.append(
+        Row("any other", Generic.how, (), packs=Generic.shares_prefix, remarks=_first_line(Generic))
+    )
     rows += [
         Row(name, how="refused", model_types=(name,), packs=None, remarks=reason)
-        for name, reason in getattr(models, "REFUSED", {}).items()
+        for name, reason in REFUSED.items()
     ]
     named = {row: tuple(n for n, family in PAPER.items() if family == row.name) for row in rows}
     rows = [Row(**{**vars(row), "paper": paper}) for row, paper in named.items()]
