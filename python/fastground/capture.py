@@ -87,7 +87,7 @@ class Capture:
         stop_after: int | None,
         layouts: ImageLayout | Sequence[ImageLayout] | None,
     ) -> None:
-        self._compiled = is_compiled(model)
+        self._compiled = stop_after is not None and is_compiled(model)
         self._model = getattr(model, "_orig_mod", model)  # torch.compile keeps it there
         self._text = model.config.get_text_config(decoder=True)
         self._rows = _checked_rows(rows, stop_after)
