@@ -30,8 +30,8 @@ class Family:
 
     loads: bool = True
     """Whether every supported transformers reads its processor without torchvision."""
-    refusal: str = "requires the Torchvision library"
-    """What loading says where it does not."""
+    refusal: str = "torchvision"
+    """What loading names where it does not."""
 
     def __str__(self) -> str:
         return self.name

@@ -5,7 +5,7 @@ import torch
 from fastground.models import wrap
 from fastground.types import Recipe
 from PIL import Image
-from tiny_internvl import aya_vision, cohere2_vision, internvl, llama4
+from tiny_internvl import aya_vision, cohere2_vision, got_ocr2, internvl, llama4
 
 BASE, STITCH = Recipe(), Recipe(blocks="stitch")
 
@@ -114,6 +114,20 @@ def test_aya_names_its_tiles():
     # <|START_OF_IMG|> TILE_1 precede the first tile; TILE_2 the second.
     assert look.layout.tokens[:8] == (2, 3, 4, 5, 19, 20, 21, 22)
     assert look.layout.grid == (8, 12)
+
+
+def test_got_ocr2_looks_around_the_middle_of_a_cell():
+    model, processor = got_ocr2()
+    layout = wrap(model, processor).look(Image.new("RGB", (128, 128)), BASE).layout
+    patches = torch.randn(1, 16, 64, 64, requires_grad=True)
+    merged = model.model.multi_modal_projector(patches)[0].unflatten(0, (16, 16))
+    merged[5, 9].sum().backward()
+    seen = patches.grad[0].abs().sum(0)
+    for axis, cell in ((1, 5), (0, 9)):  # (down, across)
+        rows = seen.sum(axis).nonzero().flatten()
+        middle = (rows.min() + rows.max() + 1) / 2 * 2  # pixels; a patch has two
+        x = layout.origin[1 - axis] + (cell + 0.5) * layout.cell_size[1 - axis]
+        assert x == pytest.approx(float(middle))
 
 
 def test_llama4_fills_the_corner_of_its_tiles():

@@ -33,17 +33,6 @@ def tower(kind, **more):
     return getattr(transformers, kind)(**settings | more)
 
 
-def local(model):
-    """The same with a tower that mixes even less: SigLIP starts from larger weights than others."""
-    import torch
-
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "vision_tower" in name and "out_proj" in name:
-                weight.mul_(0.1)
-    return model
-
-
 def tiles(side=32, **more):
     """The image processor of all of them, which cuts up to six tiles."""
     from transformers import GotOcr2ImageProcessorPil
@@ -99,7 +88,7 @@ def aya_vision(seed=0, *, knows_image=True):
         image_processor=tiles(), tokenizer=words, patch_size=4, downsample_factor=2, img_size=32,
         chat_template=CHAT.replace("MARK", "<image>"),
     )  # fmt: skip
-    return local(sharpen(model, seed)), processor
+    return sharpen(model, seed), processor
 
 
 def cohere2_vision(seed=0):
@@ -129,7 +118,7 @@ def cohere2_vision(seed=0):
     processor = Cohere2VisionProcessor(
         image_processor=images, tokenizer=words, chat_template=CHAT.replace("MARK", "<image>")
     )
-    return local(sharpen(model, seed)), processor
+    return sharpen(model, seed), processor
 
 
 def got_ocr2(seed=0):
@@ -199,7 +188,7 @@ def llama4(seed=0):
 FAMILIES = [
     Family("internvl", internvl, blocks=("base", "stitch")),
     Family("aya_vision", aya_vision, packs=False, blocks=("base", "stitch")),
-    Family("cohere2_vision", cohere2_vision, packs=False, blocks=("base", "stitch")),
+    Family("cohere2_vision", cohere2_vision, packs=False, loads=False, blocks=("base", "stitch")),
     Family("got_ocr2", got_ocr2),
-    Family("llama4", llama4, packs=False, blocks=("base", "stitch")),
+    Family("llama4", llama4, packs=False, loads=False, blocks=("base", "stitch")),
 ]

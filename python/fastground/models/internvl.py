@@ -117,11 +117,20 @@ class AyaVision(InternVL):
 class GotOcr2(InternVL):
     """One square tile, and two words around the image in every prompt.
 
-    Two convolutions of stride 2 merge its patches: what a token sees is centred three eighths of a
-    cell before the cell's middle, up and to the left.
+    Two convolutions of stride 2 merge 4 x 4 patches. Token j looks at patches 4 j - 3 to 4 j + 3,
+    as far back as ahead, so that cells lie a patch and a half further up and left than squares.
     """
 
     model_types = ("got_ocr2",)
+
+    def layout(
+        self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
+    ) -> ImageLayout:
+        """One cell an image token, centred on what it sees."""
+        layout = super().layout(image, ids, inputs, recipe)
+        assert layout.cell_size is not None
+        x, y = layout.cell_size
+        return replace(layout, origin=(-1.5 / 4 * x, -1.5 / 4 * y))
 
     @property
     def marked(self) -> str:
