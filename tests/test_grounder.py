@@ -66,17 +66,19 @@ def test_greedy_chooses_heads_for_every_expression():
 
 
 def test_a_segmenter_makes_the_mask():
-    def boxed(image, grounding):
-        x1, y1, x2, y2 = (int(v) for v in grounding.box)
-        mask = np.zeros((image.height, image.width), dtype=bool)
-        mask[y1:y2, x1:x2] = True
-        return mask
+    def boxed(image, groundings, recipe):
+        assert recipe == small_world.RECIPE
+        for grounding in groundings:
+            x1, y1, x2, y2 = (int(v) for v in grounding.box)
+            mask = np.zeros((image.height, image.width), dtype=bool)
+            mask[y1:y2, x1:x2] = True
+            yield mask
 
     grounder = Grounder(small_world.lvlm(), small_world.ranking(), segmenter=boxed)
-    found = grounder(picture(), "the red mug")
-    x1, y1, x2, y2 = (int(v) for v in found.box)
-    assert found.mask.sum() == (x2 - x1) * (y2 - y1) > 0
-    grounder.segmenter = lambda image, grounding: np.ones((3, 3))
+    for found in (grounder(picture(), "the red mug"), *grounder(picture(), ["x", "the dog"])):
+        x1, y1, x2, y2 = (int(v) for v in found.box)
+        assert found.mask.sum() == (x2 - x1) * (y2 - y1) > 0
+    grounder.segmenter = lambda image, groundings, recipe: [np.ones((3, 3))]
     with pytest.raises(ValueError, match=r"segmenter must return a \(height, width\) mask"):
         grounder(picture(), "the red mug")
 

@@ -3,8 +3,8 @@
 A unit is a module of fastground, or a package with all that is in it. It imports only from lower
 rows, never from its own. Three layers are cut once more, since their modules build on each other:
 `ops` lies above `rows` above what both doors share; `attention`, the one way from an image to maps,
-lies below the other pipelines; `cli` lies above `demo` above `terminal`. Imports for type checkers
-alone do not run and are not counted.
+and `segmentation`, that from boxes to masks, lie below the other pipelines; `cli` lies above `demo`
+above `terminal`. Imports for type checkers alone do not run and are not counted.
 """
 
 import ast
@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "fastground"
 
 ROWS = (
-    # layer 0, nouns and binary
+    # layer 0, how nouns look to others (they know none by name), nouns and binary
+    {"figures", "formats"},
     {"types", "_core"},
     # layer 1, implementations
     {"reference", "kernels"},
@@ -30,10 +31,10 @@ ROWS = (
     {"asking"},
     {
         "models", "packing", "capture", "stats", "table", "ranking", "grounding", "datasets",
-        "metrics", "figures",
+        "metrics", "sam",
     },
     # layer 4, pipelines
-    {"attention"},
+    {"attention", "segmentation"},
     {"grounder", "discovery", "evaluation", "comparison", "report"},
     # layer 5, commands
     {"terminal", "info", "tiny"},
@@ -42,7 +43,11 @@ ROWS = (
 )  # fmt: skip
 
 ONLY_IN = {
-    "transformers": {"models", "seam", "tiny"},
+    "transformers": {"models", "seam", "tiny", "sam"},
+    "segment_anything": {"sam"},
+    "cv2": {"segmentation"},
+    "pycocotools": {"formats"},
+    "supervision": {"formats"},
     "tokenizers": {"tiny"},
     "triton": {"kernels"},
     "safetensors": {"models", "table", "tiny"},

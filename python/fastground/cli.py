@@ -16,8 +16,6 @@ import typer
 from fastground import terminal
 from fastground.types import HeadRanking, Recipe
 
-PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
-"""What a figure can be written as."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 UsageError: Any = typer.BadParameter.__base__
@@ -38,6 +36,13 @@ Seed = Annotated[int, typer.Option(min=0, help="Of the samples and of their part
 Ranking = Annotated[
     Path | None, typer.Option(help="What discover wrote, file or folder; the model's own if not.")
 ]
+Segmenter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="grabcut|sam:FOLDER|segment-anything:FILE",
+        help="What turns a box into a mask; the maps themselves if not.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, nothing else.")]
 Profile = Annotated[
     str | None, typer.Option(help="All choices at once: paper, repo-2025-06 or repo-2025-08.")
@@ -54,26 +59,26 @@ def ground(
     expression: Annotated[list[str], typer.Argument(help="What to look for; one or more.")],
     checkpoint: Annotated[str, typer.Option(help="The model, as for discover.")] = "tiny",
     ranking: Ranking = None,
+    segmenter: Segmenter = None,
     out: Annotated[Path | None, typer.Option(help="A picture of the maps and the box.")] = None,
     profile: Profile = None,
     recipe: Changes = None,
     as_json: Json = False,
 ) -> None:
     """Find what an expression means in an image."""
-    if out is not None and out.suffix.lower() not in PICTURES:
-        raise ValueError(f"--out must end in one of {', '.join(PICTURES)}, but got {str(out)!r}")
-    grounder = _grounder(checkpoint, ranking, profile, recipe)
+    from fastground import figures
+
+    if out is not None and out.suffix.lower() not in figures.PICTURES:
+        raise ValueError(
+            f"--out must end in one of {', '.join(figures.PICTURES)}, but got {str(out)!r}"
+        )
+    grounder = _grounder(checkpoint, ranking, profile, recipe, segmenter)
     found = grounder(str(image), expression)
     if out is not None:
-        from fastground import figures
-        from fastground.models.geometry import read_image
-
-        picture = read_image(image)
         if len(found) == 1:
-            drawn = figures.figure(found[0], picture)
+            found[0].save(out)
         else:
-            drawn = figures.contact_sheet(found, [picture] * len(found))
-        figures.save(drawn, out)
+            figures.save(figures.contact_sheet(found, [g.image for g in found]), out)
     if as_json:
         terminal.print_json(
             image=str(image),
@@ -84,6 +89,7 @@ def ground(
                     "expression": g.expression,
                     "found": g.found,
                     "box": [float(v) for v in g.box],
+                    "mask_area": int(g.mask.sum()),
                     "score": g.score,
                     "mass": g.mass,
                     "heads": [list(h) for h in g.heads],
@@ -162,6 +168,7 @@ def evaluate(
     num_samples: NumSamples = 1000,
     seed: Seed = 0,
     ranking: Ranking = None,
+    segmenter: Segmenter = None,
     table: Annotated[
         bool,
         typer.Option(
@@ -182,7 +189,7 @@ def evaluate(
     from fastground.table import HeadTable
 
     samples = datasets.load(dataset, split=split, num_samples=num_samples, seed=seed)
-    grounder = _grounder(model, ranking, profile, recipe)
+    grounder = _grounder(model, ranking, profile, recipe, segmenter)
     with (
         terminal.progress("evaluating", num_samples) as advance,
         terminal.interruptible() as stop,
@@ -283,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
         if message:  # without any arguments the help has been shown, and says it all
             terminal.say(f"{message}; see fastground --help")
         code = 2
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         terminal.say(" ".join(str(error).split()))
         code = 2
     if code == INTERRUPTED:
@@ -337,16 +344,20 @@ def _leave(stop: terminal.Stop, done: int) -> None:
 
 
 def _grounder(
-    checkpoint: str, ranking: Path | None, profile: str | None, changes: list[str] | None
+    checkpoint: str,
+    ranking: Path | None,
+    profile: str | None,
+    changes: list[str] | None,
+    segmenter: str | None,
 ) -> Any:
     from fastground.grounder import Grounder
 
     source = None if ranking is None else _ranking_file(ranking)
-    grounder = Grounder.from_pretrained(checkpoint, source)
+    grounder = Grounder.from_pretrained(checkpoint, source, segmenter)
     if profile is None and not changes:
         return grounder
     recipe = recipe_of(grounder.ranking.recipe, profile, changes)
-    return Grounder(grounder.lvlm, grounder.ranking, recipe=recipe)
+    return Grounder(grounder.lvlm, grounder.ranking, segmenter=grounder.segmenter, recipe=recipe)
 
 
 def _ranking_file(path: Path) -> Path:

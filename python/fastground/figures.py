@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BOX = (255, 122, 26)
 """The colour of what was found: orange, which stays apart from blue for every kind of sight."""
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
+"""What a figure can be written as."""
 TRUTH = (64, 196, 255)
 """The colour of the truth, always dashed."""
 PANEL = 384
@@ -247,17 +249,43 @@ def head_matrix(ranking: HeadRanking, theme: Theme = LIGHT) -> Figure:
 
 
 def save(drawn: Figure, path: Path) -> None:
-    """Write a figure, an SVG without background; the same bytes for the same figure."""
+    """Write a figure, an SVG without background; the same bytes for the same figure.
+
+    Raises:
+        ValueError: the path does not end in one of `PICTURES`.
+    """
     import matplotlib
 
+    if path.suffix.lower() not in PICTURES:
+        raise ValueError(
+            f"path must end in one of {', '.join(PICTURES)} to be a picture, but got {str(path)!r}"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "fastground"}):
         metadata = {"Date": None} if path.suffix == ".svg" else None
         drawn.savefig(path, transparent=path.suffix == ".svg", dpi=150, metadata=metadata)
 
 
+def png(drawn: Figure) -> bytes:
+    """A figure as a PNG file."""
+    import io
+
+    written = io.BytesIO()
+    drawn.savefig(written, format="png", dpi=150)
+    return written.getvalue()
+
+
+def rendered(drawn: Figure) -> Image:
+    """A figure as an image."""
+    import io
+
+    from PIL import Image as Images
+
+    return Images.open(io.BytesIO(png(drawn)))
+
+
 def enlarged(image: Image) -> Image:
-    """The image at a whole multiple of its size, at least `PANEL` pixels wide."""
+    """The image at a whole multiple of its size, `PANEL` pixels wide unless it is far higher."""
     from PIL import Image as Images
 
     zoom = _zoom(image)
@@ -266,7 +294,7 @@ def enlarged(image: Image) -> Image:
 
 
 def _zoom(image: Image) -> int:
-    return max(1, math.ceil(PANEL / image.width))
+    return max(1, min(math.ceil(PANEL / image.width), 4 * PANEL // image.height))
 
 
 def _found(grounding: Grounding) -> list[float] | None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
 
-from fastground import models
+from fastground import models, segmentation
 from fastground.attention import attention_maps
 from fastground.grounding import ground
 from fastground.models import LVLM
+from fastground.models.geometry import read_image
 from fastground.ranking import greedy, kept_heads
+from fastground.segmentation import Segmenter
 from fastground.stats import head_statistics, head_table
 from fastground.types import AttentionMaps, Grounding, HeadId, HeadRanking, Recipe
-
-Segmenter = Callable[[Image.Image, Grounding], Any]
-"""Makes a (height, width) bool mask of an image and a grounding's box."""
 
 _RANKING = "ranking.json"
 
@@ -36,7 +34,7 @@ class Grounder:
         lvlm: LVLM,
         ranking: HeadRanking,
         *,
-        segmenter: Segmenter | None = None,
+        segmenter: Segmenter | str | None = None,
         recipe: Recipe | None = None,
     ) -> None:
         """A grounder of a loaded model.
@@ -44,12 +42,14 @@ class Grounder:
         Args:
             lvlm: from `fastground.models`.
             ranking: of the same architecture; its first k heads are used.
-            segmenter: turns a grounding into a mask; the attention map itself does unless given.
+            segmenter: turns groundings into masks, or its name as `segmentation.load` takes it;
+                the attention map itself does unless given.
             recipe: the ranking's own unless given.
 
         Raises:
             ValueError: the ranking is of another architecture, names heads that the model does not
-                have, or fewer than k.
+                have, or fewer than k; there is no such segmenter.
+            FileNotFoundError: the segmenter's weights are not there.
         """
         for name, value in lvlm.architecture.items():
             other = ranking.architecture.get(name)
@@ -70,6 +70,8 @@ class Grounder:
         self.lvlm = lvlm
         self.ranking = ranking
         self.recipe = ranking.recipe if recipe is None else recipe
+        if isinstance(segmenter, str):
+            segmenter = segmentation.load(segmenter, device=lvlm.model.device)
         self.segmenter = segmenter
         self.heads: tuple[HeadId, ...] = ranking.top(self.recipe.k)
 
@@ -78,7 +80,7 @@ class Grounder:
         cls,
         checkpoint: str | Path,
         ranking: HeadRanking | str | Path | None = None,
-        segmenter: Segmenter | None = None,
+        segmenter: Segmenter | str | None = None,
         recipe: Recipe | None = None,
         *,
         device: str | torch.device | None = None,
@@ -100,7 +102,7 @@ class Grounder:
 
         Raises:
             ValueError: no such model, a ranking of another architecture, or no ranking at all.
-            FileNotFoundError: no such ranking file.
+            FileNotFoundError: no such ranking file, or no weights of the segmenter.
         """
         if ranking is None:
             ranking = _own_ranking(str(checkpoint))
@@ -121,20 +123,20 @@ class Grounder:
         """Where in the image the expression's object is.
 
         Args:
-            image: a PIL image, the path of one, or a (height, width, 3) uint8 array. A file is
-                turned upright as its EXIF data says, and boxes are in upright pixels; images and
-                arrays are taken as they are.
+            image: a PIL image, the path of one, an array or a tensor, as `read_image` takes them.
+                A file is turned upright as its EXIF data says, and boxes are in upright pixels;
+                images and arrays are taken as they are.
             expression: what to look for, or a list of such texts.
 
         Returns:
             One grounding; for a list of expressions as many, in order.
 
         Raises:
-            ValueError: no image; an expression that is empty or has words the model does not know.
+            ValueError: no image; an expression that is empty, too long, or has words the model does
+                not know.
             FileNotFoundError: there is no such image file.
         """
-        if isinstance(image, np.ndarray):
-            image = _from_array(image)
+        image = read_image(image)
         one = isinstance(expression, str)
         expressions = [expression] if isinstance(expression, str) else list(expression)
         if not expressions:
@@ -148,8 +150,8 @@ class Grounder:
             )
             chosen = None
         found = ground(attention, expressions, recipe=self.recipe, chosen=chosen)
-        if self.segmenter is not None:
-            found = [self._segmented(image, grounding) for grounding in found]
+        found = [replace(grounding, image=image) for grounding in found]
+        found = segmentation.segmented(self.segmenter, found, self.recipe)
         return found[0] if one else found
 
     def _greedy(self, attention: AttentionMaps) -> torch.Tensor:
@@ -165,20 +167,6 @@ class Grounder:
             kept = kept_heads(means, self.recipe, tau=self.ranking.tau)
         chosen = greedy(sums, entropies, self.recipe, kept=kept)
         return torch.from_numpy(attention.positions(chosen, shape[1]))
-
-    def _segmented(self, image: Any, grounding: Grounding) -> Grounding:
-        from dataclasses import replace
-
-        from fastground.models.geometry import read_image
-
-        assert self.segmenter is not None
-        mask = torch.as_tensor(self.segmenter(read_image(image), grounding), dtype=torch.bool)
-        if mask.shape != grounding.mask.shape:
-            raise ValueError(
-                f"segmenter must return a (height, width) mask {tuple(grounding.mask.shape)}, but "
-                f"returned {tuple(mask.shape)}"
-            )
-        return replace(grounding, mask=mask)
 
 
 def _own_ranking(checkpoint: str) -> Path:
@@ -197,16 +185,3 @@ def _own_ranking(checkpoint: str) -> Path:
             "ranking='runs/heads/ranking.json'"
         )
     return folder / _RANKING
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or (array.ndim == 3 and array.shape[2] != 3)
-    ):
-        raise ValueError(
-            "image must be (height, width, 3) or (height, width) uint8 where it is an array, but "
-            f"got shape {array.shape} {array.dtype}"
-        )
-    return Image.fromarray(array)

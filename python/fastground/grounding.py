@@ -52,6 +52,7 @@ def ground(
         Grounding(
             expression=expression,
             box=pixels[i],
+            map_box=pixels[i],
             mask=masks[i],
             score=score[i],
             mass=mass[i],
@@ -76,7 +77,7 @@ def boxes_on_grid(maps: torch.Tensor, layout: ImageLayout, recipe: Recipe) -> Bo
     Returns:
         Boxes in grid units.
     """
-    return ops.boxes(maps, recipe=recipe, valid=_valid(layout, recipe, maps.device))
+    return ops.boxes(maps, recipe=recipe, valid=valid_cells(layout, recipe, maps.device))
 
 
 def boxes_in_pixels(boxes: Boxes, layout: ImageLayout) -> torch.Tensor:
@@ -95,7 +96,7 @@ def peaks(combined: torch.Tensor, layout: ImageLayout, recipe: Recipe) -> torch.
     Returns:
         (..., 2) float64 x, y; of equal cells the first in raster order.
     """
-    valid = _valid(layout, recipe, combined.device)
+    valid = valid_cells(layout, recipe, combined.device)
     if valid is not None:
         combined = combined.masked_fill(~valid, -torch.inf)
     best = combined.flatten(-2).argmax(dim=-1)
@@ -128,7 +129,7 @@ def pseudo_masks(
     """
     y, x = (c.to(combined.device) for c in layout.pixel_centers())
     grid_h, grid_w = layout.grid
-    valid = _valid(layout, recipe, combined.device)
+    valid = valid_cells(layout, recipe, combined.device)
     cells = combined.double()
     inside = cells.flatten(-2) if valid is None else cells[..., valid]
     mean = inside.mean(dim=-1)[..., None, None]
@@ -136,7 +137,7 @@ def pseudo_masks(
     if valid is not None:
         foreground &= valid
     region = _kept_region(foreground, boxes, recipe)
-    down, across = _bilinear(y, grid_h), _bilinear(x, grid_w).T
+    down, across = bilinear(y, grid_h), bilinear(x, grid_w).T
     row, column = y.floor().long(), x.floor().long()
     in_grid = ((row >= 0) & (row < grid_h))[:, None] & ((column >= 0) & (column < grid_w))
     row, column = row.clamp(0, grid_h - 1), column.clamp(0, grid_w - 1)
@@ -219,6 +220,15 @@ def truth_boxes(masks: torch.Tensor, layout: ImageLayout, recipe: Recipe) -> tor
     return boxes_in_pixels(boxes_on_grid(maps, layout, recipe), layout)
 
 
+def mask_box(mask: torch.Tensor) -> torch.Tensor:
+    """(4,) float32: the tight half-open box of a (height, width) mask; zeros where it is empty."""
+    rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
+    if not len(rows):
+        return torch.zeros(4, device=mask.device)
+    ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    return torch.cat(ends).float()
+
+
 def _overlap(centers: torch.Tensor, size: float, n: int) -> torch.Tensor:
     """(n, pixels): the part of each unit cell that intervals of `size` around `centers` cover."""
     cell = torch.arange(n, dtype=torch.float64)[:, None]
@@ -226,12 +236,15 @@ def _overlap(centers: torch.Tensor, size: float, n: int) -> torch.Tensor:
     return (high.minimum(cell + 1) - low.maximum(cell)).clamp(min=0)
 
 
-def _bilinear(centers: torch.Tensor, n: int) -> torch.Tensor:
+def bilinear(centers: torch.Tensor, n: int) -> torch.Tensor:
     """(pixels, n): weights of n cell values, given at i + 0.5, for positions on the grid."""
     place = (centers - 0.5).clamp(0, n - 1)
     cell = torch.arange(n, dtype=torch.float64, device=centers.device)
     return (1 - (place[:, None] - cell).abs()).clamp(min=0)
 
 
-def _valid(layout: ImageLayout, recipe: Recipe, device: torch.device) -> torch.Tensor | None:
+def valid_cells(
+    layout: ImageLayout, recipe: Recipe, device: torch.device | str = "cpu"
+) -> torch.Tensor | None:
+    """(grid_h, grid_w) bool: the cells that count, or None for all, as the recipe has padding."""
     return layout.valid().to(device) if recipe.padding == "exclude" else None

@@ -30,6 +30,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "region": ("hull", "component", "mass", "all"),
     "padding": ("exclude", "include"),
     "padding_stats": ("include", "exclude"),
+    "prompt": ("box", "box+mask", "box+points"),
+    "masks": ("one", "best of three"),
+    "box_from": ("map", "mask"),
     "blocks": ("base", "stitch"),
     "query": ("last_expression", "last_prompt", "phrase_mean", "first_generated"),
     "template": ("plain", "chat"),
@@ -92,6 +95,16 @@ class Recipe:
     """Which region is kept: largest convex hull, most cells, largest mass, or all of them."""
     padding: str = "exclude"
     """Whether padding cells may belong to a region."""
+
+    # Box -> mask, by a segmenter.
+    prompt: str = "box"
+    """What a segmenter is told: the box; with it the map's log-odds, 0 at the mean; or with it
+    the map's highest peaks in the box, as points of the object."""
+    masks: str = "one"
+    """The segmenter's own choice, or that of its three proposals which agrees best with the map
+    (the correlation of their cells)."""
+    box_from: str = "map"
+    """The kept region's box, or the tight box of the mask (where that is empty, the region's)."""
 
     # Which map: what of the image, and which token asks.
     blocks: str = "base"
@@ -483,6 +496,8 @@ class Grounding:
     expression: str
     box: torch.Tensor
     """(4,) float32 x1, y1, x2, y2 in pixels; zeros where nothing was found."""
+    map_box: torch.Tensor
+    """The kept region's box: `box` itself unless `Recipe.box_from` is "mask"."""
     mask: torch.Tensor
     """(height, width) bool."""
     score: float
@@ -496,3 +511,85 @@ class Grounding:
     """(k, grid_h, grid_w) float32: each head's map as captured."""
     heads: tuple[HeadId, ...]
     layout: ImageLayout
+    image: Image | None = field(default=None, repr=False)
+    """The image in RGB, upright, which box and mask are in; None where only maps were given."""
+
+    def show(self) -> None:
+        """Open the picture that `save` writes, in the system's viewer.
+
+        Raises:
+            ValueError: the grounding knows no image.
+        """
+        from fastground import figures
+
+        figures.rendered(figures.figure(self, self._image())).show()
+
+    def save(self, path: str | Path) -> None:
+        """Write a picture: the image, each head's map, their sum, box and mask.
+
+        Args:
+            path: ends in .png, .jpg, .jpeg, .svg or .pdf.
+
+        Raises:
+            ValueError: another ending, or the grounding knows no image.
+        """
+        from fastground import figures
+
+        figures.save(figures.figure(self, self._image()), Path(path))
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows."""
+        from fastground import figures
+
+        return None if self.image is None else figures.png(figures.figure(self, self.image))
+
+    def _image(self) -> Image:
+        if self.image is None:
+            raise ValueError(
+                "grounding must know its image to be drawn, but was made from maps alone; use "
+                "fastground.figures.figure(grounding, image)"
+            )
+        return self.image
+
+    def to_rle(self) -> dict[str, Any]:
+        """The mask in COCO's run-length encoding: `size` [height, width], `counts` a string.
+
+        Raises:
+            ModuleNotFoundError: pycocotools is not installed.
+        """
+        from fastground import formats
+
+        return formats.rle(self)
+
+    def to_coco(self, image_id: int = 0, category_id: int = 1) -> dict[str, Any]:
+        """One entry of a COCO results file, ready for `json.dump`.
+
+        Args:
+            image_id: of the data set.
+            category_id: likewise.
+
+        Returns:
+            image_id, category_id, bbox [x, y, width, height], area (of the mask, pixels),
+            iscrowd 0, segmentation (RLE), score (share of the attention inside, 0 to 1) and the
+            expression as caption.
+
+        Raises:
+            ModuleNotFoundError: pycocotools is not installed.
+        """
+        from fastground import formats
+
+        return formats.coco(self, image_id, category_id)
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections` of one box and mask, or of none where nothing was found.
+
+        The confidence is the share of the attention inside, 0 to 1; `data` holds the expression
+        (as class_name, which annotators print) and the score. Join several with
+        `supervision.Detections.merge`.
+
+        Raises:
+            ModuleNotFoundError: supervision is not installed.
+        """
+        from fastground import formats
+
+        return formats.supervision(self)

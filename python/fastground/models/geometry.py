@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
@@ -114,13 +116,24 @@ def crops_sides(image_processor: Any) -> bool:
 
 
 def read_image(image: Any) -> Image.Image:
-    """The image in RGB, from a PIL image as it is, or from a path, upright as its EXIF data says.
+    """The image in RGB.
+
+    Args:
+        image: a path, whose image is turned upright as its EXIF data says; or, taken as it is, a
+            PIL image; an array (height, width, 1, 3 or 4) or (height, width), uint8; or a tensor
+            (1, 3 or 4, height, width) or (height, width), uint8 or floating in [0, 1]. Of an
+            animation the frame that it stands at, the first in a file; where it is transparent,
+            white shines through.
 
     Raises:
-        ValueError: `image` is neither, or the file holds no image, or it has no pixels, or its
-            brightness has no known range (16 bits, integers, floats).
+        ValueError: `image` is none of these, or the file holds no image or is cut off, or it has no
+            pixels, or its brightness has no known range (16 bits, integers, floats).
         FileNotFoundError: there is no such file.
     """
+    if isinstance(image, torch.Tensor):
+        image = _array_of_tensor(image)
+    if isinstance(image, np.ndarray):
+        image = _of_array(image)
     if isinstance(image, (str, Path)):
         if not Path(image).is_file():
             raise FileNotFoundError(f"image must be a file, but there is none at {str(image)!r}")
@@ -136,8 +149,8 @@ def read_image(image: Any) -> Image.Image:
             ) from error
     if not isinstance(image, Image.Image):
         raise ValueError(
-            f"image must be a PIL image or a path to one, but got {type(image).__name__}; "
-            "turn an array into an image with PIL.Image.fromarray"
+            "image must be a PIL image, a path to one, an array or a tensor, but got "
+            f"{type(image).__name__}; open it with PIL.Image.open"
         )
     if 0 in image.size:
         raise ValueError(f"image must have pixels, but its (width, height) is {image.size}")
@@ -146,7 +159,52 @@ def read_image(image: Any) -> Image.Image:
             f"image must have 8 bits a channel, but its mode is {image.mode!r}; scale its values "
             "to 0-255 first, with Image.fromarray(values.astype('uint8'))"
         )
-    return image.convert("RGB")
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow reads the pixels only now
+        raise ValueError(
+            f"image must be whole, but its pixels cannot be read ({error}); get its file again"
+        ) from error
+
+
+def _of_array(array: np.ndarray) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise ValueError(
+            "image must be (height, width, 3) or (height, width) uint8 where it is an array, but "
+            f"got shape {array.shape} {array.dtype}; scale its values to 0-255, and put the "
+            "colours last with .transpose(1, 2, 0)"
+        )
+    if 0 in array.shape:
+        raise ValueError(f"image must have pixels, but its shape is {array.shape}")
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array)
+
+
+def _array_of_tensor(tensor: torch.Tensor) -> np.ndarray:
+    """(height, width[, channels]) uint8."""
+    tensor = tensor.detach().cpu()
+    if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)):
+        raise ValueError(
+            "image must be (3, height, width) or (height, width) where it is a tensor, but got "
+            f"shape {tuple(tensor.shape)}; take one image of a batch, and put the colours first "
+            "with .permute(2, 0, 1)"
+        )
+    if tensor.is_floating_point():
+        if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+            raise ValueError(
+                "image must be in [0, 1] where it is a floating tensor, but its values are "
+                f"{float(tensor.min()):.3g} to {float(tensor.max()):.3g}; undo its normalisation"
+            )
+        tensor = (255 * tensor.double()).round().to(torch.uint8)
+    if tensor.dtype != torch.uint8:
+        raise ValueError(
+            f"image must be uint8 or floating where it is a tensor, but is {tensor.dtype}; scale "
+            "its values to 0-255 and call .to(torch.uint8)"
+        )
+    return (tensor if tensor.ndim == 2 else tensor.permute(1, 2, 0)).numpy()
 
 
 def _resized(rule: Any, height: int, width: int) -> tuple[int, int]:
