@@ -8,6 +8,7 @@ import torch
 from fastground import cli, datasets, demo, terminal
 from fastground.cli import main, recipe_of
 from fastground.types import HeadRanking, Recipe
+from random_sam import random_sam
 
 COMMANDS = ("ground", "discover", "evaluate", "report", "demo", "info")
 
@@ -96,6 +97,25 @@ def test_ground_gives_a_box_and_a_picture(capsys, model, heads, photo, tmp_path)
     assert code == 0 and [line.split(":")[0] for line in out.splitlines()] == list(both)
 
 
+def test_ground_and_evaluate_take_a_segmenter(capsys, model, heads, photo, tmp_path):
+    pytest.importorskip("cv2")
+    options = ("--checkpoint", model, "--ranking", heads, "--recipe", "box_from=mask", "--json")
+    areas = {}
+    random_sam("sam").save_pretrained(tmp_path)
+    for name in ("none", "grabcut", f"sam:{tmp_path}"):
+        code, out, _ = run(capsys, "ground", photo, "left circle", *options, "--segmenter", name)
+        (grounding,) = strict(out)["groundings"]
+        x1, y1, x2, y2 = grounding["box"]
+        areas[name] = grounding["mask_area"]
+        assert code == 0 and 0 <= areas[name] <= (x2 - x1) * (y2 - y1)
+    assert len(set(areas.values())) == 3
+    options = (model, "--ranking", heads, "--num-samples", 4, "--segmenter", "grabcut")
+    code, out, _ = run(capsys, "evaluate", *options, "--json")
+    assert code == 0 and set(strict(out)["scores"]["by_box"]) == {"map", "mask"}
+    code, out, _ = run(capsys, "evaluate", *options)
+    assert code == 0 and "box from the mask" in out
+
+
 def test_ground_takes_the_recipe(capsys, model, heads, photo):
     options = ("--checkpoint", model, "--ranking", heads / "ranking.json", "--recipe", "k=1")
     code, out, _ = run(capsys, "ground", photo, "left circle", *options, "--json")
@@ -158,6 +178,12 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
          "zebra"),
         (["ground", "{photo}", "left circle", "--checkpoint", "{model}"], "ranking"),
         (["ground", "{photo}", "left circle", "--out", "found.txt"], ".png"),
+        (["ground", "{photo}", "left circle", "--checkpoint", "{model}", "--ranking", "{heads}",
+          "--segmenter", "sam:nowhere"], "hf download"),
+        (["ground", "{photo}", "left circle", "--checkpoint", "{model}", "--ranking", "{heads}",
+          "--segmenter", "scissors"], "grabcut, sam:FOLDER"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--table", "--segmenter", "none"],
+         "--segmenter"),
         (["ground", "{photo}", "left circle", "--ranking", "{model}/config.json"], "ranking"),
         (["discover", "{photo}"], "checkpoint"),
         (["discover", "{model}", "--dataset", "nothing"], "dataset"),

@@ -49,6 +49,25 @@ def test_the_truth_scores_one_and_what_is_wrong_counts():
     assert json.loads(json.dumps(scores.to_dict()))["num_samples"] == 11
 
 
+def test_the_map_and_the_mask_give_a_box_each():
+    def corner(image, groundings, recipe):
+        for _ in groundings:
+            mask = np.zeros((image.height, image.width), dtype=bool)
+            mask[:9, :9] = True
+            yield mask
+
+    samples = [dataclasses.replace(s, box=(0.0, 0.0, 9.0, 9.0)) for s in small_world.samples()]
+    of_map = evaluate(Grounder(small_world.lvlm(), small_world.ranking()), samples).by_box["map"]
+    for box_from in ("map", "mask"):
+        recipe = small_world.RECIPE.replace(box_from=box_from)
+        grounder = Grounder(
+            small_world.lvlm(), small_world.ranking(), segmenter=corner, recipe=recipe
+        )
+        scores = evaluate(grounder, samples)
+        assert scores.by_box == {"map": of_map, "mask": 1.0} and of_map < 1
+        assert scores.accuracy == scores.by_box[box_from]
+
+
 def test_without_masks_there_is_no_mask_score_and_without_boxes_none_at_all():
     blind = [dataclasses.replace(s, mask=None) for s in small_world.samples()]
     grounder = Grounder(small_world.lvlm(), small_world.ranking())

@@ -17,8 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "fastground"
 
 ROWS = (
-    # layer 0, how nouns look to others (they know none by name), nouns and binary
-    {"figures", "formats"},
+    # layer 0, nouns and binary
     {"types", "_core"},
     # layer 1, implementations
     {"reference", "kernels"},
@@ -27,8 +26,8 @@ ROWS = (
     {"rows"},
     {"ops"},
     # layer 3, stages
-    {"layouts", "layers", "visibility", "seam"},
-    {"asking"},
+    {"layouts", "layers", "visibility", "seam", "figures"},
+    {"asking", "result"},
     {
         "models", "packing", "capture", "stats", "table", "ranking", "grounding", "datasets",
         "metrics", "sam",
@@ -46,8 +45,6 @@ ONLY_IN = {
     "transformers": {"models", "seam", "tiny", "sam"},
     "segment_anything": {"sam"},
     "cv2": {"segmentation"},
-    "pycocotools": {"formats"},
-    "supervision": {"formats"},
     "tokenizers": {"tiny"},
     "triton": {"kernels"},
     "safetensors": {"models", "table", "tiny"},

@@ -185,6 +185,10 @@ def evaluate(
             "--table needs --ranking FOLDER, what discover wrote with --out; make it with: "
             f"fastground discover {model} --out FOLDER"
         )
+    if table and segmenter is not None:
+        raise ValueError(
+            "--table compares boxes of maps, which no --segmenter changes; leave one of them out"
+        )
     from fastground import comparison, datasets, discovery, evaluation
     from fastground.table import HeadTable
 

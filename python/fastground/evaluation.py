@@ -10,9 +10,10 @@ import numpy as np
 
 from fastground.attention import right_answers
 from fastground.datasets.images import by_image
-from fastground.grounding import peaks
-from fastground.metrics import BoxTally, mask_overlap, mask_scores, mean
-from fastground.types import Grounding, Recipe, Sample
+from fastground.grounding import mask_box, peaks
+from fastground.metrics import BoxTally, accuracy, box_iou, mask_overlap, mask_scores, mean
+from fastground.result import Grounding
+from fastground.types import Recipe, Sample
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Scores:
     """Acc@0.5: share of expressions whose box has IoU >= 0.5; a box not found is a miss."""
     interval: tuple[float, float]
     """95 % of the accuracy, images resampled."""
+    by_box: dict[str, float]
+    """Acc@0.5 of the map's box and of the mask's, whichever of them `Recipe.box_from` has taken."""
     mean_iou: float
     """Of the boxes."""
     pointing: float
@@ -65,6 +68,7 @@ def evaluate(
     """
     tally = BoxTally()
     overlaps: list[tuple[int, int]] = []
+    by_box: dict[str, list[float]] = {"map": [], "mask": []}
     right: list[bool] = []
     lvlm = getattr(grounder, "lvlm", None)
     for group in by_image(samples):
@@ -73,6 +77,9 @@ def evaluate(
         points = [peaks(g.map, g.layout, recipe).tolist() for g in found]
         tally.add(group, np.stack([g.box.cpu().numpy() for g in found]), np.array(points))
         for sample, grounding in zip(group, found, strict=True):
+            of_mask = mask_box(grounding.mask) if grounding.mask.any() else grounding.map_box
+            for name, box in (("map", grounding.map_box), ("mask", of_mask)):
+                by_box[name].append(float(box_iou(box.cpu(), sample.box)))
             if sample.mask is not None:
                 overlaps.append(mask_overlap(grounding.mask.cpu(), sample.mask))
         if lvlm is not None and all(s.answer for s in group):
@@ -83,6 +90,7 @@ def evaluate(
     return Scores(
         num_samples=len(tally),
         **vars(tally.scores(seed)),
+        by_box={name: accuracy(ious) for name, ious in by_box.items()},
         ciou=ciou,
         giou=giou,
         answer_accuracy=mean(right),

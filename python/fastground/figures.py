@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-    from fastground.types import Grounding, HeadRanking, ImageLayout
+    from fastground.result import Grounding
+    from fastground.types import HeadRanking, ImageLayout
 
 BOX = (255, 122, 26)
 """The colour of what was found: orange, which stays apart from blue for every kind of sight."""
@@ -144,7 +145,7 @@ def figure(grounding: Grounding, image: Image, truth: Sequence[float] | None = N
         axis.imshow(panel)
         axis.set_title(name, fontsize=9)
         axis.axis("off")
-    drawn.suptitle(grounding.expression, fontsize=12)
+    drawn.suptitle(grounding.expression, fontsize=12, parse_math=False)
     return drawn
 
 
@@ -171,7 +172,7 @@ def contact_sheet(
         axis.axis("off")
     for axis, grounding, image, truth in zip(axes, groundings, images, truths, strict=False):
         axis.imshow(boxed(image, _found(grounding), truth))
-        axis.set_title(grounding.expression, fontsize=8, wrap=True)
+        axis.set_title(grounding.expression, fontsize=8, wrap=True, parse_math=False)
     return drawn
 
 

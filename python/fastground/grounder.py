@@ -15,9 +15,10 @@ from fastground.grounding import ground
 from fastground.models import LVLM
 from fastground.models.geometry import read_image
 from fastground.ranking import greedy, kept_heads
+from fastground.result import Grounding
 from fastground.segmentation import Segmenter
 from fastground.stats import head_statistics, head_table
-from fastground.types import AttentionMaps, Grounding, HeadId, HeadRanking, Recipe
+from fastground.types import AttentionMaps, HeadId, HeadRanking, Recipe
 
 _RANKING = "ranking.json"
 

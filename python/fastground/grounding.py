@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fastground import ops
-from fastground.types import AttentionMaps, Boxes, Grounding, ImageLayout, Recipe
+from fastground.result import Grounding
+from fastground.types import AttentionMaps, Boxes, ImageLayout, Recipe
 
 
 def ground(

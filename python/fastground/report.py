@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fastground.comparison import Comparison
-    from fastground.types import AttentionMaps, Grounding, HeadRanking, HeadStats, Recipe, Sample
+    from fastground.result import Grounding
+    from fastground.types import AttentionMaps, HeadRanking, HeadStats, Recipe, Sample
 
 
 class Example(NamedTuple):

@@ -29,8 +29,9 @@ from torch.nn import functional
 
 from fastground import sam
 from fastground.grounding import bilinear, cell_coverage, mask_box, valid_cells
+from fastground.result import Grounding
 from fastground.sam import Prompt, Sam
-from fastground.types import Grounding, Recipe
+from fastground.types import Recipe
 
 LIMIT = 6.9
 """The largest log-odds that a map gives: p = 0.999."""

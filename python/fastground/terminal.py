@@ -173,6 +173,7 @@ def scores_table(scores: Any, title: str) -> Table:
     lines = [
         ("expressions", f"{scores.num_samples:,}"),
         ("Acc@0.5", f"{100 * scores.accuracy:.1f} % (95 %: {low:.1f} to {high:.1f})"),
+        *((f"  box from the {k}", _percent(v, " %")) for k, v in scores.by_box.items()),
         *((f"  {kind}", _percent(value, " %")) for kind, value in scores.by_kind.items()),
         ("mean box IoU", f"{scores.mean_iou:.3f}"),
         ("pointing game", _percent(scores.pointing, " %")),
