@@ -6,7 +6,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from fastground.types import Boxes
+from fastground.regions import Boxes
 
 hypothesis.settings.register_profile(
     "fastground",

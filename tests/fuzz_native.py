@@ -27,7 +27,7 @@ import fastground as fg
 import numpy as np
 import torch
 from fastground import _core, reference
-from fastground.types import Boxes
+from fastground.regions import Boxes
 
 DTYPES = ["bool", "float16", "bfloat16", "float32", "float64"]
 BITS = {"bool": np.uint8, "float16": np.uint16, "bfloat16": np.uint16,

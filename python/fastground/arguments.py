@@ -20,7 +20,8 @@ from torch import Tensor, from_numpy, strided
 from torch.utils.dlpack import from_dlpack
 
 from fastground import _core
-from fastground.types import CHOICES, Boxes
+from fastground.regions import Boxes
+from fastground.types import CHOICES
 
 Array = ndarray | Tensor
 Shape = tuple[int, ...]

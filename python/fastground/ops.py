@@ -53,8 +53,9 @@ from fastground.arguments import (
     unhashable,
 )
 from fastground.dispatch import implementations, native
+from fastground.regions import Boxes
 from fastground.rows import attention_rows
-from fastground.types import Boxes, HeadStats, Recipe
+from fastground.types import HeadStats, Recipe
 
 __all__ = [
     "attention_rows",

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from fastground.types import Boxes, HeadStats, Recipe
+from fastground.regions import Boxes
+from fastground.types import HeadStats, Recipe
 
 EPS = 1e-3
 """The eps of the cuts "mean+eps" and "2mean+eps"."""

@@ -196,8 +196,8 @@ def test_shapes_of_batch_and_valid(implementation):
 def test_unpacked_boxes_are_their_five_parts(implementation):
     maps = torch.rand(2, 3, 6, 5)
     maps[1] = 1  # nothing found
-    for given in (maps, maps[0]):
-        boxes = implementation(fg.boxes, given)
+    for some in (maps, maps[0]):
+        boxes = implementation(fg.boxes, some)
         xyxy, area, mass, score, found = boxes
         assert torch.equal(boxes.rows[..., :4], xyxy) and torch.equal(boxes.xyxy, xyxy)
         assert torch.equal(boxes.rows[..., 4:], torch.stack([area, mass, score], dim=-1))
@@ -215,8 +215,8 @@ def test_unpacked_boxes_are_their_five_parts(implementation):
 def test_each_part_is_a_view_of_the_kind_of_maps(monkeypatch, name, kind):
     monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", name)
     maps = kind(np.random.default_rng(0).random((3, 24, 24), np.float32))
-    for given, batch in ((maps, ()), (maps[None], (1,)), (maps[None, :, None], (1, 3))):
-        boxes = fg.boxes(given)
+    for some, batch in ((maps, ()), (maps[None], (1,)), (maps[None, :, None], (1, 3))):
+        boxes = fg.boxes(some)
         assert boxes.rows.shape == (*batch, 7) and boxes.xyxy.shape == (*batch, 4)
         assert isinstance(boxes.rows, type(maps))
         for part in (*boxes, boxes.found):
