@@ -20,6 +20,7 @@ hypothesis.settings.register_profile(
     "few", hypothesis.settings.get_profile("fastground"), max_examples=20
 )
 hypothesis.settings.load_profile("fastground")
+torch.set_num_threads(1)  # tiny models take several times as long with more
 torch.arange(1 << 16, dtype=torch.float32).cos()  # a process's first may be off: see models/lvlm.py
 
 

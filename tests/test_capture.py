@@ -22,10 +22,11 @@ def inputs_of(processor, side="right", texts=TEXTS, seed=0):
 
 def eager(model, inputs):
     """(batch, layers * heads, tokens, tokens) of the model itself."""
+    before = model.config.text_config._attn_implementation
     model.set_attn_implementation("eager")
     with torch.no_grad():
         attentions = model(**inputs, output_attentions=True).attentions
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation({"text_config": before, "vision_config": "sdpa"})
     return torch.cat(attentions, dim=1)
 
 

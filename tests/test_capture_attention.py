@@ -97,15 +97,17 @@ def text_config(kind, window):
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 IMPLEMENTATIONS = ["sdpa", "eager", "flash_stand_in", "flex_stand_in"]
-TEXTS = ["LlamaConfig", "MistralConfig", "Gemma2Config", "Gemma3TextConfig"]
+CASES = [
+    (text, implementation)
+    for text in ("LlamaConfig", "MistralConfig", "Gemma2Config", "Gemma3TextConfig")
+    for implementation in IMPLEMENTATIONS
+    if (text, implementation) != ("Gemma2Config", "sdpa")  # refused: it ignores the softcap
+]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(("text", "implementation"), CASES)
 def test_equals_eager_attention(text, implementation, side):
-    if text == "Gemma2Config" and implementation == "sdpa":
-        pytest.skip("refused: sdpa ignores the softcap")
     kind, more = text_config(text, 9)
     model, processor = random_llava(0, text=kind, **({} if text == "LlamaConfig" else more))
     inputs = inputs_of(processor, side)
@@ -126,14 +128,11 @@ def test_equals_eager_attention(text, implementation, side):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(("text", "implementation"), CASES)
 def test_after_cached_keys_of_which_windows_keep_the_last(text, implementation, batch):
     # Keys of a window's cache are fewer than the tokens; so are those of an expanded cache's.
     from transformers import DynamicCache
 
-    if text == "Gemma2Config" and implementation == "sdpa":
-        pytest.skip("refused: sdpa ignores the softcap")
     kind, more = text_config(text, 9)
     model, processor = random_llava(0, text=kind, **({} if text == "LlamaConfig" else more))
     inputs = inputs_of(processor, texts=["a dog on the left of the small blue mug."])
@@ -158,6 +157,7 @@ def test_a_softcap_that_sdpa_ignores_is_refused():
     kind, more = text_config("Gemma2Config", 64)
     model, processor = random_llava(0, text=kind, **more)
     inputs = inputs_of(processor)
+    model.config.text_config._attn_implementation = "sdpa"  # which transformers may refuse to set
     message = "heeds its softcap, but 'sdpa' ignores it; call model.set_attn_implementation"
     with torch.no_grad(), pytest.raises(ValueError, match=message), capture(model):
         model(**inputs)
@@ -213,6 +213,29 @@ def test_the_self_test_refuses_attention_that_is_not_what_it_is_given(function, 
         assert model.config.text_config._attn_implementation == "odd"
 
 
+def apart(module, query, key, value, attention_mask, position_ids=None, **keywords):
+    """As flash attention does without a mask: where positions restart, another text begins."""
+    if position_ids is not None:
+        text = (position_ids.diff(dim=1, prepend=position_ids[:, :1] - 1) != 1).cumsum(1)
+        attention_mask = (text[:, None, :, None] == text[:, None, None]).tril()
+    return sdpa(module, query, key, value, attention_mask, **keywords)
+
+
+def test_the_self_test_is_made_wherever_positions_restart_without_a_mask():
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor, texts=["the red mug."])
+    length = inputs["input_ids"].shape[1]
+    usual = torch.arange(length)[None]
+    restarting = torch.cat([usual[:, :-3], usual[:, :3]], dim=1)
+    with registered("apart", apart), torch.no_grad():
+        use(model, "apart")
+        with capture(model) as captured:
+            model(**inputs, position_ids=usual)
+        assert captured.sums.shape == (1, 12)
+        with pytest.raises(RuntimeError, match="in layer 0 its output is off"), capture(model):
+            model(**inputs, position_ids=restarting)
+
+
 def test_the_self_test_lets_repeated_keys_pass(monkeypatch):
     # Keys repeated before the attention function: the rows are the same.
     from transformers.models.llama import modeling_llama
@@ -262,7 +285,7 @@ def test_attention_past_the_interface_is_noticed(monkeypatch):
         model(**inputs)
 
 
-@pytest.mark.parametrize("name", ["s_aux", "position_bias"])
+@pytest.mark.parametrize("name", ["s_aux", "position_bias", "cu_seq_lens_q"])
 def test_sinks_and_biases_are_refused(monkeypatch, name):
     from transformers.models.llama import modeling_llama
 

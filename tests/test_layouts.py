@@ -102,6 +102,17 @@ def test_what_is_not_plain_is_refused(more, given, message):
     assert "pass layouts=, from fastground.models.wrap" in str(raised.value)
 
 
+def test_images_encoded_before_by_generate():
+    # What newer transformers hands its model: the tower's output instead of pixels.
+    given = {"input_ids": words(4, 4), "mm_encoder_outputs": {"image": object()}}
+    vision = SimpleNamespace(patch_size=14, image_size=28)
+    assert [a.grid for a in find_image(config(vision), given, 2)] == [(2, 2), (2, 2)]
+    with pytest.raises(ValueError, match="6 image tokens for 2 x 2 cells"):
+        find_image(config(vision), given | {"input_ids": words(6)}, 1)
+    with pytest.raises(ValueError, match="6 image tokens for 0 x 0 cells"):
+        find_image(config(), given | {"input_ids": words(6)}, 1)
+
+
 def test_a_bare_qwen_of_several_grids():
     # Through the whole of capture, against the model's own attention.
     from fastground.capture import capture

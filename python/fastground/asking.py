@@ -45,6 +45,14 @@ class Asking:
         self.needs_mask = (self.cached > 0 and self.length > 1) or (
             mask is not None and (padding is None or not bool(mask.all()))
         )
+        places = given.get("position_ids")
+        self.jumps = (
+            isinstance(places, torch.Tensor)
+            and places.ndim == 2
+            and not self.needs_mask
+            and bool((places.diff(dim=1) != 1).any())
+        )
+        """Whether positions restart without a mask: flash attention may take it for many texts."""
         if isinstance(rows, str):
             if rows == "last" and mask is not None and padding is None:
                 raise ValueError(

@@ -87,7 +87,7 @@ class Capture:
         stop_after: int | None,
         layouts: ImageLayout | Sequence[ImageLayout] | None,
     ) -> None:
-        self._compiled = is_compiled(model)
+        self._compiled = stop_after is not None and is_compiled(model)
         self._model = getattr(model, "_orig_mod", model)  # torch.compile keeps it there
         self._text = model.config.get_text_config(decoder=True)
         self._rows = _checked_rows(rows, stop_after)
@@ -220,7 +220,8 @@ class Capture:
         ends = self._ends and layer == self._stop
         heads = self._by_layer.get(layer)
         proof = self._seam.own, self._kinds.get(layer, "")
-        tests = not ends and proof not in _tested.get(self._model, ())
+        jumps = self._forwards[-1][0].jumps
+        tests = not ends and (jumps or proof not in _tested.get(self._model, ()))
         rows = None
         if heads is not None or (tests and layer == self._first):
             every = heads is None or len(heads) == query.shape[1]
@@ -261,7 +262,7 @@ class Capture:
                 f"model must use attention that heeds its softcap, but {self._seam.own!r} ignores "
                 "it; call model.set_attn_implementation('eager')"
             )
-        for name in ("s_aux", "sinks", "position_bias"):
+        for name in ("s_aux", "sinks", "position_bias", "cu_seq_lens_q"):
             if keywords.get(name) is not None:
                 raise ValueError(
                     f"model must attend by queries and keys alone, but its attention is given "

@@ -93,10 +93,10 @@ def is_compiled(model: torch.nn.Module) -> bool:
     if "torch._dynamo" not in sys.modules:
         return False
     return any(
-        hasattr(part, "_orig_mod")
-        or getattr(part, "_compiled_call_impl", None) is not None
-        or "_torchdynamo_orig_callable" in getattr(vars(part).get("forward"), "__dict__", {})
-        for part in model.modules()
+        "_orig_mod" in own["_modules"]
+        or own.get("_compiled_call_impl") is not None
+        or "_torchdynamo_orig_callable" in getattr(own.get("forward"), "__dict__", {})
+        for own in map(vars, model.modules())
     )
 
 

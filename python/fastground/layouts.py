@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from fastground.types import ImageLayout
 
 _WAY_OUT = "pass layouts=, from fastground.models.wrap(model, processor).encode(...).layout"
@@ -37,14 +39,17 @@ def find_image(config: Any, given: dict[str, Any], batch: int) -> list[ImageLayo
     image_id = getattr(config, "image_token_id", None)
     if past is not None and past.get_seq_length():
         raise ValueError(f"layouts must be given where keys are cached already; {_WAY_OUT}")
-    if ids is None or image_id is None or pixels is None:
+    encoded = given.get("mm_encoder_outputs") is not None
+    if ids is None or image_id is None or (pixels is None and not encoded):
         raise ValueError(
             "layouts must be given where the model's input does not hold input_ids with image "
             f"tokens and pixel_values; {_WAY_OUT}"
         )
     runs = [tuple(row.nonzero()[:, 0].tolist()) for row in (ids == image_id).cpu()]
     without = [name for name in _WITHOUT_GRID if getattr(config, name, None) is not None]
-    grids = [] if without else _grids(config, given)
+    grids = []
+    if not without:
+        grids = [_trained_grid(config)] * batch if pixels is None else _grids(config, given)
     if len(grids) != batch:
         found = f"{len(grids)} images in {batch} sequences" if grids else "no grid"
         raise ValueError(
@@ -59,7 +64,7 @@ def find_image(config: Any, given: dict[str, Any], batch: int) -> list[ImageLayo
             raise ValueError(
                 "layouts must be given where a sequence does not hold one image in one piece, a "
                 f"token a cell: {len(run)} image tokens for {grid[0]} x {grid[1]} cells of "
-                f"{tuple(pixels.shape)} pixel values; {_WAY_OUT}"
+                f"the pixel values; {_WAY_OUT}"
             )
         layouts.append(ImageLayout(grid, run[spare:], all_tokens=run if spare else None))
     return layouts
@@ -89,6 +94,21 @@ def _grids(config: Any, given: dict[str, Any]) -> list[tuple[int, int]]:
     if height % cell or width % cell:
         return []
     return [(int(height // cell), int(width // cell))] * len(pixels)
+
+
+def _trained_grid(config: Any) -> tuple[int, int]:
+    """(grid_h, grid_w) of the size that the vision tower is made for; (0, 0) where it says none.
+
+    For `generate` of newer transformers, which encodes images before and hands on no pixels.
+    """
+    vision = getattr(config, "vision_config", None)
+    size = getattr(vision, "image_size", None)
+    size = size[0] if isinstance(size, (list, tuple)) and len(set(size)) == 1 else size
+    if not isinstance(size, int):
+        return 0, 0
+    tower = torch.empty(1, 3, size, size, device="meta")
+    found = _grids(config, {"pixel_values": tower})
+    return found[0] if found else (0, 0)
 
 
 def _merged(config: Any) -> float:

@@ -33,6 +33,9 @@ class Family:
     refusal: str = "torchvision"
     """What loading names where it does not."""
 
+    row: str = ""
+    """Its row in the support table, where this is a variant of that family."""
+
     def __str__(self) -> str:
         return self.name
 
@@ -50,7 +53,7 @@ def sharpen(model: Any, seed: int = 0) -> Any:
             if weight.ndim < 2:
                 continue
             if id(weight) not in decoder:
-                mixes = any(part in name for part in ("out_proj", "projection_layer", "attn.proj"))
+                mixes = any(part in name for part in ("out_proj", "projection_layer"))
                 weight.mul_(0.05 if mixes else 4)
             elif any(part in name for part in ("q_proj", "k_proj", "qkv")):
                 weight.mul_(8)

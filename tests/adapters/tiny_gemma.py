@@ -131,5 +131,5 @@ FAMILIES = [
     Family("gemma3", gemma3, packs=False),
     Family("gemma4", gemma4, packs=False),
     Family("paligemma", paligemma, packs=False),
-    Family("paligemma2", lambda seed: paligemma(seed, capped=True), packs=False),
+    Family("paligemma2", lambda seed: paligemma(seed, capped=True), packs=False, row="paligemma"),
 ]

@@ -66,6 +66,7 @@ FAMILIES = [
         "idefics3-rest",
         lambda seed: idefics("idefics3", "Idefics3", seed, tile=TILE + 2),
         blocks=BOTH,
+        row="idefics3",
     ),
     Family(
         "smolvlm",

@@ -56,4 +56,4 @@ def kimi_k25(seed=0, **images):
     return model, processor
 
 
-FAMILIES = [Family("kimi_k25", kimi_k25, loads=False)]
+FAMILIES = [Family("kimi_k25", kimi_k25, loads=False, refusal="torchvision")]

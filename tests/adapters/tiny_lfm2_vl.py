@@ -57,4 +57,9 @@ def lfm2_vl(seed=0, **images):
     return model, processor
 
 
-FAMILIES = [Family("lfm2_vl", lfm2_vl, packs=False, loads=False, blocks=("base", "stitch"))]
+FAMILIES = [
+    Family(
+        "lfm2_vl", lfm2_vl, packs=False, blocks=("base", "stitch"),
+        loads=False, refusal="torchvision",
+    ),
+]  # fmt: skip

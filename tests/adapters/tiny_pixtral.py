@@ -117,6 +117,7 @@ FAMILIES = [
         "mistral3-ministral3",
         lambda seed: mistral3(seed, language="Ministral3Config"),
         loads=False,
+        row="mistral3",
     ),
     Family("llava+pixtral", pixtral, loads=False),
     Family("lighton_ocr", lighton_ocr),

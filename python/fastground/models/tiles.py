@@ -1,12 +1,12 @@
 """An image that a model sees in tiles, and once whole; each is stretched over a square.
 
-    image           tiles, row by row         stitched: one raster
-                    ab ef
-    +--+--+         cd gh                     a b e f
-    |  |  |                                   c d g h
-    +--+--+   -->   ij mn   and xy   -->      i j m n
-    |  |  |         kl op       zw            k l o p
-    +--+--+         tiles     whole
+    image        tiles, in rows       whole       stitched: one raster
+
+    +--+--+        ab   ef                          a b e f
+    |  |  |        cd   gh              xy          c d g h
+    +--+--+   =                  and    zw          i j m n
+    |  |  |        ij   mn                          k l o p
+    +--+--+        kl   op
 
 Nothing is cut away and nothing is padded, so that either raster covers the image but for what is
 left of a tile that is no whole number of patches.
