@@ -306,7 +306,7 @@ def boxes(
     if recipe.padding == "include":
         valid = None
     if native(maps):
-        rows = new_array((*batch, 7), float32)
+        rows: Any = new_array((*batch, 7), float32)
         suspect = _core.boxes(
             source(maps, shape),
             shape[-3],

@@ -62,7 +62,7 @@ def assert_like_opencv(boxes, combined, valid, region):
     for i, cells in enumerate(combined.double().numpy()):
         expected = by_opencv(cells, valid, region)
         assert bool(boxes.found[i]) == (expected is not None)
-        numbers = [*boxes.xyxy[i].tolist(), *boxes.area[i], boxes.mass[i], boxes.score[i]]
+        numbers = boxes.rows[i].tolist()
         assert numbers == pytest.approx(expected or [0] * 7, rel=1e-5)
 
 
