@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from fastground import ops
+from fastground.regions import Boxes
 from fastground.result import Grounding
-from fastground.types import AttentionMaps, Boxes, ImageLayout, Recipe
+from fastground.types import AttentionMaps, ImageLayout, Recipe
 
 
 def ground(
