@@ -12,7 +12,8 @@ PY := python kernels benches tests
 
 # What asks transformers for something; the rest cannot break by another version of it.
 NEWEST := .venv-newest
-ASKING := tests/adapters $(addprefix tests/test_, capture.py packing.py models.py grounder.py bad_input.py)
+ASKING := tests/adapters $(addprefix tests/test_, capture.py packing.py models.py grounder.py bad_input.py \
+	segmentation.py images.py)
 
 .PHONY: help demo test test-newest test-exhaustive sanitize fuzz lint format bench gpu-check clean
 .DELETE_ON_ERROR:

@@ -35,7 +35,8 @@ def random_sam(kind, seed=0, **decoder):
     elif kind == "sam2":
         vision = {
             "backbone_config": {
-                "hidden_size": 8, "image_size": [128, 128], "blocks_per_stage": [1, 1, 2, 1],
+                "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [128, 128],
+                "blocks_per_stage": [1, 1, 2, 1],
                 "embed_dim_per_stage": [8, 16, 24, 32], "num_attention_heads_per_stage": [1] * 4,
                 "window_size_per_stage": [4, 4, 4, 4], "global_attention_blocks": [3],
                 "window_positional_embedding_background_size": [7, 7],
@@ -52,7 +53,8 @@ def random_sam(kind, seed=0, **decoder):
     else:
         vision = {
             "backbone_config": {
-                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                "model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 64,
+                "num_hidden_layers": 2,
                 "num_attention_heads": 2, "image_size": 112, "patch_size": 14, "window_size": 4,
                 "global_attn_indexes": [1], "pretrain_image_size": 112,
             },
