@@ -201,7 +201,7 @@ def rescaled(module, query, key, value, attention_mask, **keywords):
 
 
 @pytest.mark.parametrize("function", [turned, unmasked, rescaled])
-@pytest.mark.parametrize("chosen", [{}, {"heads": [(1, 2)], "stop_after": 1}])
+@pytest.mark.parametrize("chosen", [{}, {"heads": [(1, 2)], "stop_after": 1}, {"stop_after": 0}])
 def test_the_self_test_refuses_attention_that_is_not_what_it_is_given(function, chosen):
     model, processor = random_llava(0)
     inputs = inputs_of(processor, "left")
@@ -211,6 +211,38 @@ def test_the_self_test_refuses_attention_that_is_not_what_it_is_given(function, 
         with pytest.raises(RuntimeError, match=message), capture(model, **chosen):
             model(**inputs)
         assert model.config.text_config._attn_implementation == "odd"
+
+
+def test_each_kind_of_layer_is_tested_even_where_the_forward_ends():
+    # Layers slide but for every second, which is odd: the first of these is the last that runs.
+    kind, more = text_config("Gemma3TextConfig", 9)
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    model, processor = random_llava(0, text=kind, layer_types=kinds, **more)
+    inputs = inputs_of(processor)
+
+    def odd(module, *args, **keywords):
+        return (turned if module.layer_idx == 1 else sdpa)(module, *args, **keywords)
+
+    with registered("odd", odd), torch.no_grad():
+        use(model, "odd")
+        with capture(model, stop_after=0):
+            model(**inputs)
+        message = "in layer 1 its output is off by"
+        with pytest.raises(RuntimeError, match=message), capture(model, stop_after=1):
+            model(**inputs)
+
+
+def test_attention_that_is_nan_is_no_proof():
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor, "left")
+    broken = torch.full_like(inputs["pixel_values"], torch.nan)
+    with registered("odd", turned), torch.no_grad():
+        use(model, "odd")
+        with capture(model) as captured:
+            model(**{**inputs, "pixel_values": broken})
+        assert captured.sums.isnan().all()
+        with pytest.raises(RuntimeError, match="its output is off by"), capture(model):
+            model(**inputs)
 
 
 def apart(module, query, key, value, attention_mask, position_ids=None, **keywords):

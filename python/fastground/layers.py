@@ -68,7 +68,7 @@ def checked_heads(
         return tuple(HeadId(layer, head) for layer in having for head in range(width))
     try:
         heads = tuple(HeadId(int(layer), int(head)) for layer, head in heads)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"heads must be (layer, head) pairs, but got {heads!r}; such as [(14, 24), (14, 13)]"
         ) from error
