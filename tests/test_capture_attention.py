@@ -213,6 +213,46 @@ def test_the_self_test_refuses_attention_that_is_not_what_it_is_given(function, 
         assert model.config.text_config._attn_implementation == "odd"
 
 
+def even(model):
+    """The same model with nearly even attention, where what is wrong shows least."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                weight.div_(8)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("function", [turned, unmasked, rescaled])
+def test_the_self_test_sees_it_in_half_precision_among_hundreds_of_keys(function, dtype):
+    model, processor = random_llava(0, grid=24)
+    even(model).to(dtype)
+    inputs = inputs_of(processor, "left").to(dtype)
+    with registered("odd", function), torch.no_grad():
+        use(model, "odd")
+        with pytest.raises(RuntimeError, match="its output is off by"), capture(model):
+            model(**inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sharper", [0.1, 1, 8])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flash_stand_in"])
+def test_the_self_test_lets_half_precision_pass(implementation, sharper, dtype):
+    # Eager attention rounds its logits, which here are up to hundreds, to few bits.
+    model, processor = random_llava(0, grid=12)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_proj" in name:
+                weight.mul_(sharper)
+    inputs = inputs_of(processor, "left").to(dtype)
+    use(model.to(dtype), implementation)
+    if implementation == "flash_stand_in" and sharper > 1:
+        pytest.skip("flash attention does not round its logits, its stand-in does")
+    with torch.no_grad(), capture(model) as captured:
+        model(**inputs)
+    assert captured.sums.isfinite().all()
+
+
 def test_each_kind_of_layer_is_tested_even_where_the_forward_ends():
     # Layers slide but for every second, which is odd: the first of these is the last that runs.
     kind, more = text_config("Gemma3TextConfig", 9)
