@@ -326,6 +326,9 @@ def test_misuse_is_refused_with_the_way_out(llava):
         ({"rows": "steps", "stop_after": 1}, "stop_after must be None with rows='steps'"),
         ({"heads": [(1, 2, 3)]}, r"heads must be \(layer, head\) pairs, but got \[\(1, 2, 3\)\]"),
         ({"heads": ["L1 H2"]}, "heads must be"),
+        ({"heads": [(1.5, 0)]}, "heads must be"),
+        ({"stop_after": 1.5}, "stop_after must be a layer 0 to 2, but got 1.5"),
+        ({"stop_after": "1"}, "stop_after must be a layer 0 to 2, but got '1'"),
         ({"rows": torch.zeros(3)}, "got shape"),
         ({"rows": torch.tensor([[0.0, 17.9]])}, r"integer tensor .*got shape \(1, 2\) float32"),
     ],
@@ -466,6 +469,10 @@ def test_images_of_several_grids_in_one_batch(llava):
     assert captured.sums.shape == (4, 12)
     with pytest.raises(RuntimeError, match=r"\(1, 2\), \(2, 3\), \(4, 4\); read captured.each"):
         captured.maps  # noqa: B018
+    for wrong in (5, [None] * 3):
+        message = "must be an ImageLayout or one a sequence"
+        with pytest.raises(ValueError, match=message), capture(model, layouts=wrong):
+            model(**inputs)
     two = rows[[1, 3]]
     with torch.no_grad(), capture(model, rows=two, layouts=[layouts[2]] * 3) as captured:
         model(**inputs)

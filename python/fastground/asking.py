@@ -7,6 +7,7 @@ image tokens     positions in the whole sequence, cached tokens included
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -86,7 +87,12 @@ class Asking:
 
         if layouts is None:
             layouts = find_image(config, given, batch)
-        self.layouts = [layouts] * batch if isinstance(layouts, ImageLayout) else list(layouts)
+        several = isinstance(layouts, Sequence) and all(isinstance(a, ImageLayout) for a in layouts)
+        if not several and not isinstance(layouts, ImageLayout):
+            raise ValueError(
+                f"layouts must be an ImageLayout or one a sequence, but got {layouts!r}"
+            )
+        self.layouts = list(layouts) if several else [layouts] * batch
         if len(self.layouts) != batch:
             raise ValueError(
                 f"layouts must be one a sequence ({batch}), but got {len(self.layouts)} of them"
