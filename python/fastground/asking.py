@@ -166,7 +166,7 @@ class Asking:
 class _Places(NamedTuple):
     """Sequence positions, some for every row; rows with fewer than others are filled with zeros."""
 
-    index: torch.Tensor
+    places: torch.Tensor
     real: torch.Tensor | None
 
     @classmethod
@@ -179,16 +179,16 @@ class _Places(NamedTuple):
 
     def to(self, device: torch.device) -> _Places:
         """The same on a device."""
-        return _Places(self.index.to(device), None if self.real is None else self.real.to(device))
+        return _Places(self.places.to(device), None if self.real is None else self.real.to(device))
 
     def take(self, rows: torch.Tensor, gone: int) -> torch.Tensor:
         """(N, heads, most places) of rows (N, heads, keys), whose first `gone` keys are gone."""
-        index, real = self
+        places, real = self
         if gone:
-            index = index - gone
-            real = (index >= 0) if real is None else real & (index >= 0)
-            index = index.clamp(min=0)
-        taken = rows.gather(-1, index[:, None].expand(-1, rows.shape[1], -1))
+            places = places - gone
+            real = (places >= 0) if real is None else real & (places >= 0)
+            places = places.clamp(min=0)
+        taken = rows.gather(-1, places[:, None].expand(-1, rows.shape[1], -1))
         return taken if real is None else taken * real[:, None]
 
 
@@ -205,4 +205,11 @@ class _Indices(NamedTuple):
 
     def to(self, device: torch.device) -> _Indices:
         """The same on a device."""
-        return _Indices(*(None if part is None else part.to(device) for part in self))
+        return _Indices(
+            self.batch.to(device),
+            self.positions.to(device),
+            self.elements.to(device),
+            self.slots.to(device),
+            self.cells.to(device),
+            None if self.image is None else self.image.to(device),
+        )
