@@ -77,6 +77,12 @@ def test_a_bare_model_called_without_an_image():
     assert model.config.text_config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("given", [None, "llava", torch.nn.Linear(2, 2)])
+def test_what_is_no_model_is_not_captured(given):
+    with pytest.raises(ValueError, match="model must be a transformers model, but got"):
+        capture(given)
+
+
 # The ranking.
 
 
