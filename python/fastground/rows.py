@@ -74,7 +74,7 @@ def attention_rows(
     keywords = {"heads": heads, "visible": visible, "scale": scale, "softcap": softcap}
     if query.device.type != "cuda" or forced() == "reference":
         return give(reference.attention_rows(query, key, **keywords), given)
-    from fastground.kernels import attention_rows as kernel
+    import fastground.kernels.attention_rows as kernel
 
     dtype = torch.promote_types(query.dtype, key.dtype)
     dtype = torch.float32 if dtype == torch.float64 else dtype
