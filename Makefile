@@ -13,7 +13,7 @@ PY := python kernels benches tests
 # What asks transformers for something; the rest cannot break by another version of it.
 NEWEST := .venv-newest
 ASKING := tests/adapters $(wildcard tests/test_capture*.py) $(addprefix tests/test_, \
-  bad_input.py grounder.py hybrids.py layouts.py models.py packing.py)
+  bad_input.py geometry.py grounder.py hybrids.py layouts.py models.py packing.py)
 
 .PHONY: help demo test test-newest test-exhaustive sanitize fuzz lint format bench gpu-check clean
 .DELETE_ON_ERROR:
