@@ -42,6 +42,8 @@ def own_lvlm(chat=None, grid=6):
         (SAID + "<image><image>{% endfor %}", r"made \[2\] of token 4"),
         ("{% for m in messages %}<image>{% endfor %}", "'random' says them 0 times"),
         ("<image>" + SAID * 2 + "{% endfor %}{% endfor %}", "says them 2 times; use template="),
+        ("{{ raise_exception('roles!') }}", r"that of 'random' fails \(roles!\); use template="),
+        ("{{ 'user: ' + messages[0]['content'] }}", r"fails \(can only .*list.*; use template="),
     ],
 )
 def test_a_chat_template_that_does_not_suit(template, says):

@@ -42,8 +42,8 @@ DTYPES: dict[Any, str] = {
 
 MASKS = (torch.bool, np.dtype("bool"))
 
-_CODES = {torch.bool: "bool", **DTYPES}
-_CODES = {dtype: _core.codes["dtype"][name] for dtype, name in _CODES.items()}
+_DTYPES = {torch.bool: "bool", **DTYPES}
+_CODES = {dtype: _core.codes["dtype"][name] for dtype, name in _DTYPES.items()}
 
 
 class Choice(dict):

@@ -77,8 +77,8 @@ def capture(
     Raises:
         ValueError: no transformers model; heads, rows or stop_after that it does not have;
             attention that transformers has not registered with its masks, has a softcap that it
-            ignores, sinks or a bias. At the forward: no image is found, or an asking token is
-            padding.
+            ignores, sinks or a bias. At the forward: no image is found, an asking token is
+            padding, or output_attentions is asked for.
         RuntimeError: the model is being captured already, is called twice, does not hand its
             attention and masks on, or fails the self-test.
     """

@@ -87,7 +87,7 @@ def attention_sum(maps: Any, *, nan: str = "raise") -> Any:
     """
     (maps, shape), strict = take_maps(maps), take_nan(nan)
     if native(maps):
-        sums = new_array(shape[:-2], float32)
+        sums: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *ANY, sums, None)
     else:
         sums, suspect = reference.attention_sum(tensor(maps)), True
@@ -169,7 +169,7 @@ def entropy(
     except TypeError:
         raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
     if native(maps):
-        entropies = new_array(shape[:-2], float32)
+        entropies: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *choices, None, entropies)
     else:
         entropies = reference.entropy(tensor(maps), weight=weight, cut=cut, empty=empty)
@@ -207,8 +207,8 @@ def head_stats(
     except TypeError:
         raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
     if native(maps):
-        batch = shape[:-2]
-        sums, entropies = new_array(batch, float32), new_array(batch, float32)
+        sums: Any = new_array(shape[:-2], float32)
+        entropies: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *choices, sums, entropies)
     else:
         keywords = {"weight": weight, "cut": cut, "empty": empty}

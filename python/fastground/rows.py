@@ -75,7 +75,7 @@ def attention_rows(
     if query.device.type != "cuda" or forced() == "reference":
         with torch.autocast(query.device.type, enabled=False):  # whose products were of few bits
             return give(reference.attention_rows(query, key, **keywords), given)
-    from fastground.kernels import attention_rows as kernel
+    import fastground.kernels.attention_rows as kernel
 
     dtype = torch.promote_types(query.dtype, key.dtype)
     dtype = torch.float32 if dtype == torch.float64 else dtype
