@@ -132,10 +132,14 @@ def load(
         settings: dict[str, Any] = {"dtype": dtype or "auto"}
         if _caps_logits(config):
             settings["attn_implementation"] = {"text_config": "eager"}
+        if getattr(config, "quantization_config", None) is not None:
+            settings["device_map"] = {"": str(device)}  # such weights cannot be moved later
         model = _read(
             AutoModelForImageTextToText.from_pretrained, source, name, "model's weights", **settings
         )
-    return wrap(model.to(device).eval(), processor, checkpoint=name)
+        if "device_map" not in settings:
+            model = model.to(device)
+    return wrap(model.eval(), processor, checkpoint=name)
 
 
 def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
