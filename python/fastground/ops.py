@@ -42,6 +42,7 @@ from fastground.arguments import (
     check_out,
     give,
     give_boxes,
+    give_stats,
     refuse,
     refuse_maps,
     room,
@@ -207,8 +208,9 @@ def head_stats(
     except TypeError:
         raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
     if native(maps):
-        sums: Any = new_array(shape[:-2], float32)
-        entropies: Any = new_array(shape[:-2], float32)
+        batch = shape[:-2]
+        sums: Any = new_array(batch, float32)
+        entropies: Any = new_array(batch, float32)
         suspect = _core.head_stats(source(maps, shape), *choices, sums, entropies)
     else:
         keywords = {"weight": weight, "cut": cut, "empty": empty}
@@ -216,7 +218,7 @@ def head_stats(
         suspect = True
     if strict and suspect:
         refuse(sums, infinite=True)
-    return HeadStats(give(sums, maps), give(entropies, maps))
+    return give_stats(sums, entropies, maps)
 
 
 def smooth(
