@@ -32,8 +32,21 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help='"tiny" (ships along), a folder, or a name on the hub.')]
-Dataset = Annotated[str, typer.Option(help="The data set.")]
-NumSamples = Annotated[int, typer.Option(min=1, help="How many expressions.")]
+Dataset = Annotated[
+    str, typer.Option(help="shapes, refcoco, refcoco+, refcocog, reasonseg, png, or listed.")
+]
+Data = Annotated[Path | None, typer.Option(help="Where its files are; shapes has none.")]
+Masks = Annotated[
+    bool, typer.Option("--masks/--no-masks", help="Draw true masks, where there are any.")
+]
+Sentences = Annotated[str | None, typer.Option(help="all or first: of those that name one object.")]
+CheckSizes = Annotated[
+    bool,
+    typer.Option("--check-sizes/--no-check-sizes", help="Refuse a split of another size."),
+]
+NumSamples = Annotated[
+    int, typer.Option(min=1, help="How many expressions; more than there are: all.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of the samples and of their parts.")]
 Ranking = Annotated[
     Path | None, typer.Option(help="What discover wrote, file or folder; the model's own if not.")
@@ -104,6 +117,7 @@ def ground(
 def discover(
     model: Model,
     dataset: Dataset = "shapes",
+    data: Data = None,
     split: Annotated[str, typer.Option(help="Never the one evaluated on.")] = "train",
     num_samples: NumSamples = 1000,
     trials: Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")] = 5,
@@ -111,6 +125,12 @@ def discover(
     out: Annotated[Path | None, typer.Option(help="A folder for ranking.json and its table.")] = (
         None
     ),
+    masks: Masks = True,
+    sentences: Sentences = None,
+    check_sizes: CheckSizes = True,
+    exclude_eval_images: Annotated[
+        bool, typer.Option("--exclude-eval-images", help="Of any RefCOCO's val and test.")
+    ] = False,
     profile: Profile = None,
     recipe: Changes = None,
     as_json: Json = False,
@@ -119,7 +139,12 @@ def discover(
     chosen = recipe_of(Recipe(), profile, recipe)
     from fastground import datasets, discovery, models
 
-    samples = datasets.load(dataset, split=split, num_samples=num_samples, seed=seed)
+    given = _given(
+        sentences=sentences, check_sizes=check_sizes, exclude_eval_images=exclude_eval_images
+    )
+    samples = datasets.load(
+        dataset, data=data, split=split, num_samples=num_samples, seed=seed, masks=masks, **given
+    )
     lvlm = models.load(model)
     with (
         terminal.progress("discovering heads", num_samples) as advance,
@@ -158,6 +183,7 @@ def report(
 def evaluate(
     model: Model,
     dataset: Dataset = "shapes",
+    data: Data = None,
     split: Annotated[str, typer.Option(help="Never the one discovered on.")] = "test",
     num_samples: NumSamples = 1000,
     seed: Seed = 0,
@@ -168,6 +194,9 @@ def evaluate(
             "--table", help="Beside ablations and chance; --ranking is discover's folder."
         ),
     ] = False,
+    masks: Masks = True,
+    sentences: Sentences = None,
+    check_sizes: CheckSizes = True,
     profile: Profile = None,
     recipe: Changes = None,
     as_json: Json = False,
@@ -181,7 +210,10 @@ def evaluate(
     from fastground import comparison, datasets, discovery, evaluation
     from fastground.table import HeadTable
 
-    samples = datasets.load(dataset, split=split, num_samples=num_samples, seed=seed)
+    given = _given(sentences=sentences, check_sizes=check_sizes)
+    samples = datasets.load(
+        dataset, data=data, split=split, num_samples=num_samples, seed=seed, masks=masks, **given
+    )
     grounder = _grounder(model, ranking, profile, recipe)
     with (
         terminal.progress("evaluating", num_samples) as advance,
@@ -327,6 +359,18 @@ def _value(name: str, text: str, kind: str) -> Any:
     if "str" in kind:
         return text
     raise ValueError(f"recipe.{name} must be {kind}, but got {text!r}")
+
+
+def _given(
+    *, sentences: str | None, check_sizes: bool, exclude_eval_images: bool = False
+) -> dict[str, Any]:
+    """Options that not every data set takes, where they were given."""
+    given: dict[str, Any] = {"sentences": sentences} if sentences else {}
+    if not check_sizes:
+        given["check_sizes"] = False
+    if exclude_eval_images:
+        given["exclude_eval_images"] = True
+    return given
 
 
 def _leave(stop: terminal.Stop, done: int) -> None:
