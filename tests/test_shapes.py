@@ -95,5 +95,7 @@ def test_bad_input_is_named():
         next(datasets.shapes("dev"))
     with pytest.raises(ValueError, match="num_samples must be >= 0, but got -1"):
         next(datasets.shapes(num_samples=-1))
-    with pytest.raises(ValueError, match="dataset must be one of shapes, but got 'coco'"):
+    with pytest.raises(
+        ValueError, match=r"dataset must be one of shapes, refcoco, .* but got 'coco'"
+    ):
         datasets.load("coco")

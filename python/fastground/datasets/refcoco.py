@@ -185,8 +185,9 @@ def _own_sizes(path: Path, refs_name: str) -> dict[str, Counts] | None:
     if not path.is_file():
         return None
     try:
-        return {k: (v[0], v[1], v[2]) for k, v in read_json(path)[refs_name].items()}
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        told = read_json(path).get(refs_name)
+        return told and {split: (n[0], n[1], n[2]) for split, n in told.items()}
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} must hold the splits of {refs_name} with three counts each, but does not"
         ) from error
