@@ -7,12 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
-from fastground import cli, datasets
-from fastground.datasets.annotated import stream
-from fastground.datasets.shapes.__main__ import main as command
+from fastground import datasets
 from fastground.datasets.shapes.export import export, outlines, python2_pickle
 from fastground.datasets.unpickle import load_plain
-from fastground.types import HeadRanking
 from PIL import Image
 
 world = importlib.import_module("fastground.datasets.shapes")
@@ -50,26 +47,6 @@ def rewrite_refs(data, change):
 
 
 # What comes back.
-
-
-def test_the_exported_world_is_the_drawn_one(made):
-    """Same expressions and boxes as in memory; masks to the pixel; only JPEG stands between."""
-    pytest.importorskip("pycocotools")
-    folder, sizes = made
-    read = list(datasets.refcoco(folder, "train"))
-    drawn = list(datasets.shapes("train", num_samples=sizes["train"][2]))
-    assert len(read) == len(drawn) == sizes["train"][2]
-    key = lambda s: (s.image_id, s.expression)  # noqa: E731
-    for got, true in zip(
-        sorted(read, key=key), sorted(drawn, key=lambda s: (s.image_id + 1, s.expression)),
-        strict=True,
-    ):  # fmt: skip
-        assert (got.expression, got.box, got.image_id) == (
-            true.expression, true.box, true.image_id + 1,
-        )  # fmt: skip
-        assert got.mask.dtype == bool and np.array_equal(got.mask, true.mask)
-        difference = np.abs(np.asarray(got.image, int) - np.asarray(true.image, int))
-        assert difference.mean() < 6
 
 
 def test_samples_of_an_image_share_it_and_follow_one_another(made):
@@ -154,97 +131,6 @@ def test_images_of_any_evaluation_are_left_out_of_train(data):
         datasets.annotated_images("refcoco", data, "train", exclude_eval_images=True)
     with pytest.raises(ValueError, match="exclude_eval_images must be False for split 'val'"):
         datasets.annotated_images("refcoco", data, "val", exclude_eval_images=True)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_outlines_draw_the_mask_again(seed):
-    """Any mask without holes, of parts that touch at corners, too."""
-    pytest.importorskip("pycocotools")
-    from fastground.datasets import masks
-    from scipy import ndimage
-
-    random = np.random.default_rng(seed)
-    mask = ndimage.binary_fill_holes(random.random((14, 17)) < random.uniform(0.2, 0.8))
-    parts = outlines(mask)
-    assert len(parts) == ndimage.label(mask)[1]
-    assert np.array_equal(masks.coco(parts, mask.shape).mask, mask)
-
-
-# The pickle.
-
-
-class Bomb:
-    """Pickled, it would make a file when read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_a_malicious_pickle_is_refused_and_nothing_is_run(data, tmp_path, protocol):
-    mark = tmp_path / "executed"
-    path = data / "refcoco" / REFS
-    path.write_bytes(pickle.dumps([{"ref_id": Bomb(mark)}], protocol))
-    with pytest.raises(ValueError, match=r"only, but it asks for .*open; nothing of it was run"):
-        datasets.refcoco(data, "train")
-    assert not mark.exists()
-    with open(path, "rb") as file:
-        pickle.load(file)[0]["ref_id"].close()
-    assert mark.exists()  # it was a true one
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        b"cos\nsystem\n(S'touch {}'\ntR.",  # GLOBAL, REDUCE
-        b"(S'touch {}'\nios\nsystem\n.",  # INST
-        b"(cos\nsystem\nS'touch {}'\no.",  # OBJ
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x08touch {}\x85R.",  # STACK_GLOBAL
-        b"ccopy_reg\n_reconstructor\n(cos\nsystem\nc__builtin__\nobject\nNtR.",
-        b"Pelsewhere\n.",  # a persistent id
-        b"\x80\x02\x82\x01.",  # an extension code
-    ],
-)
-def test_every_way_to_a_function_is_closed(tmp_path, program):
-    path = tmp_path / "refs.p"
-    mark = tmp_path / "executed"
-    path.write_bytes(program.replace(b"{}", str(mark).encode()))
-    with pytest.raises(ValueError, match="must be a"):
-        load_plain(path)
-    assert not mark.exists()
-
-
-def test_python_2_wrote_bytes_of_any_kind(tmp_path):
-    path = tmp_path / "refs.p"
-    plain = [{"sent": "left man", "tokens": ["left", "man"], "sent_id": -3, "raw": 'it\'s "a"\n'}]
-    path.write_bytes(python2_pickle(plain))
-    assert load_plain(path) == plain
-    assert b"S'left man'\n" in path.read_bytes()
-    path.write_bytes(
-        b"\x80\x02]q\x00(U\x04caf\xe9X\x05\x00\x00\x00caf\xc3\xa9K\x07G?\xf8\0\0\0\0\0\0e."
-    )
-    assert load_plain(path) == ["café", "café", 7, 1.5]
-    path.write_bytes(b"(lp1\n(dp2\nS'caf\\xe9'\np3\nV\\u00e9\np4\nsag3\na.")
-    assert load_plain(path) == [{"café": "é"}, "café"]
-    for value in ({"a": (1, 2.5, None, True)}, {1, 2}, [b"x", 10**30]):
-        path.write_bytes(pickle.dumps(value))
-        assert load_plain(path) == value
-
-
-def test_a_broken_pickle(data):
-    path = data / "refcoco" / REFS
-    path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(ValueError, match=r"refs\(unc\)\.p must be a whole pickle, but cannot"):
-        datasets.refcoco(data, "train")
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match="must be a whole pickle"):
-        datasets.refcoco(data, "train")
-    path.write_bytes(pickle.dumps({"refs": []}))
-    with pytest.raises(ValueError, match="must be a list of references"):
-        datasets.refcoco(data, "train")
 
 
 # Bad input.
@@ -475,97 +361,3 @@ def test_an_image_turned_by_its_camera(data):
         from fastground.datasets.photos import open_image
 
         assert open_image(image.source, image.size).size == (width, height)
-
-
-# The command line, end to end.
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as leaving:
-        cli.main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return leaving.value.code, out, err
-
-
-def test_export_by_command(capsys, tmp_path):
-    arguments = ["export", str(tmp_path), "--images", "10", "--per-image", "3.5", "--side", "64"]
-    assert command(arguments) == 0
-    out = capsys.readouterr().out
-    assert "train: 7 images" in out and "24 expressions" in out
-    assert next(datasets.refcoco(tmp_path, masks=False)).image.size == (64, 64)
-    assert command(arguments) == 2
-    assert "must not be there yet" in capsys.readouterr().err
-    assert command(["export", str(tmp_path / "new"), "--images", "3"]) == 2
-    assert "images must be >= 4" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The folder of a random model that knows the words of shapes."""
-    import torch
-    from fastground.tiny.model import build, processor
-
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    build(6).save_pretrained(folder)
-    processor(6).save_pretrained(folder)
-    return folder
-
-
-def test_discover_and_evaluate_on_files(capsys, made, model, tmp_path):
-    pytest.importorskip("pycocotools")
-    where = ("--dataset", "refcoco", "--data", made[0], "--num-samples", 30)
-    code, out, _ = run(
-        capsys, "discover", model, *where, "--trials", 2, "--out", tmp_path, "--json"
-    )
-    assert code == 0
-    ranking = HeadRanking.load(tmp_path / "ranking.json")
-    assert (ranking.dataset, ranking.split, ranking.num_samples) == ("refcoco", "train", 30)
-    code, out, _ = run(
-        capsys, "evaluate", model, *where, "--split", "testA", "--ranking", tmp_path, "--json"
-    )
-    scores = json.loads(out)["scores"]
-    assert code == 0 and 0 <= scores["accuracy"] <= 1 and 0 <= scores["ciou"] <= 1
-    assert scores["num_samples"] == min(30, made[1]["testA"][2])
-    assert scores["answer_accuracy"] is None
-    code, out, _ = run(
-        capsys, "evaluate", model, *where, "--split", "val", "--ranking", tmp_path, "--json",
-        "--no-masks", "--sentences", "first",
-    )  # fmt: skip
-    scores = json.loads(out)["scores"]
-    assert code == 0 and scores["ciou"] is None
-    assert scores["num_samples"] == min(30, made[1]["val"][1])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--dataset", "refcoco"], "--data DIR"),
-        (["--dataset", "refcoco", "--data", "nowhere"], "refs(unc).p"),
-        (["--dataset", "refcoco", "--data", "{data}", "--split", "test"], "testA"),
-        (["--dataset", "shapes", "--data", "{data}"], "must have no data"),
-        (["--dataset", "shapes", "--sentences", "first"], "must have no sentences"),
-        (["--dataset", "png", "--data", "{data}", "--no-check-sizes"], "not check_sizes"),
-    ],
-)
-def test_bad_data_is_one_clear_line(capsys, made, model, arguments, says):
-    arguments = [a.format(data=made[0]) for a in arguments]
-    code, out, err = run(capsys, "discover", model, *arguments)
-    assert code == 2 and not out
-    assert says in err.splitlines()[-1] and "Traceback" not in err
-
-
-def test_files_give_the_ranking_that_memory_gives(made):
-    """The same world with JPEG in between: the same three heads."""
-    from fastground import discover, models
-
-    tiny = models.load("tiny")
-    listed = datasets.annotated_images("refcoco", made[0], "train")
-    counts = sum(len(i.phrases) for i in listed)
-    from_files = discover(
-        tiny.model, tiny.processor, stream(listed, masks=False), trials=1, dataset="refcoco"
-    )
-    memory = datasets.shapes("train", num_samples=counts)
-    in_memory = discover(tiny.model, tiny.processor, memory, trials=1)
-    assert from_files.num_samples == in_memory.num_samples == counts
-    assert set(from_files.top()) == set(in_memory.top())

@@ -99,3 +99,9 @@ def test_bad_input_is_named():
         ValueError, match=r"dataset must be one of shapes, refcoco, .* but got 'coco'"
     ):
         datasets.load("coco")
+    with pytest.raises(ValueError, match="must have no data, sentences, masks=False"):
+        datasets.load("shapes", data="here", sentences="all", masks=False)
+    with pytest.raises(ValueError, match="must have no num_samples=None"):
+        datasets.load("shapes", num_samples=None)
+    with pytest.raises(ValueError, match="check_sizes must be True or False, but got 'no'"):
+        datasets.load("reasonseg", data="here", check_sizes="no")

@@ -36,13 +36,11 @@ Dataset = Annotated[
     str, typer.Option(help="shapes, refcoco, refcoco+, refcocog, reasonseg, png, or listed.")
 ]
 Data = Annotated[Path | None, typer.Option(help="Where its files are; shapes has none.")]
-Masks = Annotated[
-    bool, typer.Option("--masks/--no-masks", help="Draw true masks, where there are any.")
-]
-Sentences = Annotated[str | None, typer.Option(help="all or first: of those that name one object.")]
-CheckSizes = Annotated[
-    bool,
-    typer.Option("--check-sizes/--no-check-sizes", help="Refuse a split of another size."),
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", metavar="NAME=VALUE", help="One of the data set's, as masks=false; repeatable."
+    ),
 ]
 NumSamples = Annotated[
     int, typer.Option(min=1, help="How many expressions; more than there are: all.")
@@ -125,12 +123,7 @@ def discover(
     out: Annotated[Path | None, typer.Option(help="A folder for ranking.json and its table.")] = (
         None
     ),
-    masks: Masks = True,
-    sentences: Sentences = None,
-    check_sizes: CheckSizes = True,
-    exclude_eval_images: Annotated[
-        bool, typer.Option("--exclude-eval-images", help="Of any RefCOCO's val and test.")
-    ] = False,
+    option: Options = None,
     profile: Profile = None,
     recipe: Changes = None,
     as_json: Json = False,
@@ -139,12 +132,10 @@ def discover(
     chosen = recipe_of(Recipe(), profile, recipe)
     from fastground import datasets, discovery, models
 
-    given = _given(
-        sentences=sentences, check_sizes=check_sizes, exclude_eval_images=exclude_eval_images
-    )
     samples = datasets.load(
-        dataset, data=data, split=split, num_samples=num_samples, seed=seed, masks=masks, **given
-    )
+        dataset, data=data, split=split, num_samples=num_samples, seed=seed,
+        **options_of(dataset, option),
+    )  # fmt: skip
     lvlm = models.load(model)
     with (
         terminal.progress("discovering heads", num_samples) as advance,
@@ -194,9 +185,7 @@ def evaluate(
             "--table", help="Beside ablations and chance; --ranking is discover's folder."
         ),
     ] = False,
-    masks: Masks = True,
-    sentences: Sentences = None,
-    check_sizes: CheckSizes = True,
+    option: Options = None,
     profile: Profile = None,
     recipe: Changes = None,
     as_json: Json = False,
@@ -210,10 +199,10 @@ def evaluate(
     from fastground import comparison, datasets, discovery, evaluation
     from fastground.table import HeadTable
 
-    given = _given(sentences=sentences, check_sizes=check_sizes)
     samples = datasets.load(
-        dataset, data=data, split=split, num_samples=num_samples, seed=seed, masks=masks, **given
-    )
+        dataset, data=data, split=split, num_samples=num_samples, seed=seed,
+        **options_of(dataset, option),
+    )  # fmt: skip
     grounder = _grounder(model, ranking, profile, recipe)
     with (
         terminal.progress("evaluating", num_samples) as advance,
@@ -345,6 +334,34 @@ def recipe_of(base: Recipe, profile: str | None, changes: list[str] | None) -> R
     return recipe.replace(**values)
 
 
+def options_of(dataset: str, options: list[str] | None) -> dict[str, Any]:
+    """What --option says to a data set.
+
+    Args:
+        dataset: its name.
+        options: "name=value" each.
+
+    Raises:
+        ValueError: the data set takes no such option, or not such a value.
+    """
+    from fastground import datasets
+
+    files = dataset in datasets.FILES
+    known = {"masks": True, **datasets.options_of(dataset)} if files else {}
+    values: dict[str, Any] = {}
+    for option in options or ():
+        name, equals, text = option.partition("=")
+        if not equals or name not in known:
+            raise ValueError(
+                f"--option must be NAME=VALUE with a name of {', '.join(known) or 'none'} for "
+                f"{dataset}, but got {option!r}"
+            )
+        if isinstance(known[name], bool) and text.lower() not in ("true", "false"):
+            raise ValueError(f"--option {name} must be true or false, but got {text!r}")
+        values[name] = text.lower() == "true" if isinstance(known[name], bool) else text
+    return values
+
+
 def _value(name: str, text: str, kind: str) -> Any:
     if kind == "bool" and text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -359,18 +376,6 @@ def _value(name: str, text: str, kind: str) -> Any:
     if "str" in kind:
         return text
     raise ValueError(f"recipe.{name} must be {kind}, but got {text!r}")
-
-
-def _given(
-    *, sentences: str | None, check_sizes: bool, exclude_eval_images: bool = False
-) -> dict[str, Any]:
-    """Options that not every data set takes, where they were given."""
-    given: dict[str, Any] = {"sentences": sentences} if sentences else {}
-    if not check_sizes:
-        given["check_sizes"] = False
-    if exclude_eval_images:
-        given["exclude_eval_images"] = True
-    return given
 
 
 def _leave(stop: terminal.Stop, done: int) -> None:

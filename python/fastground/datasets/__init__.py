@@ -51,7 +51,7 @@ def load(
         split: as that data set calls it.
         num_samples: at most so many, of images in random order; None: all, in the files' order.
         seed: of that order; of shapes, another world.
-        masks: whether true masks are drawn where there are any; shapes always has them.
+        masks: whether true masks are drawn where there are any.
         on_bad: called with what is wrong with an image, which is then left out; None raises it.
         options: what that data set takes besides, such as sentences, check_sizes, images.
 
@@ -61,13 +61,11 @@ def load(
         FileNotFoundError: a file is missing; says which, and where to get it.
     """
     if name == "shapes":
-        if data is not None or options or num_samples is None:
-            given = ", ".join(
-                (["data"] if data is not None else [])
-                + (["num_samples=None"] if num_samples is None else [])
-                + list(options)
-            )
-            raise ValueError(f"shapes is drawn without end and must have no {given}; leave it out")
+        unfit = {"data": data, "on_bad": on_bad} | options
+        given = [option for option, value in unfit.items() if value is not None]
+        given += ["num_samples=None"] * (num_samples is None) + ["masks=False"] * (not masks)
+        if given or num_samples is None:
+            raise ValueError(f"shapes is drawn without end and must have no {', '.join(given)}")
         return shapes(split=split, num_samples=num_samples, seed=seed)
     images = annotated_images(name, data, split, **options)
     return stream(images, num_samples=num_samples, seed=seed, masks=masks, on_bad=on_bad)
@@ -110,11 +108,18 @@ def annotated_images(
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, but got {name!r}")
     if data is None:
         raise ValueError(f"data must say where {name} is, but was not given; data=DIR (--data DIR)")
-    taken = [
-        p.name for p in inspect.signature(FILES[name]).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.name != "variant"
-    ]  # fmt: skip
-    for option in options:
-        if option not in taken:
-            raise ValueError(f"{name} must have options {', '.join(taken) or 'none'}, not {option}")
+    known = options_of(name)
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"{name} must have options {', '.join(known) or 'none'}, not {option}")
+        if isinstance(known[option], bool) and not isinstance(value, bool):
+            raise ValueError(f"{option} must be True or False, but got {value!r}")
     return FILES[name](data, split, **options)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """What the listing of a data set takes besides a folder and a split, with its defaults."""
+    parameters = inspect.signature(FILES[name]).parameters.values()
+    return {
+        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "variant"
+    }

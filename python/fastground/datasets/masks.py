@@ -45,7 +45,7 @@ def coco(segmentation: Any, size: tuple[int, int]) -> Drawn:
     except ImportError as error:
         raise ValueError(
             "masks must be drawn by pycocotools, but it is not installed; "
-            "pip install pycocotools, or go without: masks=False (--no-masks)"
+            "pip install pycocotools, or go without: masks=False (--option masks=false)"
         ) from error
     height, width = size
     try:

@@ -66,6 +66,6 @@ def annotated_images(
     if check_sizes and len(found) != SIZES[split]:
         raise ValueError(
             f"reasonseg {split} must have {SIZES[split]} images, but {folder} has {len(found)}; "
-            f"{FROM}, or take it as it is with check_sizes=False (--no-check-sizes)"
+            f"{FROM}, or take it as it is with check_sizes=False (--option check_sizes=false)"
         )
     return found

@@ -204,7 +204,7 @@ def _check_sizes(references: list[Reference], wanted: Counts | None, what: str, 
     words = "{:,} images, {:,} references and {:,} expressions"
     raise ValueError(
         f"{what} must have {words.format(*wanted)}, but {name} has {words.format(*got)}{mixed}; "
-        "get the original, or take it as it is with check_sizes=False (--no-check-sizes)"
+        "get the original, or take it as it is with check_sizes=False (--option check_sizes=false)"
     )
 
 

@@ -81,10 +81,12 @@ def export(
     sentences = 0
     for split, count in counts.items():
         before = len(refs), sentences
-        made = 0
-        for i in range(count):
-            quota = math.floor((i + 1) * per_image) - math.floor(i * per_image)
-            found = _image(folder / "train2014", split, i, quota, made, side, seed, instances)
+        made = images_made = number = 0
+        while images_made < count:
+            quota = math.floor((images_made + 1) * per_image) - math.floor(images_made * per_image)
+            found = _image(folder / "train2014", split, number, quota, made, side, seed, instances)
+            number += 1
+            images_made += bool(found)
             for target, texts in found.items():
                 refs.append(_ref(len(refs), split, target, texts, sentences, instances))
                 sentences += len(texts)
@@ -106,11 +108,14 @@ def _image(
     seed: int,
     instances: dict[str, list[Any]],
 ) -> dict[int, list[str]]:
-    """Writes one image and its annotations; returns what is said of which annotation."""
+    """Writes an image and its annotations, and returns what is said of each; none, nothing."""
     from PIL import Image
 
     source, step, start = SCENES[split]
     this, rng = scene(source, seed, start + step * number)
+    texts = said(expressions(this), rng, quota, made)
+    if not texts:  # every object has a double: a scene of which nothing can be said
+        return {}
     pixels, masks = render(this, side)
     image_id = len(instances["images"]) + 1
     name = f"{NAME.format(image_id)}.jpg"
@@ -129,7 +134,7 @@ def _image(
             }
         )  # fmt: skip
     found: dict[int, list[str]] = {}
-    for _, target, text in said(expressions(this), rng, quota, made):
+    for _, target, text in texts:
         found.setdefault(first + target, []).append(text)
     return found
 
