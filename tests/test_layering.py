@@ -18,7 +18,7 @@ PACKAGE = ROOT / "python" / "fastground"
 
 ROWS = (
     # layer 0, nouns and binary
-    {"types", "_core"},
+    {"types", "regions", "_core"},
     # layer 1, implementations
     {"reference", "kernels"},
     # layer 2, the doors
