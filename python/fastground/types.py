@@ -458,6 +458,8 @@ class Sample:
     """What the expression uses, e.g. attribute, location, relation."""
     answer: tuple[str, ...] = ()
     """What a model trained on the data set should answer."""
+    ignore: Any = None
+    """(height, width) bool array: pixels that count neither way; None where all count."""
 
 
 @dataclass(frozen=True)
