@@ -21,7 +21,7 @@ from torch.utils.dlpack import from_dlpack
 
 from fastground import _core
 from fastground.regions import Boxes
-from fastground.types import CHOICES
+from fastground.types import CHOICES, HeadStats
 
 Array = ndarray | Tensor
 Shape = tuple[int, ...]
@@ -42,8 +42,8 @@ DTYPES: dict[Any, str] = {
 
 MASKS = (torch.bool, np.dtype("bool"))
 
-_CODES = {torch.bool: "bool", **DTYPES}
-_CODES = {dtype: _core.codes["dtype"][name] for dtype, name in _CODES.items()}
+_DTYPES = {torch.bool: "bool", **DTYPES}
+_CODES = {dtype: _core.codes["dtype"][name] for dtype, name in _DTYPES.items()}
 
 
 class Choice(dict):
@@ -262,6 +262,16 @@ def give(result: Array, maps: Array, out: Any = None) -> Any:
     else:
         tensor(out).copy_(result)
     return out
+
+
+def give_stats(sums: Any, entropies: Any, maps: Array) -> HeadStats:
+    """Both numbers of each map, as the caller's kind of array."""
+    if isinstance(sums, ndarray):
+        if isinstance(maps, Tensor):
+            return HeadStats(from_numpy(sums), from_numpy(entropies))
+    elif not isinstance(maps, Tensor):
+        return HeadStats(sums.numpy(), entropies.numpy())
+    return HeadStats(sums, entropies)
 
 
 def give_boxes(rows: Array, maps: Array) -> Boxes:

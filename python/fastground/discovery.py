@@ -106,7 +106,7 @@ def collect(
             foreground = ops.binarize(attention.maps, cut=recipe.cut).cpu().numpy()
             for i, sample in enumerate(group):
                 if sample.mask is not None:
-                    iou = map_iou(foreground[i], sample.mask, attention.layout)
+                    iou = map_iou(foreground[i], sample.mask, attention.layout, sample.ignore)
                     ious[-1][i] = on_table(iou, attention.heads, shape, 0)
         sample_ids += [s.sample_id for s in group]
         image_ids += [s.image_id for s in group]

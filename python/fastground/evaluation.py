@@ -81,7 +81,7 @@ def evaluate(
             for name, box in (("map", grounding.map_box), ("mask", of_mask)):
                 by_box[name].append(float(box_iou(box.cpu(), sample.box)))
             if sample.mask is not None:
-                overlaps.append(mask_overlap(grounding.mask.cpu(), sample.mask))
+                overlaps.append(mask_overlap(grounding.mask.cpu(), sample.mask, sample.ignore))
         if lvlm is not None and all(s.answer for s in group):
             right += right_answers(lvlm, group, recipe=recipe)
         if progress is not None:

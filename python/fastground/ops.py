@@ -42,6 +42,7 @@ from fastground.arguments import (
     check_out,
     give,
     give_boxes,
+    give_stats,
     refuse,
     refuse_maps,
     room,
@@ -87,7 +88,7 @@ def attention_sum(maps: Any, *, nan: str = "raise") -> Any:
     """
     (maps, shape), strict = take_maps(maps), take_nan(nan)
     if native(maps):
-        sums = new_array(shape[:-2], float32)
+        sums: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *ANY, sums, None)
     else:
         sums, suspect = reference.attention_sum(tensor(maps)), True
@@ -169,7 +170,7 @@ def entropy(
     except TypeError:
         raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
     if native(maps):
-        entropies = new_array(shape[:-2], float32)
+        entropies: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *choices, None, entropies)
     else:
         entropies = reference.entropy(tensor(maps), weight=weight, cut=cut, empty=empty)
@@ -208,7 +209,8 @@ def head_stats(
         raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
     if native(maps):
         batch = shape[:-2]
-        sums, entropies = new_array(batch, float32), new_array(batch, float32)
+        sums: Any = new_array(batch, float32)
+        entropies: Any = new_array(batch, float32)
         suspect = _core.head_stats(source(maps, shape), *choices, sums, entropies)
     else:
         keywords = {"weight": weight, "cut": cut, "empty": empty}
@@ -216,7 +218,7 @@ def head_stats(
         suspect = True
     if strict and suspect:
         refuse(sums, infinite=True)
-    return HeadStats(give(sums, maps), give(entropies, maps))
+    return give_stats(sums, entropies, maps)
 
 
 def smooth(

@@ -471,3 +471,5 @@ class Sample:
     """What the expression uses, e.g. attribute, location, relation."""
     answer: tuple[str, ...] = ()
     """What a model trained on the data set should answer."""
+    ignore: Any = None
+    """(height, width) bool array: pixels that count neither way; None where all count."""
