@@ -27,14 +27,14 @@ ROWS = (
     {"ops"},
     # layer 3, stages
     {"layouts", "layers", "visibility", "seam"},
-    {"asking"},
+    {"asking", "table"},
     {
-        "models", "packing", "capture", "stats", "table", "ranking", "grounding", "datasets",
+        "models", "packing", "capture", "stats", "runs", "ranking", "grounding", "datasets",
         "metrics", "figures",
     },
     # layer 4, pipelines
     {"attention"},
-    {"grounder", "discovery", "evaluation", "comparison", "report"},
+    {"grounder", "discovery", "evaluation", "comparison", "ablations", "report"},
     # layer 5, commands
     {"terminal", "info", "tiny"},
     {"demo"},
@@ -45,7 +45,8 @@ ONLY_IN = {
     "transformers": {"models", "seam", "tiny"},
     "tokenizers": {"tiny"},
     "triton": {"kernels"},
-    "safetensors": {"models", "table", "tiny"},
+    "safetensors": {"models", "tiny"},
+    "pyarrow": {"runs"},
     "matplotlib": {"figures"},
     "typer": {"cli"},
     "rich": {"terminal"},
