@@ -110,7 +110,7 @@ def compare(
     """
     recipe = ranking.recipe
     table.check(recipe)
-    shape = table.mean_sums.shape
+    shape = table.shape
     sets = _fixed_sets(table, ranking, draws, seed)
     oracle = sets.get(_named(recipe.k, "oracle "))
     kept = None
@@ -169,7 +169,7 @@ def _fixed_sets(
     table: HeadTable, ranking: HeadRanking, draws: int, seed: int
 ) -> dict[str, np.ndarray]:
     """By row name (sets, k): the flat numbers of heads that are the same for all samples."""
-    recipe, (layers, heads) = ranking.recipe, table.mean_sums.shape
+    recipe, (layers, heads) = ranking.recipe, table.shape
     k = recipe.k
     seeing = (table.mean_sums != 0).reshape(-1)  # of the others some layers have none
 

@@ -39,7 +39,7 @@ def elbow(sums: np.ndarray, method: str | float = "chord") -> np.ndarray:
     Raises:
         ValueError: no head, a value that is not finite, or an unknown method.
     """
-    curve = np.sort(np.asarray(sums, dtype=np.float64), axis=-1)
+    curve = np.sort(sums, axis=-1).astype(np.float64)
     if curve.ndim == 0 or curve.shape[-1] == 0 or not np.isfinite(curve).all():
         raise ValueError(
             "sums must be (..., heads) finite numbers, at least one head, but got shape "
@@ -98,7 +98,7 @@ def kept_heads(
     Raises:
         ValueError: sums that are not finite.
     """
-    sums = np.asarray(attention_sums, dtype=np.float64)
+    sums = np.asarray(attention_sums)
     kept = np.zeros(sums.shape, dtype=bool)
     kept[..., recipe.skip_layers :, :] = True
     seeing = _seeing(sums) if seeing is None else seeing
@@ -107,7 +107,7 @@ def kept_heads(
             curve = sums[..., seeing] if seeing.any() else sums.reshape(*sums.shape[:-2], -1)
             kept &= sums >= elbow(curve, recipe.elbow)[..., None, None]
         else:
-            kept &= sums >= tau
+            kept &= sums >= np.float64(tau)
     return kept & seeing
 
 
@@ -120,8 +120,8 @@ def first(values: np.ndarray, sums: np.ndarray, count: int) -> tuple[np.ndarray,
     """The heads of lowest finite value in every sample, in order.
 
     Args:
-        values: (N, heads) float32 entropies, +inf where a head may not be elected.
-        sums: (N, heads) float32 attention sums; equal values go to the higher sum, then to the head
+        values: (N, heads) entropies, +inf where a head may not be elected.
+        sums: (N, heads) attention sums; equal values go to the higher sum, then to the head
             first in order.
         count: how many heads; no more are given than there are.
 
@@ -131,29 +131,28 @@ def first(values: np.ndarray, sums: np.ndarray, count: int) -> tuple[np.ndarray,
     """
     n, heads = values.shape
     count, wanted = min(count, heads), min(count + 1, heads)
-    # One integer that sorts by value, then by sum: both as floats of 32 bits, one above the other.
-    keys = (_sortable(values) << 32) + _sortable(-sums) + (1 << 31)
-    if wanted < heads:
-        found = np.argpartition(keys, wanted - 1, axis=1)[:, :wanted]
-    else:
-        found = np.broadcast_to(np.arange(heads), (n, heads))
-    order = np.lexsort((found, np.take_along_axis(keys, found, axis=1)), axis=1)
+    border = np.sort(values, axis=1)[:, wanted - 1 : wanted]
+    low = (values <= border) & (values < np.inf)
+    many = np.flatnonzero(low.sum(axis=1) > wanted)
+    if len(many):  # equal values at the border: those of the higher sums
+        level = np.where(low[many], -sums[many], np.inf)
+        level[values[many] < border[many]] = -np.inf
+        low[many] &= level <= np.sort(level, axis=1)[:, wanted - 1 : wanted]
+    rows, columns = np.nonzero(low)
+    counts = low.sum(axis=1)
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    width = max(int(counts.max(initial=0)), count)
+    some = np.full((n, width), np.inf, dtype=values.dtype)
+    weights, found = np.zeros((n, width), dtype=sums.dtype), np.full((n, width), -1)
+    some[rows, places] = values[rows, columns]
+    weights[rows, places] = -sums[rows, columns]
+    found[rows, places] = columns
+    order = np.lexsort((weights, some), axis=1)  # stable: the rest goes by place
     found = np.take_along_axis(found, order, axis=1)
-    if wanted == count + 1:  # of heads that are equal in both, the partition left any out
-        last = np.take_along_axis(keys, found[:, count - 1 :], axis=1)
-        for row in np.flatnonzero(last[:, 0] == last[:, 1]):
-            found[row] = np.argsort(keys[row], kind="stable")[:wanted]
-    best = np.take_along_axis(values, found, axis=1)
-    finite = np.isfinite(best)
-    tied = np.zeros((n, count), dtype=bool)
-    tied[:, : wanted - 1] = (best[:, 1:] == best[:, :-1]) & finite[:, 1:]
-    return np.where(finite, found, -1)[:, :count], tied
-
-
-def _sortable(values: np.ndarray) -> np.ndarray:
-    """Int64 in the order of float32 numbers, within 32 bits and signed."""
-    bits = (values.astype(np.float32, copy=False) + np.float32(0)).view(np.int32)  # no -0
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
+    some = np.take_along_axis(some, order, axis=1)
+    tied = np.zeros((n, width), dtype=bool)
+    tied[:, :-1] = (some[:, 1:] == some[:, :-1]) & (some[:, 1:] < np.inf)
+    return found[:, :count], tied[:, :count]
 
 
 def greedy(
@@ -301,10 +300,10 @@ def rank_table(
         trials=tuple(tuple(head(i) for i in tally.order[: recipe.k]) for tally in each),
         recipe=recipe,
         checkpoint=table.checkpoint,
-        architecture=dict(table.architecture or {}),
+        architecture=dict(table.architecture),
         dataset=table.dataset,
         split=table.split,
-        versions=dict(table.versions or {}),
+        versions=dict(table.versions),
         ties=whole.ties,
     )
 
@@ -387,12 +386,12 @@ def elect(
     values = -sums if recipe.criteria == "attention_sum" else entropies
     flat = kept.reshape(*kept.shape[:-2], heads)
     columns = np.flatnonzero(flat if flat.ndim == 1 else flat.any(axis=0))
-    some = values.reshape(n, heads)[:, columns]
+    some = values.reshape(n, heads).take(columns, axis=1)
     if flat.ndim == 2:
-        some = np.where(flat[:, columns], some, np.float32(np.inf))
+        some = np.where(flat.take(columns, axis=1), some, np.float32(np.inf))
     if not len(columns):
         return np.full((n, 0), -1), np.zeros((n, 0), dtype=bool)
-    found, tied = first(some, sums.reshape(n, heads)[:, columns], count)
+    found, tied = first(some, sums.reshape(n, heads).take(columns, axis=1), count)
     return np.where(found >= 0, columns[found], -1), tied
 
 

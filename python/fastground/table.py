@@ -12,7 +12,7 @@ table lies, and so is every number computed from them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -43,11 +43,11 @@ class HeadTable:
     """Pieces of any length of the columns so named, in order, from the first sample on."""
     recipe: Recipe
     checkpoint: str = ""
-    architecture: dict[str, Any] | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
     """model_type, num_layers, num_heads."""
     dataset: str = ""
     split: str = ""
-    versions: dict[str, str] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
     has_ious: bool = False
     """Whether there is a column ious: some sample had a mask."""
     skipped: tuple[tuple[int, int, str], ...] = ()
@@ -62,7 +62,8 @@ class HeadTable:
                 the ids are 0, 1, 2, ... unless given.
             about: the other fields.
         """
-        count = len(columns["sums"])
+        count, layers, heads = columns["sums"].shape
+        about.setdefault("architecture", {"num_layers": layers, "num_heads": heads})
         columns = dict.fromkeys(("sample_ids", "image_ids"), np.arange(count)) | columns
         return cls(
             count,
@@ -70,6 +71,11 @@ class HeadTable:
             has_ious="ious" in columns,
             **about,
         )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The model's (layers, heads of a layer)."""
+        return self.architecture["num_layers"], self.architecture["num_heads"]
 
     def blocks(self, *names: str) -> Iterator[Columns]:
         """These columns, `ROWS` samples at a time, the last block shorter.
