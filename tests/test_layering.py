@@ -27,13 +27,13 @@ ROWS = (
     {"ops"},
     # layer 3, stages
     {"layouts", "layers", "visibility", "seam"},
-    {"asking", "table"},
+    {"asking", "elbow", "table"},
     {
-        "models", "packing", "capture", "stats", "runs", "ranking", "grounding", "datasets",
+        "models", "packing", "capture", "stats", "shards", "ranking", "grounding", "datasets",
         "metrics", "figures",
     },
     # layer 4, pipelines
-    {"attention"},
+    {"attention", "runs"},
     {"grounder", "discovery", "evaluation", "comparison", "ablations", "report"},
     # layer 5, commands
     {"terminal", "info", "tiny"},
@@ -46,7 +46,7 @@ ONLY_IN = {
     "tokenizers": {"tiny"},
     "triton": {"kernels"},
     "safetensors": {"models", "tiny"},
-    "pyarrow": {"runs"},
+    "pyarrow": {"runs", "shards"},
     "matplotlib": {"figures"},
     "typer": {"cli"},
     "rich": {"terminal"},

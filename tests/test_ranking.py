@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from fastground.ranking import elbow, first, greedy, kept_heads, rank, rank_table
+from fastground.elbow import elbow
+from fastground.ranking import first, greedy, kept_heads, rank, rank_table
 from fastground.table import HeadTable
 from fastground.types import HeadId, Recipe
 from hypothesis import given, settings

@@ -26,7 +26,7 @@ from fastground.metrics import map_iou
 from fastground.models import LVLM
 from fastground.models.geometry import read_image
 from fastground.ranking import rank_table
-from fastground.runs import Skipped
+from fastground.shards import Key, Skipped, key
 from fastground.stats import head_statistics, head_table, on_table
 from fastground.table import HeadTable, installed_versions
 from fastground.types import HeadRanking, Recipe, Sample
@@ -215,11 +215,11 @@ def _measure(
     recipe: Recipe,
     max_tokens: int,
     watch: _Watch,
-) -> tuple[list[runs.Key], list[Skipped], dict[str, np.ndarray]]:
+) -> tuple[list[Key], list[Skipped], dict[str, np.ndarray]]:
     """One shard: what was read, what was not, and the matrices of numbers."""
     shape = (lvlm.architecture["num_layers"], lvlm.architecture["num_heads"])
     waiting: deque[list[Sample]] = deque()
-    keys: list[runs.Key] = []
+    keys: list[Key] = []
     skipped: list[Skipped] = []
     pieces: dict[str, list[np.ndarray]] = {"sums": [], "entropies": [], "ious": []}
 
@@ -243,7 +243,7 @@ def _measure(
                     ious[i] = on_table(iou, attention.heads, shape, 0)
         for column, values in zip(pieces.values(), (*both, ious), strict=True):
             column.append(values)
-        keys += map(runs.key, group)
+        keys += map(key, group)
         watch.count(len(group))
     nothing = np.zeros((0, *shape), dtype=np.float32)
     matrices = {name: np.concatenate([nothing, *column]) for name, column in pieces.items()}

@@ -15,8 +15,7 @@ goes on: each shard is held to their ids and expressions.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -25,22 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from fastground.table import DECIDED_BY, Columns, HeadTable
+from fastground.shards import IDS, MATRICES, Key, Shard, Skipped, columns_of, key, write_whole
+from fastground.table import DECIDED_BY, HeadTable
 from fastground.types import Recipe, Sample
 
 MANIFEST, SHARDS, LOCK = "run.json", "shards", "lock"
 SHARD_SAMPLES = 1024
 """Samples of a shard, at least: 8 MB at 1,024 heads."""
 FORMAT = 1
-IDS = ("sample_ids", "image_ids")
-MATRICES = ("sums", "entropies", "ious")
-EXPRESSIONS = "expressions"
-"""A column of hashes, by which samples are recognised."""
-
-Key = tuple[int, int, int]
-"""sample_id, image_id, and a hash of the expression."""
-Skipped = tuple[int, int, str]
-"""sample_id, image_id, and why its image could not be read."""
 
 
 @dataclass
@@ -60,7 +51,7 @@ class InMemory:
         self, index: int, keys: Sequence[Key], skipped: Sequence[Skipped], **matrices: np.ndarray
     ) -> None:
         """Add a shard; as `Run.write`."""
-        self.pieces.append(_columns(keys, matrices))
+        self.pieces.append(columns_of(keys, matrices))
         self.skipped += skipped
 
     def table(self, recipe: Recipe) -> HeadTable:
@@ -80,7 +71,7 @@ class Run:
     folder: Path
     about: dict[str, Any]
     shard_samples: int
-    _used: list[_Shard] = field(default_factory=list)
+    _used: list[Shard] = field(default_factory=list)
 
     def holds(self, index: int) -> bool:
         """Whether an earlier run wrote the shard of this number."""
@@ -99,7 +90,7 @@ class Run:
             ValueError: the shard is of other samples, or its file is damaged.
         """
         path = _path(self.folder, index)
-        shard = _Shard.open(path)
+        shard = Shard.open(path)
         absent = {skipped[0] for skipped in shard.skipped}
         asked = [key(sample) for sample in samples if sample.sample_id not in absent]
         there = shard.keys()
@@ -138,33 +129,17 @@ class Run:
         Raises:
             OSError: the disk is full, or the like; what was written before is kept.
         """
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        arrays = {}
-        for name, values in _columns(keys, matrices).items():
-            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-            if values.ndim > 1:
-                flat = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
-            arrays[name] = flat
-        table = pa.table(arrays).replace_schema_metadata(
-            {**{k: json.dumps(v) for k, v in self.about.items()}, "skipped": json.dumps(skipped)}
-        )
-        sink = pa.BufferOutputStream()
-        parquet.write_table(
-            table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True
-        )
         path = _path(self.folder, index)
         done = sum(shard.rows for shard in self._used)
         try:
-            _write_whole(path, sink.getvalue())
+            shard = Shard.write(path, keys, skipped, matrices, self.about)
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"{path} could not be written ({error.strerror}); the {done:,} samples before it "
                 "are kept: make room and run again with the same folder",
             ) from error
-        self._used.append(_Shard(path, len(keys), list(skipped), "ious" in matrices))
+        self._used.append(shard)
 
     def table(self, recipe: Recipe) -> HeadTable:
         """The table of all shards written or kept, read from the disk block by block."""
@@ -218,10 +193,9 @@ def begin(
                 "folder, or delete it"
             )
         else:
-            _write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+            write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
         for part in (folder / SHARDS).glob("*.part"):
             part.unlink()  # of a run that was killed
-        about = {name: manifest[name] for name in about}
         yield Run(folder, about, manifest["shard_samples"])
 
 
@@ -244,13 +218,7 @@ def load(folder: str | Path) -> HeadTable:
             )
     if not paths:
         raise ValueError(f"{folder} must hold shards, but has none yet; run discover to its end")
-    return _table([_Shard.open(path) for path in paths], about, recipe)
-
-
-def key(sample: Sample) -> Key:
-    """What a sample is recognised by."""
-    words = blake2b(sample.expression.encode(), digest_size=8).digest()
-    return sample.sample_id, sample.image_id, int.from_bytes(words, "little", signed=True)
+    return _table([Shard.open(path) for path in paths], about, recipe)
 
 
 def fingerprint(parameters: Iterable[tuple[str, Any]]) -> str:
@@ -267,54 +235,7 @@ def fingerprint(parameters: Iterable[tuple[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-@dataclass
-class _Shard:
-    """A shard's file, and how many of its rows count."""
-
-    path: Path
-    rows: int
-    skipped: list[Skipped]
-    has_ious: bool
-
-    @classmethod
-    def open(cls, path: Path) -> _Shard:
-        def look(file: Any) -> _Shard:
-            names = file.schema_arrow.names
-            if not {*IDS, *MATRICES[:2], EXPRESSIONS} <= set(names):
-                raise ValueError(f"its columns are {', '.join(names)}")
-            skipped = json.loads(file.schema_arrow.metadata[b"skipped"])
-            rows = file.metadata.num_rows
-            return cls(path, rows, [tuple(s) for s in skipped], "ious" in names)
-
-        return _read(path, look)
-
-    def keys(self) -> list[Key]:
-        """Of each row the key of the sample it was made from."""
-        names = [*IDS, EXPRESSIONS]
-        there = _read(self.path, lambda file: file.read(columns=names).to_pydict())
-        return list(zip(*(there[name] for name in names), strict=True))
-
-    def columns(self, names: Sequence[str], shape: tuple[int, int]) -> Columns:
-        """These columns of the rows that count; without masks, IoUs that are nan."""
-
-        def read(file: Any) -> Columns:
-            there = file.read(columns=[n for n in names if n != "ious" or self.has_ious])
-            found = {}
-            for name in there.column_names:
-                values = there[name].combine_chunks()
-                if name in MATRICES:
-                    values = values.flatten().to_numpy().reshape(-1, *shape)
-                else:
-                    values = values.to_numpy()
-                found[name] = values[: self.rows]
-            if "ious" in names and not self.has_ious:
-                found["ious"] = np.full((self.rows, *shape), np.nan, dtype=np.float32)
-            return tuple(found[name] for name in names)
-
-        return _read(self.path, read)
-
-
-def _table(shards: Sequence[_Shard], about: dict[str, Any], recipe: Recipe) -> HeadTable:
+def _table(shards: Sequence[Shard], about: dict[str, Any], recipe: Recipe) -> HeadTable:
     shape = (about["architecture"]["num_layers"], about["architecture"]["num_heads"])
     shards = list(shards)
     return HeadTable(
@@ -331,30 +252,10 @@ def _table(shards: Sequence[_Shard], about: dict[str, Any], recipe: Recipe) -> H
     )
 
 
-def _columns(keys: Sequence[Key], matrices: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    ids = np.array(keys, dtype=np.int64).reshape(-1, 3).T
-    return dict(zip((*IDS, EXPRESSIONS), ids, strict=True)) | matrices
-
-
 def _column(piece: dict[str, np.ndarray], name: str) -> np.ndarray:
     if name in piece:
         return piece[name]
     return np.full_like(piece["sums"], np.nan)
-
-
-def _read(path: Path, reader: Callable[[Any], Any]) -> Any:
-    """What the reader makes of the Parquet file."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            return reader(file)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"shard must be as it was written, but {path} is damaged ({error}); delete it and run "
-            "discover again with the same folder: its samples alone are done anew"
-        ) from error
 
 
 def _path(folder: Path, index: int) -> Path:
@@ -395,25 +296,6 @@ def _same(folder: Path, made: dict[str, Any], asked: dict[str, Any]) -> None:
                 f"{name} must be {before!r}, with which {folder} was made, but got {now!r}; choose "
                 "another folder"
             )
-
-
-def _write_whole(path: Path, content: Any) -> None:
-    """The file, on the disk, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name, too
-    finally:
-        os.close(folder)
 
 
 @contextmanager

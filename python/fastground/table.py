@@ -148,7 +148,7 @@ class HeadTable:
         for (ious,) in self.blocks("ious"):
             total = total + np.nansum(ious, axis=0, dtype=np.float64)
             count = count + np.isfinite(ious).sum(axis=0)
-        return total / count
+        return np.divide(total, count, out=np.zeros(self.shape), where=count > 0)
 
     def check(self, recipe: Recipe) -> None:
         """Nothing where the table's numbers are what this recipe asks for.
