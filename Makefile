@@ -12,7 +12,8 @@ PY := python kernels benches tests
 
 # What asks transformers for something; the rest cannot break by another version of it.
 NEWEST := .venv-newest
-ASKING := tests/adapters $(addprefix tests/test_, capture.py packing.py models.py grounder.py bad_input.py)
+ASKING := tests/adapters $(wildcard tests/test_capture*.py) $(addprefix tests/test_, \
+  bad_input.py geometry.py grounder.py hybrids.py layouts.py models.py packing.py)
 
 .PHONY: help demo test test-newest test-exhaustive sanitize fuzz lint format bench gpu-check clean
 .DELETE_ON_ERROR:
@@ -25,7 +26,7 @@ help:
 	@echo "make test-exhaustive  compare the native core with SciPy on $(EXHAUSTIVE_MAPS) maps"
 	@echo "make sanitize   run its tests under the address and undefined-behaviour sanitizers"
 	@echo "make fuzz       call it at random under the same for $(FUZZ_SECONDS) seconds"
-	@echo "make lint       check format and style;   make format: mend what can be mended"
+	@echo "make lint       check format, style and types;   make format: mend what can be mended"
 	@echo "make bench      run the benchmarks, write benches/results/"
 	@echo "make gpu-check  on a machine with an NVIDIA GPU: tests, memory check, benchmarks"
 	@echo "make clean      remove what was built; the virtual environment .venv stays"
@@ -52,6 +53,7 @@ fuzz: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff format --check $(PY)
 	$(BIN)/ruff check $(PY)
+	$(BIN)/mypy python/fastground
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: .venv/ready

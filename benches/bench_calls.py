@@ -4,7 +4,7 @@
 
 The other benchmarks time throughput; this one times the door, on one thread, for torch tensors and
 for NumPy arrays. Most of it is not the work: a tensor is made in half a microsecond, and boxes
-answers with five. Ratios are to the cheapest call, attention_sum.
+answers with five when they are asked for. Ratios are to the cheapest call, attention_sum.
 """
 
 from __future__ import annotations

@@ -207,7 +207,6 @@ def print_goals(results: Results, only: str | None = None) -> None:
     for goal, ratio, word in goals.reached(results):
         if only not in (None, goal.benchmark):
             continue
-        least = f"[i]{goal.at_most:g}[/i]" if goal.at_most else f"{goal.at_least:g}"
         most = f"{goal.within_us:g} µs" if goal.within_us else goal.at_most
         least = f"[i]{most}[/i]" if most else f"{goal.at_least:g}"
         here = "" if ratio is None else f"{ratio:.3g}"

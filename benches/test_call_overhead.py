@@ -7,6 +7,7 @@ held to the batch that it is part of.
 import bench_calls
 import numpy as np
 import pytest
+import torch
 
 
 @pytest.mark.parametrize("kind", bench_calls.KINDS)
@@ -16,7 +17,8 @@ def test_one_map(benchmark, name, kind):
     one = bench_calls.one_map(name)
     result = benchmark(operation, made_of(one))
     batch = operation(made_of(np.repeat(one[None], 3, axis=0)))
-    pairs = zip(result, batch, strict=True) if isinstance(batch, tuple) else [(result, batch)]
+    single = isinstance(batch, torch.Tensor | np.ndarray)
+    pairs = [(result, batch)] if single else zip(result, batch, strict=True)
     for alone, together in pairs:
         assert isinstance(alone, type(made_of(one)))
         assert np.array_equal(np.asarray(alone), np.asarray(together[0]))

@@ -263,8 +263,7 @@ MapView valid_view(const std::optional<Input>& source, const MapView& maps, std:
 }
 
 std::int64_t run_boxes(py::handle source, int heads, py::handle weights, int border,
-                       py::handle valid_source, int region, py::handle xyxy, py::handle area,
-                       py::handle mass, py::handle score, py::handle found) {
+                       py::handle valid_source, int region, py::handle rows) {
   const Input input(source);
   const MapView& maps = input.numbers();
   const Taps taps = taps_of(weights, border);
@@ -272,12 +271,10 @@ std::int64_t run_boxes(py::handle source, int heads, py::handle weights, int bor
   std::optional<Input> valid_input;
   if (!valid_source.is_none()) valid_input.emplace(valid_source);
   const MapView valid = valid_view(valid_input, maps, groups);
-  const Output<float> corners(xyxy, 4 * groups), areas(area, groups);
-  const Output<float> masses(mass, groups), scores(score, groups);
-  const Output<bool> founds(found, groups);
+  const Output<float> to_rows(rows, 7 * groups);
   const WithoutGil without;
   return boxes(maps, heads, taps, valid, chosen(region, Keep::all),
-               {corners.data(), areas.data(), masses.data(), scores.data(), founds.data()});
+               reinterpret_cast<Box*>(to_rows.data()));
 }
 
 double run_largest(py::handle source) {
@@ -333,9 +330,8 @@ PYBIND11_MODULE(_core, module) {
              py::arg("border"), py::arg("combined"),
              "Each `heads` successive maps smoothed and summed, as float32.");
   module.def("boxes", &run_boxes, py::arg("maps"), py::arg("heads"), py::arg("taps"),
-             py::arg("border"), py::arg("valid"), py::arg("region"), py::arg("xyxy"),
-             py::arg("area"), py::arg("mass"), py::arg("score"), py::arg("found"),
-             "The kept region's box and support as float32, found as bool.");
+             py::arg("border"), py::arg("valid"), py::arg("region"), py::arg("rows"),
+             "x1, y1, x2, y2, area, mass and score of each combined map, as float32.");
   module.def("largest", &run_largest, py::arg("maps"),
              "The largest magnitude of all cells; inf if one is not finite.");
   module.def("set_num_threads", &set_num_threads, py::arg("count"));

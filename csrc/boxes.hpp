@@ -255,22 +255,18 @@ Support support_of(const Kept& kept, double sum, int num_valid, int count, int g
 
 template <int Words>
 std::int64_t boxes_by(const MapView& maps, int heads, const Taps& taps, const MapView& valid,
-                      Keep keep, BoxesWorkspace& w, const BoxesOut& out) {
+                      Keep keep, BoxesWorkspace& w, Box* out) {
   const int grid_h = maps.grid_h;
   const int grid_w = maps.grid_w;
   const int count = grid_h * grid_w;
   std::int64_t not_finite = 0;
   int num_valid = 0;
   for (std::int64_t index = 0; index < maps.count / heads; ++index) {
-    float* xyxy = out.xyxy + 4 * index;
-    for (int i = 0; i < 4; ++i) xyxy[i] = 0;
-    out.area[index] = out.mass[index] = out.score[index] = 0;
-    out.found[index] = false;
-
+    Box& box = out[index] = {};
     if (index == 0 || valid.stride_map != 0) num_valid = read_valid(valid, index, w);
     const double all = combine_one(maps, index * heads, heads, taps, w.smoother, w.cells);
     if (!std::isfinite(all)) {
-      out.mass[index] = out.score[index] = static_cast<float>(not_a_number);
+      box.mass = box.score = static_cast<float>(not_a_number);
       not_finite += 1;
       continue;
     }
@@ -279,20 +275,16 @@ std::int64_t boxes_by(const MapView& maps, int heads, const Taps& taps, const Ma
     const Kept kept = keep == Keep::all ? keep_all<Words>(grid_h, grid_w, w)
                                         : keep_largest<Words>(keep, grid_w, w);
     const Support support = support_of<Words>(kept, sum, num_valid, count, grid_w, w);
-    xyxy[0] = static_cast<float>(kept.box.left);
-    xyxy[1] = static_cast<float>(kept.box.top);
-    xyxy[2] = static_cast<float>(kept.box.right);
-    xyxy[3] = static_cast<float>(kept.box.bottom);
-    out.area[index] = static_cast<float>(kept.area);
-    out.mass[index] = static_cast<float>(support.mass);
-    out.score[index] = static_cast<float>(support.score);
-    out.found[index] = true;
+    box = {static_cast<float>(kept.box.left),  static_cast<float>(kept.box.top),
+           static_cast<float>(kept.box.right), static_cast<float>(kept.box.bottom),
+           static_cast<float>(kept.area),      static_cast<float>(support.mass),
+           static_cast<float>(support.score)};
   }
   return not_finite;
 }
 
 std::int64_t boxes(const MapView& maps, int heads, const Taps& taps, const MapView& valid,
-                   Keep keep, void* memory, const BoxesOut& out) {
+                   Keep keep, void* memory, Box* out) {
   Scratch scratch(memory);
   BoxesWorkspace w(scratch, maps.grid_h, maps.grid_w, taps.count);
   return maps.grid_w <= 64 ? boxes_by<1>(maps, heads, taps, valid, keep, w, out)

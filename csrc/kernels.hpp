@@ -51,7 +51,7 @@ struct Kernels {
   // all valid cells whose centre lies in the hull; mass and score see valid cells only.
   // valid: boolean, of the grid of maps and count / heads of them; a stride may be 0.
   std::int64_t (*boxes)(const MapView& maps, int heads, const Taps& taps, const MapView& valid,
-                        Keep keep, void* scratch, const BoxesOut& out);
+                        Keep keep, void* scratch, Box* out);
 
   // The largest magnitude of all cells, which are not boolean; infinity if one is not finite.
   double (*largest)(const MapView& maps, void* scratch);

@@ -41,13 +41,13 @@ struct Taps {
   Border border;
 };
 
-// One entry a combined map.
-struct BoxesOut {
-  float* xyxy;   // four: x1, y1, x2, y2 in cells, half-open; zeros where nothing is found
-  float* area;   // of the hull, or the number of cells
-  float* mass;   // share of the map's sum
-  float* score;  // mean inside over mean outside, +inf if that is 0 or nothing lies outside
-  bool* found;
+// One of each combined map: a row of seven numbers, zeros where nothing is found.
+struct Box {
+  float x1, y1, x2, y2;  // in cells, half-open
+  float area;            // of the hull, or the number of cells; 1 or more where something is found
+  float mass;            // share of the map's sum
+  float score;           // mean inside over mean outside, +inf if that is 0 or nothing lies outside
 };
+static_assert(sizeof(Box) == 7 * sizeof(float));
 
 }  // namespace fastground

@@ -144,15 +144,12 @@ std::int64_t combine(const MapView& maps, int heads, const Taps& taps, float* co
 }
 
 std::int64_t boxes(const MapView& maps, int heads, const Taps& taps, const MapView& valid,
-                   Keep keep, const BoxesOut& out) {
+                   Keep keep, Box* out) {
   const Kernels& kernels = kernels_in_use();
   return sum_over_groups(kernels, maps, heads, taps.count, 2.0 + 0.1 * taps.count,
                          [&](std::int64_t begin, std::int64_t end, void* memory) {
-                           return kernels.boxes(
-                               part(maps, begin * heads, end * heads), heads, taps,
-                               part(valid, begin, end), keep, memory,
-                               {out.xyxy + 4 * begin, out.area + begin, out.mass + begin,
-                                out.score + begin, out.found + begin});
+                           return kernels.boxes(part(maps, begin * heads, end * heads), heads, taps,
+                                                part(valid, begin, end), keep, memory, out + begin);
                          });
 }
 

@@ -17,7 +17,7 @@ std::int64_t binarize(const MapView& maps, Cut cut, bool* mask);
 std::int64_t label(const MapView& maps, Cut cut, std::int32_t* labels);
 std::int64_t combine(const MapView& maps, int heads, const Taps& taps, float* combined);
 std::int64_t boxes(const MapView& maps, int heads, const Taps& taps, const MapView& valid,
-                   Keep keep, const BoxesOut& out);
+                   Keep keep, Box* out);
 double largest(const MapView& maps);
 
 // How many groups of `heads` maps there are; throws std::invalid_argument if one is not full.

@@ -6,6 +6,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from fastground.regions import Boxes
 
 hypothesis.settings.register_profile(
     "fastground",
@@ -36,6 +37,8 @@ class Implementation:
         result = operation(*map(place, arrays), **keywords)
         if isinstance(result, torch.Tensor):
             return self._back(result)
+        if isinstance(result, Boxes):
+            return Boxes(self._back(result.rows))
         return type(result)(*map(self._back, result))
 
     def _back(self, result):

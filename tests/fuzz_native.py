@@ -27,6 +27,7 @@ import fastground as fg
 import numpy as np
 import torch
 from fastground import _core, reference
+from fastground.regions import Boxes
 
 DTYPES = ["bool", "float16", "bfloat16", "float32", "float64"]
 BITS = {"bool": np.uint8, "float16": np.uint16, "bfloat16": np.uint16,
@@ -220,24 +221,22 @@ def boxes(view, maps, rng, heads):
         valid_view = None
         valid = torch.ones(shape, dtype=torch.bool)
     combined = out(torch.float32, *shape)
-    parts = [out(torch.float32, 4 * shape[0])]
-    parts += [out(torch.float32, shape[0]) for _ in range(3)] + [out(torch.bool, shape[0])]
+    rows = out(torch.float32, shape[0], 7)
 
     def call():
-        outs = [part.numpy() for part in parts]
-        _core.boxes(view, heads, np.array(taps), code, valid_view, region, *outs)
+        _core.boxes(view, heads, np.array(taps), code, valid_view, region, rows.numpy())
         _core.combine(view, heads, np.array(taps), code, combined.numpy())
 
     yield call
     order = Sums(combined, valid)
     clear = torch.from_numpy(order.exact & order.safe) & valid.any(-1).any(-1)
     expected = reference.regions(combined[clear], region=keep, valid=valid[clear])
-    xyxy, area, mass, score, found = (part.unflatten(0, (shape[0], -1)) for part in parts)
-    hold("found", found[clear, 0], expected.found)
-    hold("box", xyxy[clear], expected.xyxy)
-    hold("area", area[clear, 0], expected.area)
-    for part, right in ((mass, expected.mass), (score, expected.score)):
-        hold("mass or score", part[clear, 0], right, 1e-5 * np.abs(numbers(right)))
+    made = Boxes(rows[clear])
+    for part in ("found", "xyxy", "area"):
+        hold(part, getattr(made, part), getattr(expected, part))
+    for part in ("mass", "score"):
+        right = getattr(expected, part)
+        hold(part, getattr(made, part), right, 1e-5 * np.abs(numbers(right)))
 
 
 OPERATIONS = {f.__name__: f for f in (head_stats, binarize, label, combine, boxes)}

@@ -127,10 +127,9 @@ def calls(maps, valid, dtype, rng):
     cells = count // heads * h * w
     yield "combine", [("f4", cells)], lambda m, v, out: _core.combine(m, heads, taps, border, *out)
     keep = chosen("region", rng)
-    parts = [("f4", 4), ("f4", 1), ("f4", 1), ("f4", 1), ("?", 1)]
     yield (
         "boxes",
-        [(kind, size * count // heads) for kind, size in parts],
+        [("f4", 7 * count // heads)],
         lambda m, v, out: _core.boxes(m, heads, taps, border, v, keep, *out),
     )
 

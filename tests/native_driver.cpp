@@ -127,16 +127,9 @@ void run(const char* name, Random& random, Dtype dtype, int h, int w, int count)
   const std::vector<std::byte> usable = draw(random, Dtype::boolean, combined, cells);
   const MapView valid{usable.data(), Dtype::boolean, combined, h, w, cells, w, 1};
   for (const Keep keep : {Keep::hull, Keep::component, Keep::mass, Keep::all}) {
-    std::vector<float> xyxy(4 * combined), area(combined), mass(combined), score(combined);
-    std::vector<char> found(combined);
-    kernels.boxes(maps, heads, taps, valid, keep, scratch,
-                  {xyxy.data(), area.data(), mass.data(), score.data(),
-                   reinterpret_cast<bool*>(found.data())});
-    write(xyxy);
-    write(area);
-    write(mass);
-    write(score);
-    write(found);
+    std::vector<float> rows(7 * combined);
+    kernels.boxes(maps, heads, taps, valid, keep, scratch, reinterpret_cast<Box*>(rows.data()));
+    write(rows);
   }
 }
 

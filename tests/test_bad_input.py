@@ -42,6 +42,8 @@ def own_lvlm(chat=None, grid=6):
         (SAID + "<image><image>{% endfor %}", r"made \[2\] of token 4"),
         ("{% for m in messages %}<image>{% endfor %}", "'random' says them 0 times"),
         ("<image>" + SAID * 2 + "{% endfor %}{% endfor %}", "says them 2 times; use template="),
+        ("{{ raise_exception('roles!') }}", r"that of 'random' fails \(roles!\); use template="),
+        ("{{ 'user: ' + messages[0]['content'] }}", r"fails \(can only .*list.*; use template="),
     ],
 )
 def test_a_chat_template_that_does_not_suit(template, says):
@@ -75,6 +77,12 @@ def test_a_bare_model_called_without_an_image():
     with pytest.raises(ValueError, match="layouts must be given"), capture(model):
         model(input_ids=torch.tensor([[1, 10, 11]]))
     assert model.config.text_config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("given", [None, "llava", torch.nn.Linear(2, 2)])
+def test_what_is_no_model_is_not_captured(given):
+    with pytest.raises(ValueError, match="model must be a transformers model, but got"):
+        capture(given)
 
 
 # The ranking.

@@ -1,5 +1,8 @@
 """Capture against eager output_attentions, on random LLaVAs with sharpened attention."""
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
 from fastground.capture import capture
@@ -196,6 +199,65 @@ def test_a_sliding_window_is_seen_as_the_mask_says():
     assert "fastground" in AttentionMaskInterface()
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_gradients_and_inference_mode(llava, mode):
+    model, processor = llava
+    inputs = inputs_of(processor, "left")
+    with torch.no_grad(), capture(model) as plain:
+        model(**inputs)
+    with mode():
+        with capture(model) as captured:
+            logits = model(**inputs).logits
+        with capture(model, stop_after=1) as ended:
+            model(**inputs)
+    assert logits.requires_grad == (mode is torch.enable_grad)
+    assert not captured.maps.maps.requires_grad
+    assert torch.equal(captured.maps.maps, plain.maps.maps)
+    assert torch.equal(ended.maps.maps, plain.maps.maps[:, :8])
+    if mode is torch.enable_grad:
+        logits.sum().backward()
+        assert model.lm_head.weight.grad.abs().max() > 0
+        model.zero_grad()
+
+
+def test_what_asks_is_moved_to_the_device_once_a_forward(llava, monkeypatch):
+    # A GPU waits for each such move: there may be some a forward, none a layer.
+    from fastground import asking
+
+    model, processor = llava
+    inputs = inputs_of(processor, "left")
+    moved, read = [], []
+    to, visible_keys = asking._Indices.to, asking.visible_keys
+    monkeypatch.setattr(asking._Indices, "to", lambda *a: moved.append(1) or to(*a))
+    monkeypatch.setattr(
+        asking, "visible_keys", lambda *a, **k: read.append(1) or visible_keys(*a, **k)
+    )
+    with torch.no_grad(), capture(model) as captured:
+        model(**inputs)
+    assert captured.sums.shape == (3, 12)
+    assert len(moved) == len(read) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_layers_do_not_wait_for_a_gpu():
+    waits = {}
+    for layers in (2, 5):
+        model, processor = random_llava(0, layers=layers)
+        model.cuda()
+        inputs = inputs_of(processor, "left").to("cuda")
+        with torch.no_grad(), capture(model):
+            model(**inputs)  # the first is a self-test, too
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught, torch.no_grad(), capture(model):
+                warnings.simplefilter("always")
+                model(**inputs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits[layers] = sum("synchroniz" in str(warning.message) for warning in caught)
+    assert waits[2] == waits[5] > 0
+
+
 class Failing(Exception):
     pass
 
@@ -262,7 +324,13 @@ def test_misuse_is_refused_with_the_way_out(llava):
         ({"stop_after": 3}, "stop_after must be a layer 0 to 2"),
         ({"rows": "first"}, "rows must be 'last', 'steps' or an"),
         ({"rows": "steps", "stop_after": 1}, "stop_after must be None with rows='steps'"),
+        ({"heads": [(1, 2, 3)]}, r"heads must be \(layer, head\) pairs, but got \[\(1, 2, 3\)\]"),
+        ({"heads": ["L1 H2"]}, "heads must be"),
+        ({"heads": [(1.5, 0)]}, "heads must be"),
+        ({"stop_after": 1.5}, "stop_after must be a layer 0 to 2, but got 1.5"),
+        ({"stop_after": "1"}, "stop_after must be a layer 0 to 2, but got '1'"),
         ({"rows": torch.zeros(3)}, "got shape"),
+        ({"rows": torch.tensor([[0.0, 17.9]])}, r"integer tensor .*got shape \(1, 2\) float32"),
     ],
 )
 def test_bad_arguments_are_named(llava, arguments, message):
@@ -356,13 +424,16 @@ def test_two_images_in_a_sequence_need_layouts(llava):
     with torch.no_grad(), capture(model, layouts=second) as captured:
         model(**inputs)
     torch.testing.assert_close(captured.maps.maps[0].flatten(1), want, atol=2e-6, rtol=0)
-    beyond = ImageLayout((4, 4), tuple(range(30, 46)))
-    with (
-        pytest.raises(ValueError, match=r"in the sequence of \d+ tokens, but .* is at 45"),
-        torch.no_grad(),
-        capture(model, layouts=beyond),
-    ):
-        model(**inputs)
+    for tokens, at in ((range(30, 46), 45), (range(-1, 15), -1)):
+        outside = ImageLayout((4, 4), tuple(tokens))
+        message = rf"in the sequence of \d+ tokens, but .* is at {at}"
+        for layout in (outside, replace(outside, all_tokens=tuple(range(17)))):
+            with (
+                pytest.raises(ValueError, match=message),
+                torch.no_grad(),
+                capture(model, layouts=layout),
+            ):
+                model(**inputs)
 
 
 def test_other_attention_is_refused(llava, monkeypatch):
@@ -398,6 +469,10 @@ def test_images_of_several_grids_in_one_batch(llava):
     assert captured.sums.shape == (4, 12)
     with pytest.raises(RuntimeError, match=r"\(1, 2\), \(2, 3\), \(4, 4\); read captured.each"):
         captured.maps  # noqa: B018
+    for wrong in (5, [None] * 3):
+        message = "must be an ImageLayout or one a sequence"
+        with pytest.raises(ValueError, match=message), capture(model, layouts=wrong):
+            model(**inputs)
     two = rows[[1, 3]]
     with torch.no_grad(), capture(model, rows=two, layouts=[layouts[2]] * 3) as captured:
         model(**inputs)

@@ -201,7 +201,7 @@ def rescaled(module, query, key, value, attention_mask, **keywords):
 
 
 @pytest.mark.parametrize("function", [turned, unmasked, rescaled])
-@pytest.mark.parametrize("chosen", [{}, {"heads": [(1, 2)], "stop_after": 1}])
+@pytest.mark.parametrize("chosen", [{}, {"heads": [(1, 2)], "stop_after": 1}, {"stop_after": 0}])
 def test_the_self_test_refuses_attention_that_is_not_what_it_is_given(function, chosen):
     model, processor = random_llava(0)
     inputs = inputs_of(processor, "left")
@@ -211,6 +211,78 @@ def test_the_self_test_refuses_attention_that_is_not_what_it_is_given(function, 
         with pytest.raises(RuntimeError, match=message), capture(model, **chosen):
             model(**inputs)
         assert model.config.text_config._attn_implementation == "odd"
+
+
+def even(model):
+    """The same model with nearly even attention, where what is wrong shows least."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                weight.div_(8)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("function", [turned, unmasked, rescaled])
+def test_the_self_test_sees_it_in_half_precision_among_hundreds_of_keys(function, dtype):
+    model, processor = random_llava(0, grid=24)
+    even(model).to(dtype)
+    inputs = inputs_of(processor, "left").to(dtype)
+    with registered("odd", function), torch.no_grad():
+        use(model, "odd")
+        with pytest.raises(RuntimeError, match="its output is off by"), capture(model):
+            model(**inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sharper", [0.1, 1, 8])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flash_stand_in"])
+def test_the_self_test_lets_half_precision_pass(implementation, sharper, dtype):
+    # Eager attention rounds its logits, which here are up to hundreds, to few bits.
+    model, processor = random_llava(0, grid=12)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_proj" in name:
+                weight.mul_(sharper)
+    inputs = inputs_of(processor, "left").to(dtype)
+    use(model.to(dtype), implementation)
+    if implementation == "flash_stand_in" and sharper > 1:
+        pytest.skip("flash attention does not round its logits, its stand-in does")
+    with torch.no_grad(), capture(model) as captured:
+        model(**inputs)
+    assert captured.sums.isfinite().all()
+
+
+def test_each_kind_of_layer_is_tested_even_where_the_forward_ends():
+    # Layers slide but for every second, which is odd: the first of these is the last that runs.
+    kind, more = text_config("Gemma3TextConfig", 9)
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    model, processor = random_llava(0, text=kind, layer_types=kinds, **more)
+    inputs = inputs_of(processor)
+
+    def odd(module, *args, **keywords):
+        return (turned if module.layer_idx == 1 else sdpa)(module, *args, **keywords)
+
+    with registered("odd", odd), torch.no_grad():
+        use(model, "odd")
+        with capture(model, stop_after=0):
+            model(**inputs)
+        message = "in layer 1 its output is off by"
+        with pytest.raises(RuntimeError, match=message), capture(model, stop_after=1):
+            model(**inputs)
+
+
+def test_attention_that_is_nan_is_no_proof():
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor, "left")
+    broken = torch.full_like(inputs["pixel_values"], torch.nan)
+    with registered("odd", turned), torch.no_grad():
+        use(model, "odd")
+        with capture(model) as captured:
+            model(**{**inputs, "pixel_values": broken})
+        assert captured.sums.isnan().all()
+        with pytest.raises(RuntimeError, match="its output is off by"), capture(model):
+            model(**inputs)
 
 
 def apart(module, query, key, value, attention_mask, position_ids=None, **keywords):

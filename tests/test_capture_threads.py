@@ -85,6 +85,41 @@ def test_one_model_is_captured_by_one_thread_at_a_time():
     assert model.config.text_config._attn_implementation == "sdpa"
 
 
+def test_own_attention_of_other_threads_reads_its_own_name():
+    # Flash attention asks the configuration which of its kinds it is, in every thread.
+    from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
+
+    read, making = [], []
+
+    def own(module, *args, **keywords):
+        read.append((threading.get_ident(), module.config._attn_implementation))
+        return AttentionInterface()["sdpa"](module, *args, **keywords)
+
+    def mask(*args, config, **keywords):
+        making.append(config._attn_implementation)
+        return masking_utils.sdpa_mask(*args, config=config, **keywords)
+
+    AttentionInterface.register("own", own)
+    AttentionMaskInterface.register("own", mask)
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor)
+    try:
+        model.set_attn_implementation({"text_config": "own"})
+
+        def other():
+            with torch.no_grad():
+                model(**inputs)
+
+        with torch.no_grad(), capture(model):
+            run([other])
+            model(**inputs)
+    finally:
+        del AttentionInterface._global_mapping["own"]
+        del AttentionMaskInterface._global_mapping["own"]
+    assert len({thread for thread, _ in read}) == 2
+    assert {name for _, name in read} == {"own"} == set(making)
+
+
 def test_many_threads_that_want_one_model():
     # Whoever finds it taken is told; nobody gets maps of another, and the model is as it was.
     model, processor = random_llava(0)

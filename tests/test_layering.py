@@ -18,7 +18,7 @@ PACKAGE = ROOT / "python" / "fastground"
 
 ROWS = (
     # layer 0, nouns and binary
-    {"types", "_core"},
+    {"types", "regions", "_core"},
     # layer 1, implementations
     {"reference", "kernels"},
     # layer 2, the doors
@@ -46,7 +46,7 @@ ONLY_IN = {
     "tokenizers": {"tiny"},
     "triton": {"kernels"},
     "safetensors": {"models", "tiny"},
-    "pyarrow": {"runs", "shards"},
+    "pyarrow": {"datasets", "runs", "shards"},
     "matplotlib": {"figures"},
     "typer": {"cli"},
     "rich": {"terminal"},

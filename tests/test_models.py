@@ -107,6 +107,28 @@ def test_load_takes_a_dtype(folder):
     assert loaded.encode(IMAGE, ["x"], RECIPE).image_inputs["pixel_values"].dtype == torch.bfloat16
 
 
+def test_quantised_weights_are_placed_as_they_are_read(folder, tmp_path, monkeypatch):
+    from transformers import AutoModelForImageTextToText
+
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = {}
+
+    def from_pretrained(source, **keywords):
+        asked.update(keywords)
+        model = random_llava(0)[0]
+        monkeypatch.setattr(type(model), "to", None)  # as those models refuse to be moved
+        return model
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    models.load(tmp_path, device="cpu")
+    assert asked["device_map"] == {"": "cpu"}
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [

@@ -8,6 +8,8 @@ from pathlib import Path
 import fastground
 import pytest
 from fastground import cli
+from fastground.models import support
+from fastground.types import CHOICES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -88,6 +90,25 @@ def test_table_is_what_the_run_gave():
         scores = rows[name.strip("*")]
         assert f"{100 * scores['accuracy']:.1f}" == accuracy
         assert f"{scores['mean_iou']:.3f}" == iou
+
+
+def test_models_are_those_of_the_support_table():
+    """By how they work; a star where the expressions of an image do not share its tokens."""
+    written = re.findall(r"^\| (\w+): .+? \| (`.+) \|$", README, flags=re.M)
+    assert [how for how, _ in written] == sorted(dict(written), key=support.HOW.index)
+    rows = [
+        (how, name, not star)
+        for how, names in written
+        for name, star in re.findall(r"`([^`]+)`( \\\*)?", names)
+    ]
+    told = [(row.how, row.name, row.packs is not False) for row in support.table()]
+    assert sorted(rows) == sorted(told)
+
+
+@pytest.mark.parametrize("field", ["blocks", "query"])
+def test_choices_of_a_map_are_those_of_the_recipe(field):
+    (rest,) = re.findall(rf"^\| `{field}` (\|.*?)(?=^\| `|^$)", README, flags=re.M | re.S)
+    assert tuple(re.findall(r"\| `(\w+)` \|", rest)) == CHOICES[field]
 
 
 def test_speed_is_what_the_benchmarks_gave(monkeypatch):

@@ -95,5 +95,13 @@ def test_bad_input_is_named():
         next(datasets.shapes("dev"))
     with pytest.raises(ValueError, match="num_samples must be >= 0, but got -1"):
         next(datasets.shapes(num_samples=-1))
-    with pytest.raises(ValueError, match="dataset must be one of shapes, but got 'coco'"):
+    with pytest.raises(
+        ValueError, match=r"dataset must be one of shapes, refcoco, .* but got 'coco'"
+    ):
         datasets.load("coco")
+    with pytest.raises(ValueError, match="must have no data, sentences, masks=False"):
+        datasets.load("shapes", data="here", sentences="all", masks=False)
+    with pytest.raises(ValueError, match="must have no num_samples=None"):
+        datasets.load("shapes", num_samples=None)
+    with pytest.raises(ValueError, match="check_sizes must be True or False, but got 'no'"):
+        datasets.load("reasonseg", data="here", check_sizes="no")

@@ -44,7 +44,7 @@ def threads():
 
 
 def same(one, other):
-    one, other = (r if isinstance(r, tuple) else (r,) for r in (one, other))
+    one, other = ((r,) if isinstance(r, torch.Tensor) else r for r in (one, other))
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 

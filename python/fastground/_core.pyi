@@ -37,11 +37,7 @@ def boxes(
     border: int,
     valid: Source | None,
     region: int,
-    xyxy: np.ndarray,
-    area: np.ndarray,
-    mass: np.ndarray,
-    score: np.ndarray,
-    found: np.ndarray,
+    rows: np.ndarray,
 ) -> int: ...
 def largest(maps: Source) -> float: ...
 def set_num_threads(count: int) -> None: ...

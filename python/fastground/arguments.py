@@ -11,7 +11,6 @@ survive a fork, so that what it shares among them would wait for ever in the chi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from torch import Tensor, from_numpy, strided
 from torch.utils.dlpack import from_dlpack
 
 from fastground import _core
-from fastground.types import CHOICES
+from fastground.regions import Boxes
+from fastground.types import CHOICES, HeadStats
 
 Array = ndarray | Tensor
 Shape = tuple[int, ...]
@@ -42,8 +42,8 @@ DTYPES: dict[Any, str] = {
 
 MASKS = (torch.bool, np.dtype("bool"))
 
-_CODES = {torch.bool: "bool", **DTYPES}
-_CODES = {dtype: _core.codes["dtype"][name] for dtype, name in _CODES.items()}
+_DTYPES = {torch.bool: "bool", **DTYPES}
+_CODES = {dtype: _core.codes["dtype"][name] for dtype, name in _DTYPES.items()}
 
 
 class Choice(dict):
@@ -264,13 +264,21 @@ def give(result: Array, maps: Array, out: Any = None) -> Any:
     return out
 
 
-def give_each(results: Sequence[Any], maps: Array) -> Iterable[Any]:
-    """Many results at once: `give` for each, with only one look at the kind of array."""
-    tensors = isinstance(maps, Tensor)
-    if isinstance(results[0], Tensor) is tensors:
-        return results
-    converted: Any = from_numpy if tensors else Tensor.numpy
-    return map(converted, results)
+def give_stats(sums: Any, entropies: Any, maps: Array) -> HeadStats:
+    """Both numbers of each map, as the caller's kind of array."""
+    if isinstance(sums, ndarray):
+        if isinstance(maps, Tensor):
+            return HeadStats(from_numpy(sums), from_numpy(entropies))
+    elif not isinstance(maps, Tensor):
+        return HeadStats(sums.numpy(), entropies.numpy())
+    return HeadStats(sums, entropies)
+
+
+def give_boxes(rows: Array, maps: Array) -> Boxes:
+    """Boxes of these rows, which answer in the caller's kind of array."""
+    if isinstance(rows, ndarray):
+        return Boxes(rows, from_numpy) if isinstance(maps, Tensor) else Boxes(rows)
+    return Boxes(rows if isinstance(maps, Tensor) else rows.numpy())
 
 
 def tensor(array: Array) -> Tensor:

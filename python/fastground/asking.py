@@ -7,7 +7,9 @@ image tokens     positions in the whole sequence, cached tokens included
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 
@@ -78,27 +80,49 @@ class Asking:
         # Rows as a rectangle (batch, R): row n is cell (elements[n], slots[n]); spare cells repeat
         # the sequence's position 0 and are never read.
         earlier = torch.nn.functional.one_hot(elements, batch).cumsum(0) - 1
-        self.elements, self.slots = elements, earlier[torch.arange(len(rows)), elements]
-        self.positions = torch.zeros(batch, int(self.slots.max()) + 1, dtype=torch.long)
-        self.positions[elements, self.slots] = positions
+        slots = earlier[torch.arange(len(rows)), elements]
+        rectangle = torch.zeros(batch, int(slots.max()) + 1, dtype=torch.long)
+        rectangle[elements, slots] = positions
+        self.elements = elements
 
         if layouts is None:
             layouts = find_image(config, given, batch)
-        self.layouts = [layouts] * batch if isinstance(layouts, ImageLayout) else list(layouts)
+        several = isinstance(layouts, Sequence) and all(isinstance(a, ImageLayout) for a in layouts)
+        if not several and not isinstance(layouts, ImageLayout):
+            raise ValueError(
+                f"layouts must be an ImageLayout or one a sequence, but got {layouts!r}"
+            )
+        self.layouts = list(layouts) if several else [layouts] * batch
         if len(self.layouts) != batch:
             raise ValueError(
                 f"layouts must be one a sequence ({batch}), but got {len(self.layouts)} of them"
             )
         asked = [self.layouts[b] for b in elements.tolist()]
-        last = max(max(a.all_tokens or a.tokens) for a in asked)
-        if last >= self.cached + self.length:
-            raise ValueError(
-                f"layouts must lie in the sequence of {self.cached + self.length} tokens, but an "
-                f"image's token is at {last}"
-            )
-        self.cells = _Places([a.tokens for a in asked])
+        each = {id(a): a for a in asked}.values()
+        places = sorted({i for a in each for i in (*a.tokens, *(a.all_tokens or ()))})
+        for place in (*places[-1:], *places[:1]):
+            if not 0 <= place < self.cached + self.length:
+                raise ValueError(
+                    f"layouts must lie in the sequence of {self.cached + self.length} tokens, but "
+                    f"an image's token is at {place}"
+                )
         more = any(a.all_tokens is not None for a in asked)
-        self.image = _Places([a.all_tokens or a.tokens for a in asked]) if more else self.cells
+        self._host = _Indices(
+            torch.arange(batch)[:, None],
+            rectangle,
+            elements,
+            slots,
+            _Places.of([a.tokens for a in asked]),
+            _Places.of([a.all_tokens or a.tokens for a in asked]) if more else None,
+        )
+        self._there: dict[torch.device, _Indices] = {}
+        self._visible: dict[Any, tuple[Any, torch.Tensor | None]] = {}
+
+    def _on(self, device: torch.device) -> _Indices:
+        """The indices on a device: moved once a forward, since a GPU waits for every move."""
+        if device not in self._there:
+            self._there[device] = self._host.to(device)
+        return self._there[device]
 
     def select(self, tokens: torch.Tensor, axis: int = 2) -> torch.Tensor:
         """(batch, R, heads, head_dim): the asking rows of (batch, heads, tokens, head_dim).
@@ -107,47 +131,85 @@ class Asking:
             tokens: as above, or (batch, tokens, heads, head_dim) with axis 1.
             axis: that of the tokens.
         """
-        positions = self.positions.to(tokens.device)
-        batch = torch.arange(len(positions), device=tokens.device)[:, None]
-        return tokens.movedim(axis, 1)[batch, positions]
+        at = self._on(tokens.device)
+        return tokens.movedim(axis, 1)[at.batch, at.positions]
 
     def visible(
         self, mask: Any, query: torch.Tensor, key: torch.Tensor, causal: bool, window: int | None
     ) -> torch.Tensor | None:
         """The keys that the asking rows see: None (all) or (batch, R, tokens) bool or additive."""
-        return visible_keys(
-            mask, self.positions.to(key.device), queries=query.shape[2], keys=key.shape[2],
-            cached=self.cached, causal=causal, window=window,
-        )  # fmt: skip
+        # Layers of a kind share their mask: read once. The mask itself is not kept alive.
+        kind = mask is None, key.device, query.shape[2], key.shape[2], causal, window
+        known = self._visible.get(kind)
+        if known is None or (mask is not None and known[0]() is not mask):
+            visible = visible_keys(
+                mask, self._on(key.device).positions, queries=query.shape[2], keys=key.shape[2],
+                cached=self.cached, causal=causal, window=window,
+            )  # fmt: skip
+            known = self._visible[kind] = None if mask is None else ref(mask), visible
+        return known[1]
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """The N asking rows, in order, of (batch, R, ...)."""
-        device = rows.device
-        return rows[self.elements.to(device), self.slots.to(device)]
+        at = self._on(rows.device)
+        return rows[at.elements, at.slots]
 
     def on_image(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, heads, cells) and (N, heads) of rows (batch, R, heads, keys)."""
+        at = self._on(rows.device)
         rows = self.take(rows)
         gone = max(0, self.cached + self.length - rows.shape[-1])
-        maps = self.cells.take(rows, gone)
-        return maps, (maps if self.image is self.cells else self.image.take(rows, gone)).sum(-1)
+        maps = at.cells.take(rows, gone)
+        return maps, (maps if at.image is None else at.image.take(rows, gone)).sum(-1)
 
 
-class _Places:
+class _Places(NamedTuple):
     """Sequence positions, some for every row; rows with fewer than others are filled with zeros."""
 
-    def __init__(self, places: list[tuple[int, ...]]) -> None:
+    places: torch.Tensor
+    real: torch.Tensor | None
+
+    @classmethod
+    def of(cls, places: list[tuple[int, ...]]) -> _Places:
+        """From the positions of each row."""
         counts = torch.tensor([len(own) for own in places])
         most = int(counts.max())
-        self.index = torch.tensor([[*own, *[0] * (most - len(own))] for own in places])
-        self.real = None if (counts == most).all() else torch.arange(most) < counts[:, None]
+        index = torch.tensor([[*own, *[0] * (most - len(own))] for own in places])
+        return cls(index, None if (counts == most).all() else torch.arange(most) < counts[:, None])
+
+    def to(self, device: torch.device) -> _Places:
+        """The same on a device."""
+        return _Places(self.places.to(device), None if self.real is None else self.real.to(device))
 
     def take(self, rows: torch.Tensor, gone: int) -> torch.Tensor:
         """(N, heads, most places) of rows (N, heads, keys), whose first `gone` keys are gone."""
-        index = self.index.to(rows.device) - gone
-        real = self.real if self.real is None else self.real.to(rows.device)
+        places, real = self
         if gone:
-            real = (index >= 0) if real is None else real & (index >= 0)
-            index = index.clamp(min=0)
-        taken = rows.gather(-1, index[:, None].expand(-1, rows.shape[1], -1))
+            places = places - gone
+            real = (places >= 0) if real is None else real & (places >= 0)
+            places = places.clamp(min=0)
+        taken = rows.gather(-1, places[:, None].expand(-1, rows.shape[1], -1))
         return taken if real is None else taken * real[:, None]
+
+
+class _Indices(NamedTuple):
+    """What picks the asking rows and the image's keys, on one device."""
+
+    batch: torch.Tensor
+    positions: torch.Tensor
+    elements: torch.Tensor
+    slots: torch.Tensor
+    cells: _Places
+    image: _Places | None
+    """All of the image's tokens, where they are more than the cells."""
+
+    def to(self, device: torch.device) -> _Indices:
+        """The same on a device."""
+        return _Indices(
+            self.batch.to(device),
+            self.positions.to(device),
+            self.elements.to(device),
+            self.slots.to(device),
+            self.cells.to(device),
+            None if self.image is None else self.image.to(device),
+        )

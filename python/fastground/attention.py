@@ -14,6 +14,7 @@ import torch
 
 from fastground import packing
 from fastground.capture import capture
+from fastground.layers import checked_heads
 from fastground.models import LVLM
 from fastground.types import AttentionMaps, Encoded, HeadId, Recipe, Sample
 
@@ -161,9 +162,7 @@ def _ask(
     """One forward: the maps of each part, a mean where several tokens ask for an expression."""
     inputs, rows = (packing.pack if packed else packing.separate)(*batch)
     layouts = [part.layout for part in batch for _ in range(1 if packed else len(part.token_ids))]
-    deepest = lvlm.architecture["num_layers"] - 1
-    if heads is not None:  # capture refuses heads that the model does not have
-        deepest = max(0, min(deepest, max((int(head[0]) for head in heads), default=0)))
+    deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
     inputs = _prepared(lvlm, inputs)
     with capture(lvlm.model, heads, rows, deepest, layouts) as captured:
         lvlm.model(**inputs, use_cache=False)

@@ -32,8 +32,19 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help='"tiny" (ships along), a folder, or a name on the hub.')]
-Dataset = Annotated[str, typer.Option(help="The data set.")]
-NumSamples = Annotated[int, typer.Option(min=1, help="How many expressions.")]
+Dataset = Annotated[
+    str, typer.Option(help="shapes, refcoco, refcoco+, refcocog, reasonseg, png, or listed.")
+]
+Data = Annotated[Path | None, typer.Option(help="Where its files are; shapes has none.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", metavar="NAME=VALUE", help="One of the data set's, as masks=false; repeatable."
+    ),
+]
+NumSamples = Annotated[
+    int, typer.Option(min=1, help="How many expressions; more than there are: all.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of the samples and of their parts.")]
 Ranking = Annotated[
     Path | None, typer.Option(help="What discover wrote, file or folder; the model's own if not.")
@@ -104,6 +115,7 @@ def ground(
 def discover(
     model: Model,
     dataset: Dataset = "shapes",
+    data: Data = None,
     split: Annotated[str, typer.Option(help="Never the one evaluated on.")] = "train",
     num_samples: NumSamples = 1000,
     trials: Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")] = 5,
@@ -115,6 +127,7 @@ def discover(
     max_bad: Annotated[
         float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")
     ] = 0.01,
+    option: Options = None,
     profile: Profile = None,
     recipe: Changes = None,
     as_json: Json = False,
@@ -123,7 +136,10 @@ def discover(
     chosen = recipe_of(Recipe(), profile, recipe)
     from fastground import datasets, discovery, models
 
-    samples = datasets.load(dataset, split=split, num_samples=num_samples, seed=seed)
+    samples = datasets.load(
+        dataset, data=data, split=split, num_samples=num_samples, seed=seed,
+        **options_of(dataset, option),
+    )  # fmt: skip
     lvlm = models.load(model)
     with (
         terminal.progress("discovering heads", num_samples) as advance,
@@ -163,6 +179,7 @@ def report(
 def evaluate(
     model: Model,
     dataset: Dataset = "shapes",
+    data: Data = None,
     split: Annotated[str, typer.Option(help="Never the one discovered on.")] = "test",
     num_samples: NumSamples = 1000,
     seed: Seed = 0,
@@ -173,6 +190,7 @@ def evaluate(
             "--table", help="Beside ablations and chance; --ranking is discover's folder."
         ),
     ] = False,
+    option: Options = None,
     profile: Profile = None,
     recipe: Changes = None,
     as_json: Json = False,
@@ -186,7 +204,10 @@ def evaluate(
     from fastground import comparison, datasets, evaluation, runs
     from fastground.ranking import rank_table
 
-    samples = datasets.load(dataset, split=split, num_samples=num_samples, seed=seed)
+    samples = datasets.load(
+        dataset, data=data, split=split, num_samples=num_samples, seed=seed,
+        **options_of(dataset, option),
+    )  # fmt: skip
     grounder = _grounder(model, ranking, profile, recipe)
     with (
         terminal.progress("evaluating", num_samples) as advance,
@@ -316,6 +337,34 @@ def recipe_of(base: Recipe, profile: str | None, changes: list[str] | None) -> R
             raise ValueError(f"--recipe must be name=value, such as k=5, but got {change!r}")
         values[name] = _value(name, text, kinds.get(name, "str"))
     return recipe.replace(**values)
+
+
+def options_of(dataset: str, options: list[str] | None) -> dict[str, Any]:
+    """What --option says to a data set.
+
+    Args:
+        dataset: its name.
+        options: "name=value" each.
+
+    Raises:
+        ValueError: the data set takes no such option, or not such a value.
+    """
+    from fastground import datasets
+
+    files = dataset in datasets.FILES
+    known = {"masks": True, **datasets.options_of(dataset)} if files else {}
+    values: dict[str, Any] = {}
+    for option in options or ():
+        name, equals, text = option.partition("=")
+        if not equals or name not in known:
+            raise ValueError(
+                f"--option must be NAME=VALUE with a name of {', '.join(known) or 'none'} for "
+                f"{dataset}, but got {option!r}"
+            )
+        if isinstance(known[name], bool) and text.lower() not in ("true", "false"):
+            raise ValueError(f"--option {name} must be true or false, but got {text!r}")
+        values[name] = text.lower() == "true" if isinstance(known[name], bool) else text
+    return values
 
 
 def _value(name: str, text: str, kind: str) -> Any:

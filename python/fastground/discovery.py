@@ -239,7 +239,7 @@ def _measure(
             foreground = ops.binarize(attention.maps, cut=recipe.cut).cpu().numpy()
             for i, sample in enumerate(group):
                 if sample.mask is not None:
-                    iou = map_iou(foreground[i], sample.mask, attention.layout)
+                    iou = map_iou(foreground[i], sample.mask, attention.layout, sample.ignore)
                     ious[i] = on_table(iou, attention.heads, shape, 0)
         for column, values in zip(pieces.values(), (*both, ious), strict=True):
             column.append(values)

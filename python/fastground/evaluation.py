@@ -74,7 +74,7 @@ def evaluate(
         tally.add(group, np.stack([g.box.cpu().numpy() for g in found]), np.array(points))
         for sample, grounding in zip(group, found, strict=True):
             if sample.mask is not None:
-                overlaps.append(mask_overlap(grounding.mask.cpu(), sample.mask))
+                overlaps.append(mask_overlap(grounding.mask.cpu(), sample.mask, sample.ignore))
         if lvlm is not None and all(s.answer for s in group):
             right += right_answers(lvlm, group, recipe=recipe)
         if progress is not None:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fastground import ops
-from fastground.types import AttentionMaps, Boxes, Grounding, ImageLayout, Recipe
+from fastground.regions import Boxes
+from fastground.types import AttentionMaps, Grounding, ImageLayout, Recipe
 
 
 def ground(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import index
 from typing import Any
 
 import torch
@@ -55,8 +56,8 @@ def checked_heads(
     """
     text = config.get_text_config(decoder=True)
     layers, width = text.num_hidden_layers, text.num_attention_heads
-    if stop_after is not None and not 0 <= stop_after < layers:
-        raise ValueError(f"stop_after must be a layer 0 to {layers - 1}, but got {stop_after}")
+    if stop_after is not None and stop_after not in range(layers):
+        raise ValueError(f"stop_after must be a layer 0 to {layers - 1}, but got {stop_after!r}")
     last = layers - 1 if stop_after is None else stop_after
     having = [n for n in layers_with_heads(config) if n <= last]
     if not having:
@@ -67,8 +68,8 @@ def checked_heads(
     if heads is None:
         return tuple(HeadId(layer, head) for layer in having for head in range(width))
     try:
-        heads = tuple(HeadId(int(layer), int(head)) for layer, head in heads)
-    except TypeError as error:
+        heads = tuple(HeadId(index(layer), index(head)) for layer, head in heads)
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"heads must be (layer, head) pairs, but got {heads!r}; such as [(14, 24), (14, 13)]"
         ) from error

@@ -35,19 +35,29 @@ def accuracy(ious: Any, threshold: float = 0.5) -> float:
     return float((ious >= threshold).mean()) if ious.size else float("nan")
 
 
-def mask_overlap(mask: Any, truth: Any) -> tuple[int, int]:
+def mask_overlap(mask: Any, truth: Any, ignore: Any = None) -> tuple[int, int]:
     """Pixels in both masks and pixels in either, of one sample.
+
+    Args:
+        mask: (height, width) bool.
+        truth: (height, width) bool.
+        ignore: (height, width) bool, pixels that count neither way; None: all count.
 
     Raises:
         ValueError: masks of different shapes.
     """
     mask, truth = np.asarray(mask, dtype=bool), np.asarray(truth, dtype=bool)
+    if ignore is not None and np.shape(ignore) != truth.shape:
+        raise ValueError(
+            f"ignore must have the truth's shape {truth.shape}, but got {np.shape(ignore)}"
+        )
     if mask.shape != truth.shape:
         raise ValueError(
             f"mask must have the truth's shape {truth.shape}, but got {mask.shape}; both are "
             "(height, width) of the original image"
         )
-    return int((mask & truth).sum()), int((mask | truth).sum())
+    counts = True if ignore is None else ~np.asarray(ignore, dtype=bool)
+    return int((mask & truth & counts).sum()), int(((mask | truth) & counts).sum())
 
 
 def mask_scores(intersections: Any, unions: Any) -> tuple[float, float]:
@@ -85,7 +95,7 @@ def points_inside(points: Any, mask: Any) -> np.ndarray:
     return inside & mask[y.clip(0, height - 1), x.clip(0, width - 1)]
 
 
-def map_iou(foreground: Any, mask: Any, layout: ImageLayout) -> np.ndarray:
+def map_iou(foreground: Any, mask: Any, layout: ImageLayout, ignore: Any = None) -> np.ndarray:
     """IoU of binarized maps, resized to the mask, with that mask.
 
     A pixel has the value of the cell its centre lies in (nearest neighbour), and a pixel in no
@@ -96,6 +106,7 @@ def map_iou(foreground: Any, mask: Any, layout: ImageLayout) -> np.ndarray:
         foreground: (..., grid_h, grid_w) bool, the binarized maps.
         mask: (height, width) bool, the truth on the original image.
         layout: where the cells lie.
+        ignore: (height, width) bool, pixels that count neither way; None: all count.
 
     Returns:
         (...) float64 in [0, 1]; 0 where both are empty.
@@ -113,8 +124,11 @@ def map_iou(foreground: Any, mask: Any, layout: ImageLayout) -> np.ndarray:
         for centers, n in zip(layout.pixel_centers(), layout.grid, strict=True)
     )
     rows, columns = rows.astype(np.float64), columns.astype(np.float64)
-    inside = rows @ mask @ columns.T
     pixels = rows.sum(axis=1)[:, None] * columns.sum(axis=1)
+    if ignore is not None:
+        mask = mask & ~np.asarray(ignore, dtype=bool)
+        pixels = pixels - rows @ np.asarray(ignore, dtype=bool) @ columns.T
+    inside = rows @ mask @ columns.T
     cells = np.asarray(foreground, dtype=np.float64)
     cells = cells.reshape(*cells.shape[:-2], -1)
     intersection = cells @ inside.reshape(-1)

@@ -41,7 +41,8 @@ from fastground.arguments import (
     Shape,
     check_out,
     give,
-    give_each,
+    give_boxes,
+    give_stats,
     refuse,
     refuse_maps,
     room,
@@ -53,8 +54,9 @@ from fastground.arguments import (
     unhashable,
 )
 from fastground.dispatch import implementations, native
+from fastground.regions import Boxes
 from fastground.rows import attention_rows
-from fastground.types import Boxes, HeadStats, Recipe
+from fastground.types import HeadStats, Recipe
 
 __all__ = [
     "attention_rows",
@@ -86,7 +88,7 @@ def attention_sum(maps: Any, *, nan: str = "raise") -> Any:
     """
     (maps, shape), strict = take_maps(maps), take_nan(nan)
     if native(maps):
-        sums = new_array(shape[:-2], float32)
+        sums: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *ANY, sums, None)
     else:
         sums, suspect = reference.attention_sum(tensor(maps)), True
@@ -168,7 +170,7 @@ def entropy(
     except TypeError:
         raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
     if native(maps):
-        entropies = new_array(shape[:-2], float32)
+        entropies: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *choices, None, entropies)
     else:
         entropies = reference.entropy(tensor(maps), weight=weight, cut=cut, empty=empty)
@@ -207,7 +209,8 @@ def head_stats(
         raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
     if native(maps):
         batch = shape[:-2]
-        sums, entropies = new_array(batch, float32), new_array(batch, float32)
+        sums: Any = new_array(batch, float32)
+        entropies: Any = new_array(batch, float32)
         suspect = _core.head_stats(source(maps, shape), *choices, sums, entropies)
     else:
         keywords = {"weight": weight, "cut": cut, "empty": empty}
@@ -215,7 +218,7 @@ def head_stats(
         suspect = True
     if strict and suspect:
         refuse(sums, infinite=True)
-    return HeadStats(give(sums, maps), give(entropies, maps))
+    return give_stats(sums, entropies, maps)
 
 
 def smooth(
@@ -305,10 +308,7 @@ def boxes(
     if recipe.padding == "include":
         valid = None
     if native(maps):
-        xyxy, found = new_array((*batch, 4), float32), new_array(batch, np.bool_)
-        area, mass = new_array(batch, float32), new_array(batch, float32)
-        score = new_array(batch, float32)
-        parts: tuple[Any, ...] = (xyxy, area, mass, score, found)
+        rows: Any = new_array((*batch, 7), float32)
         suspect = _core.boxes(
             source(maps, shape),
             shape[-3],
@@ -316,16 +316,17 @@ def boxes(
             BORDER[recipe.border],
             valid if valid is None else source(valid, valid.shape),
             REGION[recipe.region],
-            *parts,
+            rows,
         )
         if strict and suspect:
-            refuse(np.where(found, 0, mass))  # with found, a share of a sum of 0
+            area, mass = rows[..., 4], rows[..., 5]
+            refuse(np.where(area > 0, 0, mass))  # where one is found, a share of a sum of 0
     else:
         combined = reference.combine(tensor(maps), recipe=recipe)
         if strict:
             refuse_maps(combined)
-        parts = reference.regions(combined, region=recipe.region, valid=valid)
-    return Boxes(*give_each(parts, maps))
+        rows = reference.regions(combined, region=recipe.region, valid=valid).rows
+    return give_boxes(rows, maps)
 
 
 _PAPER = Recipe()

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from fastground.types import Boxes, HeadStats, Recipe
+from fastground.regions import Boxes
+from fastground.types import HeadStats, Recipe
 
 EPS = 1e-3
 """The eps of the cuts "mean+eps" and "2mean+eps"."""
@@ -226,20 +227,19 @@ def regions(
             strict=True,
         )
     ]
-    table = torch.tensor(found, dtype=torch.float64).reshape(*batch, 8).to(combined.device)
-    area, mass, score = table[..., 4].float(), table[..., 5].float(), table[..., 6].float()
-    return Boxes(table[..., :4].float(), area, mass, score, table[..., 7] > 0)
+    table = torch.tensor(found, dtype=torch.float64).float()
+    return Boxes(table.reshape(*batch, 7).to(combined.device))
 
 
 def _box(
     combined: torch.Tensor, valid: torch.Tensor, labels: torch.Tensor, region: str
 ) -> list[float]:
-    """x1, y1, x2, y2, area, mass, score, found of one combined map."""
+    """x1, y1, x2, y2, area, mass, score of one combined map."""
     if not combined.sum().isfinite():
-        return [0, 0, 0, 0, 0, math.nan, math.nan, 0]
+        return [0, 0, 0, 0, 0, math.nan, math.nan]
     parts = [labels == i for i in range(1, int(labels.max()) + 1)]
     if not parts:
-        return [0] * 8
+        return [0] * 7
     if region == "all":
         parts = [labels > 0]
     sums = [float(combined[part].sum()) for part in parts]
@@ -249,7 +249,7 @@ def _box(
     outside = valid & ~inside
     mass = combined[inside].sum() / combined[valid].sum()
     score = combined[inside].mean() / combined[outside].mean() if outside.any() else math.inf
-    return [*kept[best].box, kept[best].area, float(mass), float(score), 1]
+    return [*kept[best].box, kept[best].area, float(mass), float(score)]
 
 
 def _region(part: torch.Tensor, total: float, region: str) -> Region:

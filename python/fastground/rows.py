@@ -73,8 +73,9 @@ def attention_rows(
     scale = head_dim**-0.5 if scale is None else float(scale)
     keywords = {"heads": heads, "visible": visible, "scale": scale, "softcap": softcap}
     if query.device.type != "cuda" or forced() == "reference":
-        return give(reference.attention_rows(query, key, **keywords), given)
-    from fastground.kernels import attention_rows as kernel
+        with torch.autocast(query.device.type, enabled=False):  # whose products were of few bits
+            return give(reference.attention_rows(query, key, **keywords), given)
+    import fastground.kernels.attention_rows as kernel
 
     dtype = torch.promote_types(query.dtype, key.dtype)
     dtype = torch.float32 if dtype == torch.float64 else dtype

@@ -4,7 +4,8 @@
     making of masks -> AttentionMaskInterface["fastground"] -> the own mask function
 
 Both are needed: without a mask function under the same name transformers silently passes no mask.
-While the layer's own function runs, the configuration names it as before, since some read it there.
+Own functions are given the configuration as it was, since some read their name there: in a copy, so
+that nothing changes for other threads meanwhile.
 
 A seam is open in one model and one thread at a time; forwards of that model in other threads pass
 through it unheard. None of it is traced by torch.compile, whose graphs break there.
@@ -12,11 +13,12 @@ through it unheard. None of it is traced by torch.compile, whose graphs break th
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import threading
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -69,10 +71,11 @@ class Seam:
                     f"masks, such as sdpa or eager, but uses {self.own!r}; call "
                     "model.set_attn_implementation('sdpa') first"
                 )
+            self.before = copy.copy(self.text)
             _open[id(self.text)] = self
         try:
             self._hook = self.model.register_forward_pre_hook(begin, with_kwargs=True)
-            self.use(NAME)
+            self._name(NAME)
         except BaseException:
             self.close()
             raise
@@ -80,7 +83,7 @@ class Seam:
     def close(self) -> None:
         """The model as it was."""
         try:
-            self.use(self.own)
+            self._name(self.own)
         finally:
             if hasattr(self, "_hook"):
                 self._hook.remove()
@@ -90,8 +93,13 @@ class Seam:
         """Whether this thread's forwards are listened to."""
         return threading.get_ident() == self._thread
 
-    def use(self, implementation: str) -> None:
-        """Let the configuration name this attention."""
+    def as_before(self, module: Any) -> Any:
+        """The same layer, with the configuration as it was."""
+        twin = object.__new__(type(module))
+        twin.__dict__.update(module.__dict__, config=self.before)
+        return twin
+
+    def _name(self, implementation: str) -> None:
         self.text._attn_implementation = {"": implementation}  # of this part alone
 
 
@@ -131,27 +139,18 @@ def _attend(
     if seam is None:
         own = _own_function(module, module.config._attn_implementation)
         return own(module, *arguments, **keywords)
-    own = _own_function(module, seam.own)
+    own, module = _own_function(module, seam.own), seam.as_before(module)
     if not seam.hears():
         return own(module, *arguments, **keywords)
-
-    @wraps(own)
-    def as_before(*arguments: Any, **keywords: Any) -> Any:
-        seam.use(seam.own)
-        try:
-            return own(*arguments, **keywords)
-        finally:
-            seam.use(NAME)
-
-    return seam.listener.attend(as_before, module, *arguments, **keywords)
+    return seam.listener.attend(own, module, *arguments, **keywords)
 
 
 def _make_mask(*args: Any, config: Any, **keywords: Any) -> Any:
     from transformers import AttentionMaskInterface
 
     seam = _open.get(id(config))
-    implementation = config._attn_implementation if seam is None else seam.own
-    mask = AttentionMaskInterface()[implementation](*args, config=config, **keywords)
+    config = config if seam is None else seam.before
+    mask = AttentionMaskInterface()[config._attn_implementation](*args, config=config, **keywords)
     if seam is not None and seam.hears():
         seam.made_none |= mask is None
     return mask
@@ -161,8 +160,11 @@ def _begin(model: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     seam = _open.get(id(model.config.get_text_config(decoder=True)))
     if seam is None or not seam.hears():
         return
-    given = inspect.signature(model.forward).bind_partial(*args, **keywords).arguments
-    given |= given.pop("kwargs", {})
+    signature = inspect.signature(model.forward)
+    given = signature.bind_partial(*args, **keywords).arguments
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
     seam.listener.begin(given)
 
 

@@ -351,22 +351,6 @@ class HeadStats(NamedTuple):
     """(...) float32, nats; +inf where no cell exceeds the cut."""
 
 
-class Boxes(NamedTuple):
-    """One region a group of k maps."""
-
-    xyxy: torch.Tensor
-    """(..., 4) float32 in grid units, half-open; zeros where nothing was found."""
-    area: torch.Tensor
-    """(...) float32, in cells: of the kept convex hull, or the kept region's number of cells."""
-    mass: torch.Tensor
-    """(...) float32: the share of the combined map's sum inside the region."""
-    score: torch.Tensor
-    """(...) float32: mean of the combined map inside the region over its mean outside; +inf if that
-    is 0 or nothing lies outside."""
-    found: torch.Tensor
-    """(...) bool: whether any cell exceeded the cut."""
-
-
 @dataclass(frozen=True)
 class RankedHead:
     """One head's place in a ranking."""
@@ -474,6 +458,8 @@ class Sample:
     """What the expression uses, e.g. attribute, location, relation."""
     answer: tuple[str, ...] = ()
     """What a model trained on the data set should answer."""
+    ignore: Any = None
+    """(height, width) bool array: pixels that count neither way; None where all count."""
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,19 @@ def test_an_early_end_changes_nothing(family):
     assert torch.equal(ended.maps.maps, whole.maps.select(ended.maps.heads).maps)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attentions_of_the_model_are_not_made_beside_capture(family):
+    lvlm = made(family)
+    inputs, rows, layouts = asked(lvlm, texts=TEXTS[:1])
+    says = "output_attentions must not be asked for inside capture"
+    with (
+        pytest.raises(ValueError, match=says),
+        torch.no_grad(),
+        capture(lvlm.model, rows=rows, layouts=layouts),
+    ):
+        lvlm.model(**inputs, output_attentions=True)
+
+
 class _Seen(Exception):
     pass
 

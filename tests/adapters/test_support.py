@@ -1,6 +1,8 @@
 """The support table says what the tests of the adapters show, no more and no less."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from families import all_families
@@ -44,6 +46,17 @@ def test_rows_are_one_each_and_in_order():
 def test_all_ten_of_the_paper_have_a_row(name):
     assert name in ROWS[support.PAPER[name]].paper
     assert ROWS[support.PAPER[name]].how in TESTED
+
+
+def test_the_readme_says_what_is_read_only_beside_torchvision():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (names,) = re.findall(r"only beside torchvision: ([^;]+);", readme)
+    needing = {
+        family.row or family.name
+        for family in FAMILIES.values()
+        if not family.loads and family.refusal == "torchvision"
+    }
+    assert re.findall(r"`(.+?)`", names) == sorted(needing)
 
 
 def told(capsys, *arguments):

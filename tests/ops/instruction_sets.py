@@ -1,5 +1,6 @@
 """One call under every instruction set that this processor has."""
 
+import torch
 from fastground import _core
 
 
@@ -14,11 +15,11 @@ def each():
 
 
 def assert_same_bits(call):
-    """`call` gives the same tensor, or tuple of tensors, to the bit under each of them."""
+    """`call` gives the same tensor, or several tensors, to the bit under each of them."""
     expected = None
     for name in each():
         result = call()
-        parts = result if isinstance(result, tuple) else (result,)
+        parts = (result,) if isinstance(result, torch.Tensor) else result
         bits = [part.numpy().tobytes() for part in parts]
         expected = expected or bits
         assert bits == expected, name

@@ -24,7 +24,7 @@ each_kind = pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray], ids=
 
 
 def arrays(result):
-    return result if isinstance(result, tuple) else (result,)
+    return (result,) if isinstance(result, (torch.Tensor, np.ndarray)) else tuple(result)
 
 
 @each_operation
@@ -427,12 +427,12 @@ def test_the_native_core_checks_what_it_would_write_and_read():
     with pytest.raises(ValueError, match="not the size of the result"):
         _core.combine(maps, 1, one, 0, room.view(np.int16))
     sums = np.empty(4, np.float32)
-    parts = [np.empty((4, 4), np.float32), *(sums.copy() for _ in range(3)), np.empty(4, bool)]
+    rows = np.empty((4, 7), np.float32)
     mask = maps > 0
     for call in (
         lambda: _core.head_stats(mask, 0, 0, 0, sums, None),
         lambda: _core.combine(mask, 1, one, 0, room),
-        lambda: _core.boxes(mask, 1, one, 0, None, 0, *parts),
+        lambda: _core.boxes(mask, 1, one, 0, None, 0, rows),
         lambda: _core.largest(mask),
     ):
         with pytest.raises(ValueError, match="maps must not be bool here"):
@@ -449,7 +449,7 @@ def test_the_native_core_checks_what_it_would_write_and_read():
             lambda code=code: _core.binarize(maps, code, mask),
             lambda code=code: _core.label(maps, code, room.view(np.int32)),
             lambda code=code: _core.combine(maps, 1, one, code, room),
-            lambda code=code: _core.boxes(maps, 1, one, 0, None, code, *parts),
+            lambda code=code: _core.boxes(maps, 1, one, 0, None, code, rows),
             lambda given=as_given: _core.binarize(given, 0, mask),
         ):
             with pytest.raises(ValueError, match="no choice has the number"):

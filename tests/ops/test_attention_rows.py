@@ -194,3 +194,14 @@ def test_kernel_equals_the_reference_on_a_gpu(dtype, kind):
         got = ops.attention_rows(query, key, heads=heads, visible=visible)
         want = reference.attention_rows(query, key, heads=heads, visible=visible)
         torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+
+
+def test_products_are_float32_under_autocast():
+    # Which would make them of bfloat16, and the softmax with them.
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 2, 4, 16) * 3, torch.randn(1, 2, 40, 16)
+    want = ops.attention_rows(query, key)
+    for heads in (None, (0, 1, 2, 3)):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = ops.attention_rows(query, key, heads=heads)
+        torch.testing.assert_close(found, want, atol=1e-6, rtol=0)

@@ -1,6 +1,8 @@
 """boxes: every implementation against SciPy's regions and OpenCV's hulls."""
 
+import copy
 import math
+import pickle
 
 import cv2
 import fastground as fg
@@ -60,7 +62,7 @@ def assert_like_opencv(boxes, combined, valid, region):
     for i, cells in enumerate(combined.double().numpy()):
         expected = by_opencv(cells, valid, region)
         assert bool(boxes.found[i]) == (expected is not None)
-        numbers = [*boxes.xyxy[i].tolist(), *(float(part[i]) for part in boxes[1:4])]
+        numbers = boxes.rows[i].tolist()
         assert numbers == pytest.approx(expected or [0] * 7, rel=1e-5)
 
 
@@ -191,6 +193,38 @@ def test_shapes_of_batch_and_valid(implementation):
     assert none.xyxy.shape == (2, 0, 4) and none.found.dtype == torch.bool
 
 
+def test_unpacked_boxes_are_their_five_parts(implementation):
+    maps = torch.rand(2, 3, 6, 5)
+    maps[1] = 1  # nothing found
+    for some in (maps, maps[0]):
+        boxes = implementation(fg.boxes, some)
+        xyxy, area, mass, score, found = boxes
+        assert torch.equal(boxes.rows[..., :4], xyxy) and torch.equal(boxes.xyxy, xyxy)
+        assert torch.equal(boxes.rows[..., 4:], torch.stack([area, mass, score], dim=-1))
+        assert torch.equal(boxes.found, found) and torch.equal(found, area > 0)
+        assert repr(boxes).startswith("Boxes(xyxy=tensor(") and "found=tensor(" in repr(boxes)
+        for other in (copy.deepcopy(boxes), pickle.loads(pickle.dumps(boxes))):
+            assert all(map(torch.equal, boxes, other))
+        for name in ("rows", "xyxy", "area", "mass", "score", "found"):
+            with pytest.raises(AttributeError):
+                setattr(boxes, name, area)
+
+
+@pytest.mark.parametrize("name", ["reference", "native"])
+@pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray], ids=["torch", "numpy"])
+def test_each_part_is_a_view_of_the_kind_of_maps(monkeypatch, name, kind):
+    monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", name)
+    maps = kind(np.random.default_rng(0).random((3, 24, 24), np.float32))
+    for some, batch in ((maps, ()), (maps[None], (1,)), (maps[None, :, None], (1, 3))):
+        boxes = fg.boxes(some)
+        assert boxes.rows.shape == (*batch, 7) and boxes.xyxy.shape == (*batch, 4)
+        assert isinstance(boxes.rows, type(maps))
+        for part in (*boxes, boxes.found):
+            assert isinstance(part, type(maps)) and tuple(part.shape) in (batch, (*batch, 4))
+        boxes.rows[..., :] = 0  # seen in every part
+        assert not any(bool(part.any()) for part in boxes)
+
+
 @pytest.mark.parametrize("grid", [(6, 5), (24, 24), (4, 70)])
 @pytest.mark.parametrize("region", REGIONS)
 def test_each_map_may_have_its_own_valid_cells(implementation, region, grid):
@@ -205,7 +239,7 @@ def test_each_map_may_have_its_own_valid_cells(implementation, region, grid):
     for where in (valid, wide[:, ::2, 1::3], transposed):
         boxes = implementation(fg.boxes, maps[:, None], recipe=recipe, valid=where)
         for i in range(6):
-            one = type(boxes)(*(part[i : i + 1] for part in boxes))
+            one = type(boxes)(boxes.rows[i : i + 1])
             assert_like_opencv(one, maps[i : i + 1], valid[i].numpy(), region)
     nowhere = torch.zeros(1, 1, dtype=torch.bool).expand(6, *grid)
     assert not implementation(fg.boxes, maps[:, None], recipe=recipe, valid=nowhere).found.any()

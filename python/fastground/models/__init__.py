@@ -1,4 +1,18 @@
-"""From a checkpoint to an LVLM that can be asked; one small adapter a family of models."""
+"""From a checkpoint to an LVLM that can be asked; one small adapter a family of models.
+
+    load(folder or name)       what transformers loads as published
+    wrap(model, processor)     what is loaded already, whoever's code did
+    convert(folder, out)       LLaVA's original layout, once; then load(out)
+
+Which adapter it becomes is read off its configuration's model_type, with its vision tower's where
+that decides:
+
+    in ADAPTERS     its own
+    in REFUSED      none, for the reason told
+    in neither      `generic.Generic`, if the configuration names an image token
+
+`support` makes a table of this, which `fastground info --models` prints.
+"""
 
 from __future__ import annotations
 
@@ -118,10 +132,14 @@ def load(
         settings: dict[str, Any] = {"dtype": dtype or "auto"}
         if _caps_logits(config):
             settings["attn_implementation"] = {"text_config": "eager"}
+        if getattr(config, "quantization_config", None) is not None:
+            settings["device_map"] = {"": str(device)}  # such weights cannot be moved later
         model = _read(
             AutoModelForImageTextToText.from_pretrained, source, name, "model's weights", **settings
         )
-    return wrap(model.to(device).eval(), processor, checkpoint=name)
+        if "device_map" not in settings:
+            model = model.to(device)
+    return wrap(model.eval(), processor, checkpoint=name)
 
 
 def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:

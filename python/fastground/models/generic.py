@@ -116,7 +116,7 @@ class Generic(LVLM):
         """As every family, with the positions that the model itself counts."""
         seen = super().look(image, recipe)
         self._ids = set(seen.ids)
-        count = getattr(self.model.model, "get_rope_index", None)
+        count = getattr(getattr(self.model, "model", None), "get_rope_index", None)
         if count is None:
             return seen
         import torch

@@ -224,17 +224,25 @@ class LVLM(ABC):
         """The processor's own chat template around an image and an expression.
 
         Raises:
-            ValueError: the processor has none, or it leaves the words out.
+            ValueError: the processor has none, or one that fails or leaves the words out.
         """
+        from jinja2 import TemplateError
+
         if not getattr(self.processor, "chat_template", None):
             raise ValueError(
                 f"recipe.template 'chat' needs a processor with a chat template, but that of "
                 f"{self.checkpoint!r} has none; use template='plain'"
             )
         content = [{"type": "image"}, {"type": "text", "text": _MARK}]
-        prompt = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        try:
+            prompt = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        except (TemplateError, TypeError) as error:
+            raise ValueError(
+                "recipe.template 'chat' needs a chat template for one message of an image and "
+                f"words, but that of {self.checkpoint!r} fails ({error}); use template='plain'"
+            ) from error
         if prompt.count(_MARK) != 1:
             raise ValueError(
                 "recipe.template 'chat' needs a chat template that says the words of a message "

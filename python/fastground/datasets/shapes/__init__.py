@@ -305,14 +305,9 @@ def shapes(split: str = "train", num_samples: int = 1000, seed: int = 0) -> Iter
     while made < num_samples:
         this, rng = scene(split, seed, index)
         pixels, masks = render(this)
-        image, found = Image.fromarray(pixels), expressions(this)
-        taken: set[str] = set()
-        for _ in range(min(_PER_IMAGE, num_samples - made)):
-            chosen = choose(found, _CYCLE[made % len(_CYCLE)], rng, taken)
-            if chosen is None:
-                break
-            kind, target, text = chosen
-            taken.add(text)
+        image = Image.fromarray(pixels)
+        count = min(_PER_IMAGE, num_samples - made)
+        for kind, target, text in said(expressions(this), rng, count, made):
             thing = this.things[target]
             yield Sample(
                 image=image,
@@ -326,6 +321,27 @@ def shapes(split: str = "train", num_samples: int = 1000, seed: int = 0) -> Iter
             )
             made += 1
         index += 1
+
+
+def said(
+    found: dict[str, list[list[str]]], rng: np.random.Generator, count: int, first: int = 0
+) -> list[tuple[str, int, str]]:
+    """Expressions of a scene, none twice: kind, object, words.
+
+    Args:
+        found: from `expressions`.
+        rng: from `scene`.
+        count: how many; fewer where the scene has no more.
+        first: how many were said of scenes before, which says whose kind's turn it is.
+    """
+    chosen: list[tuple[str, int, str]] = []
+    while len(chosen) < count:
+        kind = _CYCLE[(first + len(chosen)) % len(_CYCLE)]
+        one = choose(found, kind, rng, {text for _, _, text in chosen})
+        if one is None:
+            break
+        chosen.append(one)
+    return chosen
 
 
 def choose(

@@ -1,0 +1,102 @@
+"""Image files whose pixels were described elsewhere: opened, and held to what was said of them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image inside a Parquet or Arrow file, read when its turn comes."""
+
+    path: Path
+    group: int
+    """The row group or batch, whose images are read together."""
+    row: int
+    """Within the group."""
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, image {self.row} of row group {self.group}"
+
+    def read(self) -> bytes:
+        """The encoded image."""
+        return _images(self.path, self.group, self.column)[self.row]
+
+
+@lru_cache(maxsize=1)
+def _images(path: Path, group: int, column: str) -> list[Any]:
+    """Images of one row group; they are asked for in order, so that one group is enough."""
+    import pyarrow
+    from pyarrow import parquet
+
+    if path.suffix == ".arrow":
+        with pyarrow.memory_map(str(path)) as file:
+            batch = next(islice(pyarrow.ipc.open_stream(file), group, None))
+            cells = batch.column(column).to_pylist()
+    else:
+        with parquet.ParquetFile(path) as file:
+            cells = file.read_row_group(group, columns=[column])[column].to_pylist()
+    return [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+
+
+def open_image(source: Path | Stored, size: tuple[int, int] | None = None) -> Image.Image:
+    """The image, decoded.
+
+    Args:
+        source: a file, or an image inside one.
+        size: (height, width) it must have: its boxes and masks were drawn at that. An image that
+            only has it once it is turned as its EXIF data says is turned; without a size, each is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no image, a broken one, one of another size, or one whose pixels would fill
+            the memory.
+    """
+    if isinstance(source, Path):
+        if not source.is_file():
+            raise FileNotFoundError(f"image must be a file, but there is none at {str(source)!r}")
+        data = source.read_bytes()
+    else:
+        data = source.read()
+    if not isinstance(data, bytes):
+        raise ValueError(f"image must be bytes, but {source} holds {type(data).__name__}")
+    try:
+        image = Image.open(io.BytesIO(data))
+        # Before the pixels are decoded: a bomb never gets its memory.
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+            raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+        if size is not None:
+            _check_size(image, size, source)
+        image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"image must have at most {Image.MAX_IMAGE_PIXELS:,} pixels, but {str(source)!r} "
+            f"says it has more ({error}); if that is true, scale it down"
+        ) from error
+    except (OSError, SyntaxError, EOFError, OverflowError, MemoryError) as error:
+        raise ValueError(
+            f"image must be a file that Pillow can read whole, but {str(source)!r} is not "
+            f"({error}); get it anew"
+        ) from error
+    if size is None or image.size != (size[1], size[0]):
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _check_size(image: Image.Image, size: tuple[int, int], source: Path | Stored) -> None:
+    wanted = (size[1], size[0])
+    orientation = image.getexif().get(0x0112, 1)
+    turned = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+    if wanted not in (image.size, turned):
+        raise ValueError(
+            f"image must be {size[0]} high and {size[1]} wide, as its annotations say, but "
+            f"{str(source)!r} is {image.height} high and {image.width} wide; get the original"
+        )

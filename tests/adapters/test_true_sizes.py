@@ -1,0 +1,182 @@
+"""The geometry at the sizes of published checkpoints, whose weights no rule of it asks for.
+
+A tiny model whose configuration and processor are given the published numbers is shown an image
+that brightens to the right (red) and downwards (green). So every cell's mean colour, read off the
+pixels that the model would get, says where the cell's middle lies.
+"""
+
+import pytest
+import torch
+from families import all_families
+from fastground.models import wrap
+from fastground.types import Recipe
+from PIL import Image
+
+BUILD = {family.name: family.build for family in all_families()}
+SIZES = [(640, 480), (480, 640), (1920, 1080), (333, 500), (1000, 250)]
+
+
+def square(side):
+    return {"size": {"height": side, "width": side}}
+
+
+def cropped(side):
+    return {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+
+
+def edges(tile, count):
+    return {"size": {"longest_edge": tile * count}, "max_image_size": {"longest_edge": tile}}
+
+
+NEXT = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+ONEVISION = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
+QWEN = {"size": {"shortest_edge": 56 * 56, "longest_edge": 12845056}, "patch_size": 14}
+TRUE = {  # family: side of a cell, vision configuration, image processor, configuration, processor
+    "llava": (14, {"image_size": 336, "patch_size": 14}, cropped(336), {}, {}),
+    "deepseek_vl": (
+        16, {"image_size": 384, "patch_size": 16}, square(384) | {"min_size": 14}, {},
+        {"num_image_tokens": 576},
+    ),
+    "gemma3": (
+        56, {"image_size": 896, "patch_size": 14}, square(896), {"mm_tokens_per_image": 256},
+        {"full_image_sequence": "\n\n<start>" + "<image>" * 256 + "<end>\n\n"},
+    ),
+    "paligemma": (
+        14, {"image_size": 448, "patch_size": 14}, square(448), {}, {"image_seq_length": 1024}
+    ),
+    "idefics3": (
+        28, {"image_size": 364, "patch_size": 14}, edges(364, 4), {"scale_factor": 2},
+        {"image_seq_len": 169},
+    ),
+    "smolvlm": (
+        64, {"image_size": 512, "patch_size": 16}, edges(512, 4), {"scale_factor": 4},
+        {"image_seq_len": 64},
+    ),
+    "internvl": (
+        28, {"image_size": [448, 448], "patch_size": [14, 14]}, square(448) | {"max_patches": 12},
+        {}, {"image_seq_length": 256},
+    ),
+    "ovis2": (
+        28, {"image_size": 448, "patch_size": 14, "hidden_stride": 2},
+        square(448) | {"max_patches": 9}, {}, {"image_seq_length": 256},
+    ),
+    "llava_next": (
+        14, {"image_size": 336, "patch_size": 14}, cropped(336) | {"image_grid_pinpoints": NEXT},
+        {}, {"patch_size": 14},
+    ),
+    "llava_onevision": (
+        14, {"image_size": 384, "patch_size": 14},
+        square(384) | {"image_grid_pinpoints": ONEVISION},
+        {"vision_aspect_ratio": "anyres_max_9"},
+        {"vision_aspect_ratio": "anyres_max_9", "num_image_tokens": 729},
+    ),
+    "qwen2_5_vl": (28, {"patch_size": 14}, QWEN, {}, {}),
+    "qwen3_vl": (32, {"patch_size": 16}, QWEN | {"patch_size": 16}, {}, {}),
+}  # fmt: skip
+PREPARED = [
+    pytest.param(name, blocks, id=f"{name}-{blocks}")
+    for name in TRUE
+    if not name.startswith("llava_")  # whose tiles lose their padding
+    for blocks in next(f for f in all_families() if f.name == name).blocks
+]
+
+
+def given(part, values):
+    for name, value in values.items():
+        assert hasattr(part, name), name
+        setattr(part, name, value)
+
+
+def published(name):
+    """The family's tiny model with the published sizes, and the side of a cell in pixels."""
+    model, processor = BUILD[name](0)
+    cell, vision, images, config, words = TRUE[name]
+    processor.image_processor = type(processor.image_processor)(
+        **{**processor.image_processor.to_dict(), **images}
+    )
+    given(model.config.vision_config, vision)
+    given(model.config, config)
+    given(processor, words)
+    model.config.get_text_config().max_position_embeddings = 1 << 20
+    return wrap(model, processor), cell
+
+
+def brightening(size):
+    width, height = size
+    shades = torch.zeros(height, width, 3)
+    shades[..., 0] = ((torch.arange(width) + 0.5) * 255 / width).round()
+    shades[..., 1] = (((torch.arange(height) + 0.5) * 255 / height).round())[:, None]
+    return Image.fromarray(shades.byte().numpy())
+
+
+def colours(lvlm, seen, cell):
+    """(cells, 2) mean red and green of all image tokens, 0 to 1, in the processor's order."""
+    images = getattr(lvlm, "image_processor", lvlm.processor.image_processor)
+    pixels, mean, std = (
+        seen.inputs["pixel_values"],
+        *map(torch.tensor, (images.image_mean, images.image_std)),
+    )
+    if "image_grid_thw" in seen.inputs:  # patches of a cell follow each other
+        means = pixels.view(len(pixels), 3, -1).mean(-1).unflatten(0, (-1, 4)).mean(1)
+    else:
+        tiles = pixels.flatten(0, -4)
+        means = torch.nn.functional.avg_pool2d(tiles, cell).permute(0, 2, 3, 1).reshape(-1, 3)
+    return (means * std + mean)[:, :2]
+
+
+def check(layout, found, size, share=0.1):
+    """The colours (grid_h, grid_w, 2) are those of the cells' middles, but for a share of a cell
+    and half a shade of 255."""
+    for axis, line in ((0, found[..., 0]), (1, found[..., 1].T)):
+        (middles, inner), (_, whole) = (_middles(layout, size, a) for a in (axis, 1 - axis))
+        assert inner.any() and whole.any()
+        off = (line * size[axis] - middles)[whole][:, inner].abs().max()
+        assert off <= share * layout.cell_size[axis] + size[axis] / 510, (size, axis, float(off))
+
+
+def _middles(layout, size, axis):
+    """The cells' middles along an axis, and which lie a cell from the image's edges: there resizing
+    has no neighbours, or padding for one."""
+    pitch = layout.cell_size[axis]
+    middles = layout.origin[axis] + (torch.arange(layout.grid[1 - axis]) + 0.5) * pitch
+    return middles, (middles > pitch) & (middles < size[axis] - pitch)
+
+
+@pytest.mark.parametrize(("name", "blocks"), PREPARED)
+def test_cells_lie_where_their_colour_says(name, blocks):
+    lvlm, cell = published(name)
+    for size in SIZES:
+        seen = lvlm.look(brightening(size), Recipe(blocks=blocks))
+        image_id = lvlm.model.config.image_token_id
+        places = [i for i, token in enumerate(seen.ids) if token == image_id]
+        found = colours(lvlm, seen, cell)
+        assert len(found) == len(places)
+        found = found[[places.index(i) for i in seen.layout.tokens]]
+        check(seen.layout, found.view(*seen.layout.grid, 2), size)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_unpadded_tiles_lie_where_their_colour_says(name):
+    """As above, with the model's own rule to take the padding off the canvas."""
+    from transformers.image_processing_utils import select_best_resolution
+    from transformers.models.llava_next.modeling_llava_next import unpad_image
+
+    lvlm, cell = published(name)
+    canvases = lvlm.processor.image_processor.image_grid_pinpoints
+    tile = lvlm.model.config.vision_config.image_size
+    side, rest = divmod(tile, cell)
+    for size in SIZES:
+        seen = lvlm.look(brightening(size), Recipe(blocks="stitch"))
+        height, width = select_best_resolution(size[::-1], canvases)
+        rows, columns = height // tile, width // tile
+        pixels = seen.inputs["pixel_values"][0, 1:]
+        found = colours(lvlm, seen._replace(inputs={"pixel_values": pixels}), cell)
+        whole = found.view(rows, columns, side, side, 2).permute(4, 0, 2, 1, 3)
+        whole = unpad_image(whole.reshape(2, rows * side, columns * side), size[::-1])
+        if whole.shape[1:] != seen.layout.grid:  # OneVision averages many
+            assert name == "llava_onevision"
+            (whole,) = torch.nn.functional.interpolate(
+                whole[None], seen.layout.grid, mode="bilinear"
+            )
+        # What is left over of a tile shifts cells by half of it at most.
+        check(seen.layout, whole.permute(1, 2, 0), size, share=rest / 2 / cell + 0.05)

@@ -1,0 +1,461 @@
+"""Copies of RefCOCO in Parquet and Arrow, ReasonSeg, PNG, lists of one's own; what they refuse."""
+
+import importlib
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from fastground import datasets, evaluation, metrics
+from fastground.datasets import masks
+from fastground.datasets.shapes.export import export, outlines
+from fastground.datasets.unpickle import load_plain
+from fastground.types import Grounding, ImageLayout, Sample
+from PIL import Image
+
+REFS = "refs(unc).p"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(folder, references, annotations and images by id) of an export."""
+    folder = tmp_path_factory.mktemp("made")
+    export(folder, 20, 5)
+    facts = json.loads((folder / "refcoco" / "instances.json").read_text())
+    tables = [{one["id"]: one for one in facts[key]} for key in ("annotations", "images")]
+    return folder, load_plain(folder / "refcoco" / REFS), *tables
+
+
+def with_paths(made, split):
+    """Rows as jxu124's copies have them."""
+    _, refs, annotations, images = made
+    for ref in refs:
+        if ref["split"] == split:
+            annotation, image = annotations[ref["ann_id"]], images[ref["image_id"]]
+            x, y, w, h = annotation["bbox"]
+            yield {
+                **{k: ref[k] for k in ("sent_ids", "file_name", "ann_id", "ref_id", "image_id")},
+                "split": split,
+                "sentences": ref["sentences"],
+                "raw_anns": json.dumps(annotation),
+                "raw_image_info": json.dumps(image),
+                "image_path": f"coco/train2014/{image['file_name']}",
+                "bbox": [x, y, x + w, y + h],
+                "captions": [s["sent"] for s in ref["sentences"]],
+            }
+
+
+def with_images(made, split):
+    """Rows as lmms-lab's copies have them."""
+    folder, refs, annotations, images = made
+    for number, ref in enumerate(refs):
+        if ref["split"] == split:
+            name = images[ref["image_id"]]["file_name"]
+            yield {
+                "question_id": str(number),
+                "image": {"bytes": (folder / "train2014" / name).read_bytes(), "path": name},
+                "question": "Please describe the region.",
+                "answer": [s["sent"] for s in ref["sentences"]],
+                "segmentation": annotations[ref["ann_id"]]["segmentation"][0],
+                "bbox": annotations[ref["ann_id"]]["bbox"],
+                "iscrowd": 0,
+                "file_name": ref["file_name"],
+            }
+
+
+def write(path, rows, arrow=False):
+    import pyarrow
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.Table.from_pylist(list(rows))
+    if arrow:
+        with (
+            pyarrow.OSFile(str(path), "wb") as file,
+            pyarrow.ipc.new_stream(file, table.schema) as out,
+        ):
+            for batch in table.to_batches(max_chunksize=7):
+                out.write_batch(batch)
+    else:
+        parquet.write_table(table, path, row_group_size=7)
+
+
+def told(samples):
+    """What two copies of a sample share: words, box, mask and pixels."""
+    return sorted(
+        (s.image_id, s.expression, s.box, s.mask.tobytes(), s.image.tobytes()) for s in samples
+    )
+
+
+@pytest.mark.parametrize("arrow", [False, True])
+def test_a_copy_with_paths_is_the_original(made, tmp_path, arrow):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("pycocotools")
+    for split, called in (
+        ("train", "train"),
+        ("val", "validation"),
+        ("testA", "test"),
+        ("testB", "testB"),
+    ):
+        name = (
+            f"{called}/data-00000-of-00001.arrow"
+            if arrow
+            else f"data/{called}-00000-of-00001-ab12.parquet"
+        )
+        write(tmp_path / name, with_paths(made, split), arrow)
+    for split in ("train", "val", "testA", "testB"):
+        copy = datasets.refcoco(tmp_path, split, images=made[0] / "train2014", check_sizes=False)
+        original = list(datasets.refcoco(made[0], split))
+        assert told(copy) == told(original) and original
+    with pytest.raises(ValueError, match=r"got 'test'; what some copies call test is testA"):
+        datasets.refcoco(tmp_path, "test", images=made[0] / "train2014")
+    with pytest.raises(FileNotFoundError, match="get COCO's train2014 images"):
+        datasets.refcoco(tmp_path, "val")
+    with pytest.raises(ValueError, match="val must have 1,500 images, 3,811 references"):
+        datasets.refcoco(tmp_path, "val", images=made[0] / "train2014")
+    with pytest.raises(ValueError, match="exclude_eval_images must be False for Parquet"):
+        datasets.refcoco(
+            tmp_path, images=made[0] / "train2014", check_sizes=False, exclude_eval_images=True
+        )
+
+
+@pytest.mark.parametrize("arrow", [False, True])
+def test_a_copy_with_images_is_the_original(made, tmp_path, arrow):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("pycocotools")
+    end = "arrow" if arrow else "parquet"
+    write(tmp_path / "data" / f"testA-00000-of-00001.{end}", with_images(made, "testA"), arrow)
+    write(tmp_path / "data" / f"val-00000-of-00001.{end}", with_images(made, "train"), arrow)
+    for split, true in (("testA", "testA"), ("val", "train")):
+        copy = list(datasets.refcoco(tmp_path, split, check_sizes=False))
+        assert told(copy) == told(datasets.refcoco(made[0], true))
+        ids = [s.image_id for s in copy]
+        assert len({s.sample_id for s in copy}) == len(copy)
+        assert sum(a != b for a, b in itertools.pairwise(ids)) == len(set(ids)) - 1
+    with pytest.raises(ValueError, match="no train: take jxu124's or the original files"):
+        datasets.refcoco(tmp_path, "train")
+
+
+def test_the_test_of_a_copy_with_images_is_not_test_a(made, tmp_path):
+    pytest.importorskip("pyarrow")
+    write(tmp_path / "data" / "test-00000-of-00001.parquet", with_images(made, "testA"))
+    with pytest.raises(ValueError, match="only test, which in lmms-lab's RefCOCO is Google's"):
+        datasets.refcoco(tmp_path, "testA", check_sizes=False)
+
+
+def test_a_mixed_val_is_named(made):
+    """As many references more as Google's val has: said in the message."""
+    module = importlib.import_module("fastground.datasets.refcoco")
+    references = [
+        module.Reference(i, i % 1500, ((i, "x"),), (0, 0, 1, 1), None, made[0], None)
+        for i in range(8811)
+    ]
+    with pytest.raises(ValueError, match="mixed with the 5,000 references of Google's val"):
+        module._check_sizes(references, (1500, 3811, 10834), "refcoco val", "val.parquet")
+
+
+def test_a_copy_of_another_form(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "train-0.parquet"
+    write(path, [{"picture": "1.jpg", "text": "the mug"}])
+    with pytest.raises(ValueError, match="in the layout of jxu124 or lmms-lab"):
+        datasets.refcoco(tmp_path, "train", check_sizes=False)
+    path.write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"train-0\.parquet must be a Parquet or Arrow file"):
+        datasets.refcoco(tmp_path, "train", check_sizes=False)
+
+
+def test_without_pyarrow(tmp_path, monkeypatch):
+    (tmp_path / "train-0.parquet").write_bytes(b"")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(ValueError, match="pip install pyarrow"):
+        datasets.refcoco(tmp_path, "train")
+
+
+# ReasonSeg.
+
+
+def rectangle(x1, y1, x2, y2):
+    """Points of a rectangle that covers these pixels, ends included."""
+    return [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]
+
+
+def reasonseg(folder, split="val", count=1, **changes):
+    """Images of 40 x 60 with a large target, a smaller piece to ignore, and a flag."""
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (60, 40), (i, 0, 0)).save(folder / split / f"{i}.jpg")
+        facts = {
+            "text": ["where does it come from", "another"],
+            "is_sentence": i % 2 == 0,
+            "shapes": [
+                {"label": "ignore", "points": rectangle(12, 12, 15, 15)},
+                {"label": "flag", "points": rectangle(0, 0, 59, 39)},
+                {"label": "target", "points": rectangle(10, 10, 29, 24)},
+                {"label": "target", "points": rectangle(13, 13, 14, 14)},
+            ],
+            **changes,
+        }
+        (folder / split / f"{i}.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_reasonseg_draws_the_largest_first(tmp_path):
+    data = reasonseg(tmp_path, count=2)
+    long, short = datasets.load(
+        "reasonseg", data=data, split="val", num_samples=None, check_sizes=False
+    )
+    assert (long.kind, short.kind) == ("long query", "short query")
+    assert long.expression == "where does it come from" and long.box == (10, 10, 30, 25)
+    ignore = np.zeros((40, 60), bool)
+    ignore[12:16, 12:16] = True
+    ignore[13:15, 13:15] = False
+    mask = np.zeros((40, 60), bool)
+    mask[10:25, 10:30] = True
+    assert np.array_equal(long.ignore, ignore) and np.array_equal(long.mask, mask & ~ignore)
+    every = datasets.annotated_images("reasonseg", data, "val", sentences="all", check_sizes=False)
+    assert [p.sample_id for i in every for p in i.phrases] == [0, 1, 2, 3]
+
+
+def test_reasonseg_asserts_its_sizes_and_its_form(tmp_path):
+    data = reasonseg(tmp_path)
+    with pytest.raises(ValueError, match=r"reasonseg val must have 200 images, but .* has 1"):
+        datasets.load("reasonseg", data=data, split="val")
+    with pytest.raises(FileNotFoundError, match=r"no .*test; get train\.zip, .*LISA"):
+        datasets.load("reasonseg", data=data, split="test")
+    with pytest.raises(ValueError, match="split must be one of train, val, test"):
+        datasets.load("reasonseg", data=data, split="testA")
+    (data / "val" / "0.json").write_bytes('{"text": "a “caf\xe9”"}'.encode("cp1252"))
+    with pytest.raises(ValueError, match="must have text, is_sentence and shapes"):
+        datasets.load("reasonseg", data=data, split="val", check_sizes=False)
+    reasonseg(tmp_path, shapes=[{"label": "target", "points": [[1, 2], [3]]}])
+    with pytest.raises(ValueError, match=r"points must be pairs.*0\.jpg"):
+        next(datasets.load("reasonseg", data=data, split="val", check_sizes=False))
+    reasonseg(tmp_path, shapes=[])
+    with pytest.raises(ValueError, match="mask must have pixels, but is empty"):
+        next(datasets.load("reasonseg", data=data, split="val", check_sizes=False))
+
+
+def test_ignored_pixels_count_neither_way(tmp_path):
+    """The same groundings score as if only the other pixels were there."""
+    random = np.random.default_rng(0)
+    mask, truth, ignore = random.random((3, 24, 24)) < 0.4
+    kept = ~ignore
+    assert metrics.mask_overlap(mask, truth, ignore) == (
+        (mask & truth)[kept].sum(), (mask | truth)[kept].sum(),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="ignore must have the truth's shape"):
+        metrics.mask_overlap(mask, truth, ignore[1:])
+    layout = ImageLayout((6, 6), tuple(range(36)), None, (24, 24), (4.0, 4.0))
+    sample = Sample(Image.new("RGB", (24, 24)), "x", (0, 0, 9, 9), truth, ignore=ignore)
+
+    def grounder(image, expressions):
+        box, heat = torch.tensor([0.0, 0, 9, 9]), torch.ones(6, 6)
+        return [
+            Grounding(
+                text, box, torch.from_numpy(mask), 1.0, 1.0, True, heat, heat[None], (), layout
+            )
+            for text in expressions
+        ]
+
+    scores = evaluation.evaluate(grounder, [sample])
+    assert scores.ciou == pytest.approx((mask & truth)[kept].sum() / (mask | truth)[kept].sum())
+    foreground = random.random((5, 6, 6)) < 0.5
+    large = foreground.repeat(4, -1).repeat(4, -2)
+    expected = [(f & truth & kept).sum() / ((f | truth) & kept).sum() for f in large]
+    assert metrics.map_iou(foreground, truth, layout, ignore) == pytest.approx(expected)
+
+
+# PNG.
+
+
+def narrative(folder, split="val"):
+    """One image of 30 x 20 with a thing, another, and grass; a caption with four phrases."""
+    year = f"{split}2017"
+    colours = np.zeros((20, 30, 3), np.uint8)
+    segments = {261: np.s_[2:8, 3:9], 70000: np.s_[10:18, 20:29], 5: np.s_[0:2, :]}
+    for number, place in segments.items():
+        colours[place] = number % 256, number // 256 % 256, number // 65536
+    for where in (f"annotations/panoptic_segmentation/{year}", f"images/{year}"):
+        (folder / where).mkdir(parents=True)
+    notes = folder / "annotations"
+    Image.fromarray(colours).save(notes / "panoptic_segmentation" / year / "000000000139.png")
+    Image.new("RGB", (30, 20)).save(folder / "images" / year / "000000000139.jpg")
+    phrases = [("two dogs", [261, 70000], 1), ("a dog", [261], 0), ("in", [], 0), ("grass", [5], 0)]
+    captions = [
+        {
+            "image_id": "139",
+            "segments": [
+                {
+                    "utterance": u,
+                    "segment_ids": list(map(str, ids)),
+                    "plural": bool(p),
+                    "noun": True,
+                }
+                for u, ids, p in phrases
+            ],
+        }
+    ]
+    panoptic = {
+        "images": [{"id": 139, "height": 20, "width": 30}],
+        "categories": [{"id": 18, "isthing": 1}, {"id": 193, "isthing": 0}],
+        "annotations": [
+            {
+                "image_id": 139,
+                "file_name": "000000000139.png",
+                "segments_info": [
+                    {"id": i, "category_id": 193 if i == 5 else 18} for i in segments
+                ],
+            }
+        ],
+    }
+    (notes / f"png_coco_{year}.json").write_text(json.dumps(captions))
+    (notes / f"panoptic_{year}.json").write_text(json.dumps(panoptic))
+    return folder
+
+
+def test_png_joins_the_segments_of_a_phrase(tmp_path):
+    data = narrative(tmp_path)
+    read = list(datasets.load("png", data=data, split="val"))
+    assert [(s.expression, s.kind, s.box) for s in read] == [
+        ("two dogs", "thing, plural", (3, 2, 29, 18)),
+        ("a dog", "thing, singular", (3, 2, 9, 8)),
+        ("grass", "stuff, singular", (0, 0, 30, 2)),
+    ]
+    assert [int(s.mask.sum()) for s in read] == [36 + 72, 36, 60]
+    assert {s.image_id for s in read} == {139} and [s.sample_id for s in read] == [0, 1, 2]
+    boxes = [s.box for s in datasets.load("png", data=data, split="val", masks=False)]
+    assert boxes == [s.box for s in read]
+
+
+def test_png_refuses(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"png_coco_val2017\.json; get it from https://"):
+        datasets.load("png", data=tmp_path, split="val")
+    data = narrative(tmp_path)
+    with pytest.raises(ValueError, match="split must be one of train, val for png"):
+        datasets.load("png", data=data, split="test")
+    picture = tmp_path / "annotations" / "panoptic_segmentation" / "val2017" / "000000000139.png"
+    Image.new("RGB", (31, 20)).save(picture)
+    with pytest.raises(ValueError, match=r"20 high and 30 wide.*000000000139\.png"):
+        next(datasets.load("png", data=data, split="val"))
+    path = tmp_path / "annotations" / "png_coco_val2017.json"
+    path.write_text(path.read_text().replace("70000", "7").replace('"261", ', ""))
+    with pytest.raises(ValueError, match="something is missing: KeyError 7"):
+        datasets.load("png", data=data, split="val")
+
+
+# Lists of one's own.
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two photographs and a mask beside them."""
+    (tmp_path / "photos").mkdir()
+    for i in (1, 2):
+        Image.new("RGB", (32, 24), (i, i, i)).save(tmp_path / "photos" / f"{i}.png")
+    mask = np.zeros((24, 32), np.uint8)
+    mask[4:9, 6:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.fromarray(np.stack([mask, np.full_like(mask, 255)], -1), "LA").save(tmp_path / "la.png")
+    return tmp_path
+
+
+def lines(folder, *records, name="train.jsonl"):
+    path = folder / name
+    path.write_text("\n\n".join(map(json.dumps, records)))
+    return path
+
+
+def test_a_list_of_lines(photos):
+    pytest.importorskip("pycocotools")
+    mask = masks.picture(photos / "mask.png", (24, 32)).mask
+    path = lines(
+        photos,
+        {"image": "photos/1.png", "expression": "the mug", "box": [1, 2, 11, 12]},
+        {"image": "photos/2.png", "expression": "a dog", "mask": "mask.png", "kind": "animal"},
+        {"image": "photos/1.png", "expression": "left cup", "bbox": [1, 2, 10, 10]},
+        {"image": "photos/2.png", "expression": "it", "segmentation": outlines(mask)},
+        {"image": "photos/2.png", "expression": "where", "mask": "la.png"},
+        {"image": "photos/2.png", "expression": "nothing told"},
+        {"image": "photos/2.png", "expression": "not this", "split": "val"},
+    )
+    for data in (path, photos):
+        read = list(datasets.load("listed", data=data, num_samples=None))
+        assert [s.expression for s in read] == [
+            "the mug", "left cup", "a dog", "it", "where", "nothing told",
+        ]  # fmt: skip
+        assert [s.image_id for s in read] == [0, 0, 1, 1, 1, 1]
+        assert [s.sample_id for s in read] == list(range(6))
+        assert read[0].box == read[1].box == (1, 2, 11, 12) and read[0].mask is None
+        assert all(s.box == (6, 4, 20, 9) and np.array_equal(s.mask, mask) for s in read[2:5])
+        assert read[2].kind == "animal" and read[5].box is None and read[5].mask is None
+
+
+def test_a_coco_style_file(photos):
+    facts = {
+        "images": [
+            {"id": 7, "file_name": "2.png", "width": 32, "height": 24},
+            {"id": 3, "file_name": "1.png", "width": 32, "height": 24},
+        ],
+        "annotations": [
+            {"id": 11, "image_id": 3, "expression": "the mug", "bbox": [1, 2, 10, 10]},
+            {"id": 12, "image_id": 7, "expression": "a dog", "bbox": [0, 0, 32, 24]},
+        ],
+    }
+    path = photos / "mine.json"
+    path.write_text(json.dumps(facts))
+    options = {"images": photos / "photos", "num_samples": None}
+    read = list(datasets.load("listed", data=path, **options))
+    assert [(s.image_id, s.sample_id, s.box) for s in read] == [
+        (3, 11, (1, 2, 11, 12)), (7, 12, (0, 0, 32, 24)),
+    ]  # fmt: skip
+    facts["images"][0]["width"] = 33
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="must be 24 high and 33 wide"):
+        list(datasets.load("listed", data=path, **options))
+    del facts["annotations"][0]["image_id"]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="something is missing: KeyError 'image_id'"):
+        datasets.load("listed", data=path)
+
+
+MUG = {"image": "photos/1.png", "expression": "the mug"}
+
+
+@pytest.mark.parametrize(
+    ("records", "says"),
+    [
+        ([{"image": "photos/1.png"}], "line 1, must have an image and an expression"),
+        ([["a"]], "line 1, must have an image and an expression"),
+        ([{**MUG, "id": 1}, {**MUG, "id": 1}], "line 3, must have its own id, but 1 is twice"),
+        ([{**MUG, "box": [1, 2, 3]}], "line 1, must have four numbers as box or bbox"),
+        ([{**MUG, "box": "abcd"}], "line 1, must have four numbers as box or bbox"),
+        ([{**MUG, "box": [5, 5, 40, 9]}], "box must lie in the image of 32 x 24 pixels"),
+        ([{**MUG, "box": [5, 9, 9, 5]}], "box must have x1 < x2 and y1 < y2"),
+        ([{**MUG, "expression": " "}], "expression must have words"),
+        ([{**MUG, "image": "photos/9.png"}], "image must be a file, but there is none"),
+        ([{**MUG, "mask": "photos/1.jpg"}], "image must be a file, but there is none"),
+        ([{**MUG, "split": "val"}], "split 'train' must have lines"),
+        (
+            [{**MUG, "image_id": 4}, {**MUG, "image": "photos/2.png", "image_id": 4}],
+            "must give every image an image_id of its own",
+        ),
+    ],
+)
+def test_bad_lines(photos, records, says):
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        list(datasets.load("listed", data=lines(photos, *records)))
+
+
+def test_a_list_that_is_none(photos):
+    with pytest.raises(FileNotFoundError, match=r"split 'val' must be there, .*val\.jsonl"):
+        datasets.load("listed", data=photos, split="val")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl; a line is"):
+        datasets.load("listed", data=photos / "nowhere.jsonl")
+    (photos / "train.jsonl").write_text('{"image": 1}\n{"image')
+    with pytest.raises(ValueError, match=r"train\.jsonl, line 2, must be JSON"):
+        datasets.load("listed", data=photos)
+    (photos / "mine.json").write_text("[1, 2")
+    with pytest.raises(ValueError, match=r"mine\.json must be JSON, but is not"):
+        datasets.load("listed", data=photos / "mine.json")

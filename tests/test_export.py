@@ -1,0 +1,168 @@
+"""Shapes as RefCOCO's files: the same world, and the whole way from files to scores."""
+
+import json
+
+import numpy as np
+import pytest
+from fastground import cli, datasets
+from fastground.datasets.annotated import stream
+from fastground.datasets.shapes.__main__ import main as command
+from fastground.datasets.shapes.export import export, outlines
+from fastground.types import HeadRanking
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(folder, sizes) of an export."""
+    folder = tmp_path_factory.mktemp("made")
+    return folder, export(folder, 24, 7)
+
+
+def test_the_exported_world_is_the_drawn_one(made):
+    """Same expressions and boxes as in memory; masks to the pixel; only JPEG stands between."""
+    pytest.importorskip("pycocotools")
+    folder, sizes = made
+    read = list(datasets.refcoco(folder, "train"))
+    drawn = list(datasets.shapes("train", num_samples=sizes["train"][2]))
+    assert len(read) == len(drawn) == sizes["train"][2]
+    key = lambda s: (s.image_id, s.expression)  # noqa: E731
+    for got, true in zip(
+        sorted(read, key=key), sorted(drawn, key=lambda s: (s.image_id + 1, s.expression)),
+        strict=True,
+    ):  # fmt: skip
+        assert (got.expression, got.box, got.image_id) == (
+            true.expression, true.box, true.image_id + 1,
+        )  # fmt: skip
+        assert got.mask.dtype == bool and np.array_equal(got.mask, true.mask)
+        difference = np.abs(np.asarray(got.image, int) - np.asarray(true.image, int))
+        assert difference.mean() < 6
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_outlines_draw_the_mask_again(seed):
+    """Any mask without holes, of parts that touch at corners, too."""
+    pytest.importorskip("pycocotools")
+    from fastground.datasets import masks
+    from scipy import ndimage
+
+    random = np.random.default_rng(seed)
+    mask = ndimage.binary_fill_holes(random.random((14, 17)) < random.uniform(0.2, 0.8))
+    parts = outlines(mask)
+    assert len(parts) == ndimage.label(mask)[1]
+    assert np.array_equal(masks.coco(parts, mask.shape).mask, mask)
+
+
+# The command line, end to end.
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as leaving:
+        cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return leaving.value.code, out, err
+
+
+def test_export_by_command(capsys, tmp_path):
+    arguments = ["export", str(tmp_path), "--images", "10", "--per-image", "3.5", "--side", "64"]
+    assert command(arguments) == 0
+    out = capsys.readouterr().out
+    assert "train: 7 images" in out and "24 expressions" in out
+    assert next(datasets.refcoco(tmp_path, masks=False)).image.size == (64, 64)
+    assert command(arguments) == 2
+    assert "must not be there yet" in capsys.readouterr().err
+    assert command(["export", str(tmp_path / "new"), "--images", "3"]) == 2
+    assert "images must be >= 4" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a random model that knows the words of shapes."""
+    import torch
+    from fastground.tiny.model import build, processor
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    build(6).save_pretrained(folder)
+    processor(6).save_pretrained(folder)
+    return folder
+
+
+def test_discover_and_evaluate_on_files(capsys, made, model, tmp_path):
+    pytest.importorskip("pycocotools")
+    where = ("--dataset", "refcoco", "--data", made[0], "--num-samples", 30)
+    code, out, _ = run(
+        capsys, "discover", model, *where, "--trials", 2, "--out", tmp_path, "--json"
+    )
+    assert code == 0
+    ranking = HeadRanking.load(tmp_path / "ranking.json")
+    assert (ranking.dataset, ranking.split, ranking.num_samples) == ("refcoco", "train", 30)
+    code, out, _ = run(
+        capsys, "evaluate", model, *where, "--split", "testA", "--ranking", tmp_path, "--json"
+    )
+    scores = json.loads(out)["scores"]
+    assert code == 0 and 0 <= scores["accuracy"] <= 1 and 0 <= scores["ciou"] <= 1
+    assert scores["num_samples"] == min(30, made[1]["testA"][2])
+    assert scores["answer_accuracy"] is None
+    code, out, _ = run(
+        capsys, "evaluate", model, *where, "--split", "val", "--ranking", tmp_path, "--json",
+        "--option", "masks=false", "--option", "sentences=first",
+    )  # fmt: skip
+    scores = json.loads(out)["scores"]
+    assert code == 0 and scores["ciou"] is None
+    assert scores["num_samples"] == min(30, made[1]["val"][1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--dataset", "refcoco"], "--data DIR"),
+        (["--dataset", "refcoco", "--data", "nowhere"], "refs(unc).p"),
+        (["--dataset", "refcoco", "--data", "{data}", "--split", "test"], "testA"),
+        (["--dataset", "shapes", "--data", "{data}"], "must have no data"),
+        (["--option", "sentences=first"], "a name of none for shapes, but got 'sentences"),
+        (["--option", "masks=false"], "a name of none for shapes"),
+        (["--dataset", "png", "--option", "check_sizes=false"], "a name of masks for png"),
+        (["--dataset", "refcoco", "--option", "check_sizes=no"], "must be true or false"),
+        (["--dataset", "refcoco", "--option", "seed=3"], "exclude_eval_images, check_sizes"),
+    ],
+)
+def test_bad_data_is_one_clear_line(capsys, made, model, arguments, says):
+    arguments = [a.format(data=made[0]) for a in arguments]
+    code, out, err = run(capsys, "discover", model, *arguments)
+    assert code == 2 and not out
+    assert says in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_files_give_the_ranking_that_memory_gives(made):
+    """The same world with JPEG in between: the same three heads."""
+    from fastground import discover, models
+
+    tiny = models.load("tiny")
+    listed = datasets.annotated_images("refcoco", made[0], "train")
+    counts = sum(len(i.phrases) for i in listed)
+    from_files = discover(
+        tiny.model, tiny.processor, stream(listed, masks=False), trials=1, dataset="refcoco"
+    )
+    memory = datasets.shapes("train", num_samples=counts)
+    in_memory = discover(tiny.model, tiny.processor, memory, trials=1)
+    assert from_files.num_samples == in_memory.num_samples == counts
+    assert set(from_files.top()) == set(in_memory.top())
+
+
+def test_a_scene_of_which_nothing_can_be_said_is_passed_over(monkeypatch, tmp_path):
+    import importlib
+
+    module = importlib.import_module("fastground.datasets.shapes.export")
+    asked = []
+
+    def every_second(*args):
+        asked.append(args)
+        return said(*args) if len(asked) % 2 else []
+
+    said = module.said
+    monkeypatch.setattr(module, "said", every_second)
+    sizes = export(tmp_path, 6, 4, side=32)
+    assert len(asked) == 11 and sum(s[0] for s in sizes.values()) == 6
+    assert len(list((tmp_path / "train2014").iterdir())) == 6
+    for split, counts in sizes.items():
+        assert len(datasets.annotated_images("refcoco", tmp_path, split)) == counts[0]
