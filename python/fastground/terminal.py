@@ -205,7 +205,7 @@ def operations_table(operations: dict[str, dict[str, str]]) -> Table:
 
 
 def support_table(rows: Iterable[Any]) -> Table:
-    """Which models work and how, one line a row of `fastground.models.support.table`."""
+    """Which models work and how: `fastground.models.support.table`, rows that are alike in one."""
     table = _table(
         "supported models",
         ("model", "how", "packs", "in the paper", "remarks"),
@@ -216,11 +216,15 @@ def support_table(rows: Iterable[Any]) -> Table:
     )
     for column in table.columns:
         column.justify = "left"
-    for name in ("in the paper", "remarks"):
-        next(column for column in table.columns if column.header == name).no_wrap = False
+        column.no_wrap = column.header in ("how", "packs")
+    alike: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
-        packs = {True: "yes", False: "no", None: ""}[row.packs]
-        table.add_row(row.name, row.how, packs, ", ".join(row.paper), row.remarks)
+        alike.setdefault((row.how, row.packs, row.remarks), []).append(row)
+    for (how, packs, remarks), several in alike.items():
+        names = ", ".join(row.name for row in several)
+        papers = ", ".join(paper for row in several for paper in row.paper)
+        said = {True: "yes", False: "no", None: ""}[packs]
+        table.add_row(names, how, said, papers, remarks)
     return table
 
 
