@@ -4,7 +4,8 @@ from functools import cache
 
 import numpy as np
 from fastground import models
-from fastground.discovery import collect, rank_table
+from fastground.discovery import collect
+from fastground.ranking import rank_table
 from fastground.types import Recipe, Sample
 from PIL import Image
 from random_llava import random_llava

@@ -1,7 +1,9 @@
 """The command line: what it prints, what it refuses, what it leaves behind."""
 
 import json
+import re
 import signal
+import time
 
 import pytest
 import torch
@@ -239,6 +241,16 @@ def test_ctrl_c_keeps_what_is_done(capsys, monkeypatch, model, tmp_path):
     assert (
         strict(out)["num_samples"] == HeadRanking.load(tmp_path / "ranking.json").num_samples == 5
     )
+
+
+def test_progress_has_a_rate_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with terminal.progress("discovering heads", 40) as advance:
+        for done in (10, 20, 30):
+            advance(done)
+            time.sleep(0.02)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert "30/40" in shown and re.search(r"\d/s", shown)
 
 
 def test_a_second_ctrl_c_stops_at_once():

@@ -5,14 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import small_world
-from fastground import ops
+from fastground import ops, runs
 from fastground.attention import attention_maps
 from fastground.datasets.images import by_image
-from fastground.discovery import RANKING_FILE, TABLE_FILE, collect, discover, rank_table
+from fastground.discovery import RANKING_FILE, collect, discover
 from fastground.metrics import map_iou
-from fastground.ranking import rank
+from fastground.ranking import rank, rank_table
 from fastground.stats import head_statistics
-from fastground.table import HeadTable
 from fastground.types import HeadRanking
 
 
@@ -61,36 +60,25 @@ def test_discover_is_collect_then_rank_and_writes_both(tmp_path):
         out=tmp_path / "run",
     )  # fmt: skip
     assert ranking == small_world.ranking()
-    assert done == [3, 7, 8, 11]
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted(
-        [RANKING_FILE, TABLE_FILE]
-    )
+    assert done == [3, 7, 8, 11, 11]
+    assert {RANKING_FILE, runs.MANIFEST} <= {p.name for p in (tmp_path / "run").iterdir()}
     assert HeadRanking.load(tmp_path / "run" / RANKING_FILE) == ranking
-    table = HeadTable.load(tmp_path / "run" / TABLE_FILE)
+    table = runs.load(tmp_path / "run")
     assert rank_table(table, trials=3) == ranking
     for name in ("sums", "entropies", "ious", "sample_ids", "image_ids"):
         assert np.array_equal(getattr(table, name), getattr(small_world.table(), name))
 
 
-def test_a_table_without_masks_has_no_ious(tmp_path):
-    blind = [dataclasses.replace(s, mask=None, box=None) for s in small_world.samples()[:3]]
-    table = collect(small_world.lvlm(), blind, recipe=small_world.RECIPE)
-    assert table.ious is None
-    table.save(tmp_path / "table.safetensors")
-    assert HeadTable.load(tmp_path / "table.safetensors").ious is None
-    some = collect(small_world.lvlm(), [*blind[:2], small_world.samples()[2]])
-    assert np.isnan(some.ious[:2]).all() and np.isfinite(some.ious[2]).all()
-
-
-def test_interrupted_or_failed_discovery_leaves_no_file(tmp_path):
-    def interrupted():
-        yield from small_world.samples()[:5]
-        raise KeyboardInterrupt
-
-    lvlm = small_world.lvlm()
-    with pytest.raises(KeyboardInterrupt):
-        discover(lvlm.model, lvlm.processor, interrupted(), out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("out", [None, "run"])
+def test_a_table_without_masks_has_no_ious(tmp_path, out):
+    blind = [dataclasses.replace(s, mask=None, box=None) for s in small_world.samples()]
+    folders = (tmp_path / "blind", tmp_path / "some") if out else (None, None)
+    table = collect(small_world.lvlm(), blind[:3], recipe=small_world.RECIPE, out=folders[0])
+    assert table.ious is None and table.mean_ious is None
+    mixed = [*blind[:2], *small_world.samples()[2:7], *blind[7:]]
+    some = collect(small_world.lvlm(), mixed, out=folders[1], shard_samples=2)
+    assert np.isfinite(some.ious).all((1, 2)).tolist() == [False] * 2 + [True] * 5 + [False] * 4
+    np.testing.assert_allclose(some.mean_ious, some.ious[2:7].mean(0), rtol=1e-6)
 
 
 def test_bad_input_is_said(tmp_path):
@@ -99,15 +87,10 @@ def test_bad_input_is_said(tmp_path):
         discover(lvlm.model, lvlm.processor, [])
     with pytest.raises(ValueError, match="trials must be 1 to the 2 samples"):
         discover(lvlm.model, lvlm.processor, small_world.samples()[:2], trials=3, out=tmp_path)
-    assert HeadTable.load(tmp_path / TABLE_FILE).num_samples == 2  # the forwards are not lost
+    assert runs.load(tmp_path).num_samples == 2  # the forwards are not lost
     assert not (tmp_path / RANKING_FILE).exists()
     with pytest.raises(ValueError, match="model must be"):
         discover("llava", lvlm.processor, small_world.samples())
-    with pytest.raises(FileNotFoundError, match="there is none at"):
-        HeadTable.load(tmp_path / "none")
-    (tmp_path / "text").write_text("no table")
-    with pytest.raises(ValueError, match="written by fastground discover"):
-        HeadTable.load(tmp_path / "text")
 
 
 def test_samples_of_one_image_come_together_and_others_never():

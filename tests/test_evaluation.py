@@ -189,7 +189,7 @@ def test_the_ceiling_is_near_one_where_cells_are_small_and_nothing_is_smoothed()
 
 
 def test_without_masks_neither_oracle_nor_ceiling_nor_correlation():
-    table = dataclasses.replace(small_world.table(), ious=None)
+    table = dataclasses.replace(small_world.table(), has_ious=False)
     blind = [dataclasses.replace(s, mask=None, answer=()) for s in small_world.samples()]
     comparison = compare(small_world.lvlm(), table, small_world.ranking(), blind, draws=2)
     assert [row.name for row in comparison.rows][-1] == "2 random heads"

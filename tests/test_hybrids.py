@@ -10,10 +10,11 @@ from fastground import models
 from fastground.attention import attention_maps
 from fastground.capture import capture
 from fastground.comparison import compare
-from fastground.discovery import collect, rank_table
+from fastground.discovery import collect
+from fastground.elbow import elbow
 from fastground.grounder import Grounder
 from fastground.layers import layers_with_heads
-from fastground.ranking import elbow, greedy, kept_heads, rank
+from fastground.ranking import greedy, kept_heads, rank, rank_table
 from fastground.stats import head_statistics, head_table
 from fastground.types import HeadId, HeadStats, Recipe
 from random_llava import random_llava

@@ -27,14 +27,14 @@ ROWS = (
     {"ops"},
     # layer 3, stages
     {"layouts", "layers", "visibility", "seam", "figures"},
-    {"asking", "result"},
+    {"asking", "elbow", "result", "table"},
     {
-        "models", "packing", "capture", "stats", "table", "ranking", "grounding", "datasets",
+        "models", "packing", "capture", "stats", "shards", "ranking", "grounding", "datasets",
         "metrics", "sam",
     },
     # layer 4, pipelines
-    {"attention", "segmentation"},
-    {"grounder", "discovery", "evaluation", "comparison", "report"},
+    {"attention", "runs", "segmentation"},
+    {"grounder", "discovery", "evaluation", "comparison", "ablations", "report"},
     # layer 5, commands
     {"terminal", "info", "tiny"},
     {"demo"},
@@ -47,7 +47,8 @@ ONLY_IN = {
     "cv2": {"segmentation"},
     "tokenizers": {"tiny"},
     "triton": {"kernels"},
-    "safetensors": {"models", "table", "tiny"},
+    "safetensors": {"models", "tiny"},
+    "pyarrow": {"datasets", "runs", "shards"},
     "matplotlib": {"figures"},
     "typer": {"cli"},
     "rich": {"terminal"},

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from fastground.ranking import elbow, elect, greedy, kept_heads, rank
+from fastground.elbow import elbow
+from fastground.ranking import first, greedy, kept_heads, rank, rank_table
+from fastground.table import HeadTable
 from fastground.types import HeadId, Recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,7 +83,10 @@ def test_equals_the_method_read_aloud(scope, criteria, threshold, levels):
 def test_what_the_ranking_tells():
     sums, entropies = table(n=53)
     recipe = Recipe(top_n=4, k=2)
-    ranking = rank(sums, entropies, recipe=recipe, checkpoint="m", dataset="d", split="train")
+    about = {"checkpoint": "m", "dataset": "d", "split": "train"}
+    ranking = rank_table(
+        HeadTable.of({"sums": sums, "entropies": entropies}, recipe=recipe, **about)
+    )
     assert ranking.num_samples == 53
     assert len(ranking.trials) == 5 and all(len(t) == 2 for t in ranking.trials)
     assert list(ranking.curve) == sorted(ranking.curve) and len(ranking.curve) == 30
@@ -121,7 +126,7 @@ def test_an_empty_map_is_never_elected_and_an_empty_head_has_infinite_entropy():
 def test_large_tables_are_worked_on_in_chunks(monkeypatch):
     sums, entropies = table(n=50, levels=6)
     whole = rank(sums, entropies)
-    monkeypatch.setattr("fastground.ranking.ROWS", 7)
+    monkeypatch.setattr("fastground.table.ROWS", 7)
     assert rank(sums, entropies).heads == whole.heads
 
 
@@ -180,17 +185,31 @@ def test_kept_heads_leaves_out_the_first_layers_and_what_is_below_tau():
     assert kept_heads(np.stack([sums, sums]), Recipe(elbow=0.4)).sum() == 4
 
 
-def test_elect_settles_ties_by_attention_sum_then_by_place():
-    values = np.array([[1.0, 0.0, 1.0, 1.0, np.inf], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    sums = np.array([[0.2, 0.1, 0.3, 0.3, 0.9], [0.5, 0.5, 0.5, 0.5, 0.5]])
-    elected, tied = elect(values, sums, 2)
-    assert elected.tolist() == [
-        [False, True, True, False, False], [True, True, False, False, False],
-    ]  # fmt: skip
-    assert tied.tolist() == [True, True]
-    elected, tied = elect(values, sums, 4)
-    assert elected[0].tolist() == [True, True, True, True, False] and not tied[0]
-    assert elect(values, sums, 9)[0].sum() == 9
+def test_first_settles_ties_by_attention_sum_then_by_place():
+    values = np.array([[1.0, 0.0, 1.0, 1.0, np.inf], [0.0, -0.0, 0.0, 0.0, 0.0]], np.float32)
+    sums = np.array([[0.2, 0.1, 0.3, 0.3, 0.9], [0.5, 0.5, 0.5, 0.5, 0.5]], np.float32)
+    found, tied = first(values, sums, 2)
+    assert found.tolist() == [[1, 2], [0, 1]]
+    assert tied.tolist() == [[False, True], [True, True]]
+    found, tied = first(values, sums, 4)
+    assert found[0].tolist() == [1, 2, 3, 0] and not tied[0, 3]
+    assert first(values, sums, 9)[0].tolist() == [[1, 2, 3, 0, -1], [0, 1, 2, 3, 4]]
+
+
+@settings(derandomize=True, deadline=None, database=None)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([1, 2, 5, 1000]))
+def test_first_is_a_sort(seed, count, levels):
+    random = np.random.default_rng(seed)
+    values, sums = random.integers(-levels, levels, (2, 6, 10)).astype(np.float32) / 3
+    values[random.random(values.shape) < 0.2] = np.inf
+    found, tied = first(values, sums, count)
+    for row, heads in enumerate(found):
+        v = values[row]
+        order = sorted(range(10), key=lambda h: (v[h], -sums[row][h], h))
+        order = [h for h in order if np.isfinite(v[h])]
+        assert [h for h in heads if h >= 0] == order[:count]
+        for i, h in enumerate(order[:count]):
+            assert tied[row, i] == (i + 1 < len(order) and v[h] == v[order[i + 1]])
 
 
 @pytest.mark.parametrize("criteria", ["both", "attention_sum", "entropy"])

@@ -10,7 +10,8 @@ from fastground.attention import attention_maps, right_answers
 from fastground.capture import capture
 from fastground.comparison import compare
 from fastground.datasets.images import by_image
-from fastground.discovery import collect, rank_table
+from fastground.discovery import collect
+from fastground.ranking import rank_table
 from fastground.types import HeadRanking, Recipe
 from transformers import LlavaForConditionalGeneration
 

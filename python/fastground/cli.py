@@ -126,9 +126,13 @@ def discover(
     num_samples: NumSamples = 1000,
     trials: Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")] = 5,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="A folder for ranking.json and its table.")] = (
-        None
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A folder for ranking.json and its table; run again, it goes on."),
+    ] = None,
+    max_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")
+    ] = 0.01,
     option: Options = None,
     profile: Profile = None,
     recipe: Changes = None,
@@ -150,6 +154,7 @@ def discover(
         ranking = discovery.discover(
             lvlm.model, lvlm.processor, stop.until(samples), recipe=chosen, trials=trials,
             seed=seed, checkpoint=model, dataset=dataset, split=split, progress=advance, out=out,
+            max_bad=max_bad,
         )  # fmt: skip
     if as_json:
         terminal.print_json(**terminal.ranking_json(ranking))
@@ -207,8 +212,8 @@ def evaluate(
         raise ValueError(
             "--table compares boxes of maps, which no --segmenter changes; leave one of them out"
         )
-    from fastground import comparison, datasets, discovery, evaluation
-    from fastground.table import HeadTable
+    from fastground import comparison, datasets, evaluation, runs
+    from fastground.ranking import rank_table
 
     samples = datasets.load(
         dataset, data=data, split=split, num_samples=num_samples, seed=seed,
@@ -220,8 +225,8 @@ def evaluate(
         terminal.interruptible() as stop,
     ):
         if table:
-            heads = HeadTable.load(ranking / discovery.TABLE_FILE)  # type: ignore[operator]
-            found = discovery.rank_table(heads, grounder.recipe, seed=seed)
+            heads = runs.load(ranking)  # type: ignore[arg-type]
+            found = rank_table(heads, grounder.recipe, seed=seed)
             scores: Any = comparison.compare(
                 grounder.lvlm, heads, found, stop.until(samples), seed=seed, progress=advance
             )

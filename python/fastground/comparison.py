@@ -19,7 +19,7 @@ from fastground.attention import attention_maps, right_answers
 from fastground.datasets.images import by_image
 from fastground.grounding import boxes_in_pixels, boxes_on_grid, peaks, truth_boxes
 from fastground.metrics import BoxScores, BoxTally, bootstrap_interval, mean, spearman
-from fastground.ranking import greedy, kept_heads, rank
+from fastground.ranking import greedy, kept_heads, rank_table
 from fastground.stats import head_statistics, head_table
 from fastground.table import HeadTable
 from fastground.types import AttentionMaps, HeadId, HeadRanking, Recipe, Sample
@@ -110,11 +110,12 @@ def compare(
     """
     recipe = ranking.recipe
     table.check(recipe)
-    shape = table.sums.shape[1:]
+    shape = table.shape
     sets = _fixed_sets(table, ranking, draws, seed)
     oracle = sets.get(_named(recipe.k, "oracle "))
-    means = table.sums.mean(axis=0, dtype=np.float64)
-    kept = kept_heads(means, recipe, tau=ranking.tau) if recipe.scope == "mean" else None
+    kept = None
+    if recipe.scope == "mean":
+        kept = kept_heads(table.mean_sums, recipe, tau=ranking.tau)
     own = f"{_named(recipe.k)}, own for each sample"
     ceiling = "ceiling: the true mask"
     tallies = {name: [BoxTally() for _ in members] for name, members in sets.items()}
@@ -149,8 +150,8 @@ def compare(
     best = set(ranking.top())
     frequent = [h for h in ranking.heads if h.frequency >= 0.01]
     rho = float("nan")
-    if table.ious is not None:
-        ious = np.asarray(np.nanmean(table.ious, axis=0, dtype=np.float64))
+    ious = table.mean_ious
+    if ious is not None:
         rho = spearman([h.frequency for h in frequent], [ious[h.head] for h in frequent])
     return Comparison(
         rows=tuple(_row(n, tallies[n], sets.get(n), shape, seed) for n in order if tallies[n][0]),
@@ -168,16 +169,16 @@ def _fixed_sets(
     table: HeadTable, ranking: HeadRanking, draws: int, seed: int
 ) -> dict[str, np.ndarray]:
     """By row name (sets, k): the flat numbers of heads that are the same for all samples."""
-    recipe, (layers, heads) = ranking.recipe, table.sums.shape[1:]
+    recipe, (layers, heads) = ranking.recipe, table.shape
     k = recipe.k
-    seeing = table.sums.any(axis=0).reshape(-1)  # of the others some layers have none
+    seeing = (table.mean_sums != 0).reshape(-1)  # of the others some layers have none
 
     def flat(of: HeadRanking, count: int) -> np.ndarray:
         return np.array([[h.layer * heads + h.head for h in of.top(count)]])
 
     def alone(criterion: str) -> HeadRanking:
         changed = recipe.replace(criteria=criterion)
-        return rank(table.sums, table.entropies, recipe=changed, trials=1)
+        return rank_table(table, changed, trials=1)
 
     sets = {
         f"{_named(k)}, both criteria": flat(ranking, k),
@@ -197,9 +198,9 @@ def _fixed_sets(
     sets[_named(k, "random ")] = np.stack(
         [random.choice(pool, k, replace=False) for _ in range(draws)]
     )
-    if table.ious is not None:
-        ious = np.nanmean(table.ious, axis=0, dtype=np.float64).reshape(-1)
-        sets[_named(k, "oracle ")] = np.argsort(-ious, kind="stable")[None, :k]
+    if table.mean_ious is not None:
+        best = np.argsort(-table.mean_ious.reshape(-1), kind="stable")
+        sets[_named(k, "oracle ")] = best[None, :k]
     return sets
 
 

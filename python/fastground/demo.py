@@ -16,6 +16,7 @@ from fastground.datasets.images import by_image
 from fastground.grounder import Grounder
 from fastground.metrics import box_iou
 from fastground.models import LVLM
+from fastground.ranking import rank_table
 from fastground.report import Example, Walk
 from fastground.stats import head_statistics
 from fastground.types import HeadRanking, Recipe
@@ -57,9 +58,8 @@ def run(
             lvlm, stream("train", count), recipe=recipe, dataset=dataset, split="train",
             progress=advance,
         )  # fmt: skip
-    ranking = discovery.rank_table(table, trials=trials, seed=seed)
+    ranking = rank_table(table, trials=trials, seed=seed)
     seconds["discovery"] = time.perf_counter() - start
-    table.save(out / discovery.TABLE_FILE)
     ranking.save(out / discovery.RANKING_FILE)
     terminal.show(terminal.ranking_table(ranking))
 

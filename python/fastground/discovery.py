@@ -1,25 +1,42 @@
-"""Discovery: samples of a training split -> the head-statistics table -> the ranking of heads."""
+"""Discovery: samples of a training split -> the head-statistics table -> the ranking of heads.
+
+    samples --image by image, decoded ahead in threads--> several images a forward --> maps
+    maps --> two numbers a head --> a shard of the table --> the run's folder, if one is asked for
+
+A run that is stopped goes on where it was (`runs.py`): shards that are there are not done again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import DecompressionBombError
 
-from fastground import models, ops
-from fastground.attention import attention_maps
+from fastground import models, ops, packing, runs
+from fastground.attention import attention_of_images
 from fastground.datasets.images import by_image
 from fastground.metrics import map_iou
 from fastground.models import LVLM
-from fastground.ranking import rank
+from fastground.models.geometry import read_image
+from fastground.ranking import rank_table
+from fastground.shards import Key, Skipped, key
 from fastground.stats import head_statistics, head_table, on_table
 from fastground.table import HeadTable, installed_versions
 from fastground.types import HeadRanking, Recipe, Sample
 
-TABLE_FILE = "head_statistics.safetensors"
 RANKING_FILE = "ranking.json"
+MAX_BAD = 0.01
+GRACE = 1000
+"""Samples after which the share of unreadable ones is judged; before, as if there were so many."""
+AHEAD, DECODERS = 8, 2
+"""Images decoded ahead of the model, and the threads that do it."""
 
 
 def discover(
@@ -35,6 +52,9 @@ def discover(
     split: str = "",
     progress: Callable[[int], None] | None = None,
     out: str | Path | None = None,
+    resume: bool = True,
+    max_bad: float = MAX_BAD,
+    max_tokens: int = packing.MAX_TOKENS,
 ) -> HeadRanking:
     """The model's attention heads, ranked by how well they localize what an expression means.
 
@@ -50,19 +70,25 @@ def discover(
         dataset: likewise, the data set.
         split: likewise, its split.
         progress: called with the number of samples done.
-        out: a folder for the ranking and the table it was made from; each is written at the end,
-            whole or not at all, the table even where the ranking is then refused.
+        out: a folder for the ranking and the table it is made from, which grows shard by shard;
+            stopped at any instant, the next run with the same folder goes on. Needs pyarrow.
+        resume: whether the folder may hold shards of an earlier run.
+        max_bad: the largest share of samples whose image may be unreadable; they are skipped.
+        max_tokens: most tokens of one forward, over all of its images.
 
     Returns:
         The ranking; `top()` are the localization heads.
 
     Raises:
-        ValueError: no samples, fewer than trials, an unsupported model, or bad input in a sample.
+        ValueError: no samples, fewer than trials, an unsupported model, bad input in a sample, too
+            many unreadable images, or a folder with a run of something else.
+        OSError: the folder cannot be written, as when the disk is full.
     """
     lvlm = models.wrap(model, processor, checkpoint=checkpoint)
-    table = collect(lvlm, samples, recipe=recipe, dataset=dataset, split=split, progress=progress)
-    if out is not None:  # before the ranking, whose refusal must not cost the forwards
-        table.save(Path(out) / TABLE_FILE)
+    table = collect(
+        lvlm, samples, recipe=recipe, dataset=dataset, split=split, progress=progress, out=out,
+        resume=resume, max_bad=max_bad, max_tokens=max_tokens,
+    )  # fmt: skip
     ranking = rank_table(table, recipe, trials=trials, seed=seed)
     if out is not None:
         ranking.save(Path(out) / RANKING_FILE)
@@ -77,85 +103,176 @@ def collect(
     dataset: str = "",
     split: str = "",
     progress: Callable[[int], None] | None = None,
+    out: str | Path | None = None,
+    resume: bool = True,
+    max_bad: float = MAX_BAD,
+    max_tokens: int = packing.MAX_TOKENS,
+    shard_samples: int = runs.SHARD_SAMPLES,
 ) -> HeadTable:
-    """The head-statistics table of these samples: one forward an image, the maps not kept.
+    """The head-statistics table of these samples: several images a forward, the maps not kept.
 
     Args:
         lvlm: the model, from `fastground.models`.
         samples: as in `discover`; where one has a mask, each head's IoU with it is kept too.
         recipe: the statistics' switches and which token asks.
         dataset, split: labels.
-        progress: called with the number of samples done.
+        progress, out, resume, max_bad, max_tokens: as in `discover`.
+        shard_samples: samples of a shard, at least; an earlier run's own where it goes on.
 
     Raises:
-        ValueError: no samples, or bad input in one of them.
+        ValueError, OSError: as `discover`, but for the trials.
     """
+    about = {
+        "checkpoint": lvlm.checkpoint,
+        "architecture": dict(lvlm.architecture),
+        "weights": runs.fingerprint(lvlm.model.named_parameters()),
+        "dataset": dataset,
+        "split": split,
+        "recipe": recipe.to_dict(),
+        "versions": installed_versions(),
+    }
+    watch = _Watch(max_bad, progress)
+    place: Any = nullcontext(runs.InMemory(about, shard_samples))
+    if out is not None:
+        place = runs.begin(out, about, resume=resume, shard_samples=shard_samples)
+    with place as run:
+        for index, groups in enumerate(_shards(by_image(samples), run.shard_samples)):
+            if run.holds(index):
+                groups = list(groups)
+                asked = [sample for group in groups for sample in group]
+                skipped = run.kept(index, asked)
+                if skipped is not None:
+                    watch.kept(len(asked), skipped)
+                    continue
+            keys, skipped, matrices = _measure(lvlm, groups, recipe, max_tokens, watch)
+            run.write(index, keys, skipped, **matrices)
+        watch.end()
+        return run.table(recipe)
+
+
+@dataclass
+class _Watch:
+    """How many samples are done, told to whoever asked, and how many could not be."""
+
+    max_bad: float
+    progress: Callable[[int], None] | None
+    done: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def kept(self, count: int, skipped: list[Skipped]) -> None:
+        """An earlier run's; told with the first new ones, as a rate would count them."""
+        self.done += count
+        self.skipped += skipped
+
+    def count(self, samples: int) -> None:
+        self.done += samples
+        if self.progress is not None:
+            self.progress(self.done)
+
+    def skip(self, group: list[Sample], reason: str) -> list[Skipped]:
+        skipped = [(s.sample_id, s.image_id, reason) for s in group]
+        self.skipped += skipped
+        self.count(len(group))
+        self._judge(max(self.done, GRACE))
+        return skipped
+
+    def end(self) -> None:
+        if not self.done:
+            raise ValueError("samples must hold at least one sample, but are empty")
+        self._judge(self.done)
+        if len(self.skipped) == self.done:
+            self._judge(0)
+        if self.progress is not None:
+            self.progress(self.done)
+
+    def _judge(self, of: int) -> None:
+        if len(self.skipped) > self.max_bad * of:
+            sample_id, image_id, reason = self.skipped[0]
+            raise ValueError(
+                f"images must be readable but for max_bad={self.max_bad:g} of the samples, but "
+                f"{len(self.skipped)} of {self.done} were not; the first is sample_id {sample_id}, "
+                f"image_id {image_id}: {reason}; mend the images or raise max_bad"
+            )
+
+
+def _shards(groups: Iterator[list[Sample]], size: int) -> Iterator[Iterable[list[Sample]]]:
+    """The images in parts of at least so many samples; each is read before the next one."""
+
+    def part(group: list[Sample] | None) -> Iterator[list[Sample]]:
+        count = 0
+        while group is not None:
+            yield group
+            count += len(group)
+            group = next(groups, None) if count < size else None
+
+    for first in groups:
+        yield part(first)
+
+
+def _measure(
+    lvlm: LVLM,
+    groups: Iterable[list[Sample]],
+    recipe: Recipe,
+    max_tokens: int,
+    watch: _Watch,
+) -> tuple[list[Key], list[Skipped], dict[str, np.ndarray]]:
+    """One shard: what was read, what was not, and the matrices of numbers."""
     shape = (lvlm.architecture["num_layers"], lvlm.architecture["num_heads"])
-    sums, entropies, ious = [], [], []
-    sample_ids: list[int] = []
-    image_ids: list[int] = []
-    for group in by_image(samples):
-        attention = attention_maps(
-            lvlm, group[0].image, [s.expression for s in group], recipe=recipe
-        )
+    waiting: deque[list[Sample]] = deque()
+    keys: list[Key] = []
+    skipped: list[Skipped] = []
+    pieces: dict[str, list[np.ndarray]] = {"sums": [], "entropies": [], "ious": []}
+
+    def asked() -> Iterator[tuple[Any, list[str]]]:
+        for group, image in _decoded(groups):
+            if isinstance(image, Exception):
+                skipped.extend(watch.skip(group, " ".join(str(image).split())))
+                continue
+            waiting.append(group)
+            yield image, [sample.expression for sample in group]
+
+    for attention in attention_of_images(lvlm, asked(), recipe=recipe, max_tokens=max_tokens):
+        group = waiting.popleft()
         both = head_table(head_statistics(attention, recipe), attention.heads, shape)
-        sums.append(both[0])
-        entropies.append(both[1])
-        ious.append(np.full(sums[-1].shape, np.nan, dtype=np.float32))
-        if any(s.mask is not None for s in group):
+        ious = np.full(both[0].shape, np.nan, dtype=np.float32)
+        if any(sample.mask is not None for sample in group):
             foreground = ops.binarize(attention.maps, cut=recipe.cut).cpu().numpy()
             for i, sample in enumerate(group):
                 if sample.mask is not None:
                     iou = map_iou(foreground[i], sample.mask, attention.layout, sample.ignore)
-                    ious[-1][i] = on_table(iou, attention.heads, shape, 0)
-        sample_ids += [s.sample_id for s in group]
-        image_ids += [s.image_id for s in group]
-        if progress is not None:
-            progress(len(sample_ids))
-    if not sample_ids:
-        raise ValueError("samples must hold at least one sample, but are empty")
-
-    overlap = np.concatenate(ious)
-    return HeadTable(
-        sums=np.concatenate(sums),
-        entropies=np.concatenate(entropies),
-        sample_ids=np.array(sample_ids, dtype=np.int64),
-        image_ids=np.array(image_ids, dtype=np.int64),
-        recipe=recipe,
-        checkpoint=lvlm.checkpoint,
-        architecture=dict(lvlm.architecture),
-        dataset=dataset,
-        split=split,
-        versions=installed_versions(),
-        ious=None if np.isnan(overlap).all() else overlap,
-    )
+                    ious[i] = on_table(iou, attention.heads, shape, 0)
+        for column, values in zip(pieces.values(), (*both, ious), strict=True):
+            column.append(values)
+        keys += map(key, group)
+        watch.count(len(group))
+    nothing = np.zeros((0, *shape), dtype=np.float32)
+    matrices = {name: np.concatenate([nothing, *column]) for name, column in pieces.items()}
+    if np.isnan(matrices["ious"]).all():
+        del matrices["ious"]
+    return keys, skipped, matrices
 
 
-def rank_table(
-    table: HeadTable, recipe: Recipe | None = None, *, trials: int = 5, seed: int = 0
-) -> HeadRanking:
-    """The ranking that a table gives under a recipe, without the model: milliseconds.
+def _decoded(groups: Iterable[list[Sample]]) -> Iterator[tuple[list[Sample], Any]]:
+    """Each image's samples with the image in RGB, or with the error that tells why there is none.
 
-    Args:
-        table: from `collect`.
-        recipe: the table's own unless given; its statistics' switches must be the table's.
-        trials: disjoint random parts of the samples on which the ranking is repeated.
-        seed: of the parts.
-
-    Raises:
-        ValueError: the recipe asks for other statistics than the table holds, or too many trials.
+    Images are decoded a few ahead, in threads: Pillow lets others run meanwhile.
     """
-    recipe = table.recipe if recipe is None else recipe
-    table.check(recipe)
-    return rank(
-        table.sums,
-        table.entropies,
-        recipe=recipe,
-        trials=trials,
-        seed=seed,
-        checkpoint=table.checkpoint,
-        architecture=table.architecture,
-        dataset=table.dataset,
-        split=table.split,
-        versions=table.versions,
-    )
+    ahead: deque[tuple[list[Sample], Future[Any]]] = deque()
+    pool = ThreadPoolExecutor(DECODERS)
+    try:
+        for group in groups:
+            ahead.append((group, pool.submit(_read, group[0].image)))
+            if len(ahead) > AHEAD:
+                first, image = ahead.popleft()
+                yield first, image.result()
+        for first, image in ahead:
+            yield first, image.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(image: Any) -> Any:
+    try:
+        return read_image(image)
+    except (ValueError, OSError, SyntaxError, DecompressionBombError) as error:
+        return error

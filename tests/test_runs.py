@@ -1,0 +1,311 @@
+"""Runs as folders: whole whatever happens, the same numbers always, and nobody else's."""
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_world
+from fastground import runs
+from fastground.discovery import collect, discover
+from fastground.ranking import rank_table
+from fastground.types import HeadRanking
+
+COLUMNS = ("sample_ids", "image_ids", "sums", "entropies", "ious")
+
+
+def gather(out, samples=None, **options):
+    """The small world's table in a folder of shards of at least two samples."""
+    samples = small_world.samples() if samples is None else samples
+    options = {"recipe": small_world.RECIPE, "dataset": "small", "split": "train"} | options
+    return collect(small_world.lvlm(), iter(samples), out=out, shard_samples=2, **options)
+
+
+def content(table):
+    return [getattr(table, name) for name in COLUMNS]
+
+
+def same(table, other):
+    return all(map(np.array_equal, content(table), content(other)))
+
+
+def shards(folder):
+    return sorted((folder / runs.SHARDS).iterdir())
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run, and its table: shards of 3, 4, 1 + 3 samples."""
+    return tmp_path / "run", gather(tmp_path / "run")
+
+
+def test_a_shard_holds_whole_images_and_tells_all_about_itself(run):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    folder, table = run
+    assert [p.name for p in shards(folder)] == ["00000.parquet", "00001.parquet", "00002.parquet"]
+    files = [parquet.read_table(p) for p in shards(folder)]
+    assert [f["sample_ids"].to_pylist() for f in files] == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9, 10]]
+    for name in ("sums", "entropies", "ious"):
+        assert files[0].schema.field(name).type == pa.list_(pa.float32(), 12)
+    notes = {k.decode(): json.loads(v) for k, v in files[0].schema.metadata.items()}
+    assert notes["recipe"] == small_world.RECIPE.to_dict()
+    assert (notes["checkpoint"], notes["dataset"], notes["split"]) == ("random", "small", "train")
+    assert {"torch", "transformers"} <= set(notes["versions"]) and notes["skipped"] == []
+    column = parquet.ParquetFile(shards(folder)[0]).metadata.row_group(0).column(3)
+    assert column.compression == "ZSTD"
+    assert table.num_samples == 11 and same(table, runs.load(folder))
+
+
+def test_in_memory_and_in_a_folder_are_the_same_numbers(run):
+    memory = collect(
+        small_world.lvlm(), small_world.samples(), recipe=small_world.RECIPE, shard_samples=2
+    )
+    assert same(run[1], memory)
+    assert rank_table(run[1], trials=2).heads == rank_table(memory, trials=2).heads
+
+
+@pytest.mark.parametrize("stop", [0, 2, 3, 5, 7, 8, 9, 10])
+def test_a_run_that_was_interrupted_or_ended_early_goes_on(run, tmp_path, stop):
+    def interrupted():
+        yield from small_world.samples()[:stop]
+        raise KeyboardInterrupt
+
+    for samples in (interrupted(), small_world.samples()[:stop]):
+        out = tmp_path / f"again{stop}"
+        with pytest.raises((KeyboardInterrupt, ValueError)):
+            gather(out, samples)
+            raise KeyboardInterrupt
+        assert not any(p.suffix == ".part" for p in shards(out))
+        assert same(gather(out), run[1]) and same(runs.load(out), run[1])
+
+
+def test_finished_shards_are_not_done_again(run, monkeypatch):
+    folder, table = run
+    before = [p.stat().st_mtime_ns for p in shards(folder)]
+    shards(folder)[1].unlink()
+    with pytest.raises(ValueError, match=r"00001.parquet is missing; run discover again"):
+        runs.load(folder)
+    seen = []
+    progress = seen.append
+    assert same(gather(folder, progress=progress), table) and seen == [7, 11]
+    after = [p.stat().st_mtime_ns for p in shards(folder)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
+    monkeypatch.setattr("fastground.discovery.attention_of_images", None)
+    assert same(gather(folder), table)
+
+
+def test_fewer_samples_are_the_first_of_a_run(run):
+    folder, table = run
+    for count in (1, 3, 5, 9):
+        some = gather(folder, small_world.samples()[:count])
+        assert some.num_samples == count
+        assert all(
+            np.array_equal(a, b[:count]) for a, b in zip(content(some), content(table), strict=True)
+        )
+    assert runs.load(folder).num_samples == 11
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"dataset": "other"}, "dataset must be 'small', with which .* but got 'other'"),
+        ({"split": "val"}, "split must be 'train'"),
+        ({"recipe": small_world.RECIPE.replace(weight="mass")}, "recipe.weight must be 'area'"),
+        ({"resume": False}, "must hold no run where resume is False"),
+    ],
+)
+def test_a_run_of_something_else_is_refused_by_name(run, change, says):
+    before = [p.read_bytes() for p in shards(run[0])]
+    with pytest.raises(ValueError, match=says):
+        gather(run[0], **change)
+    assert [p.read_bytes() for p in shards(run[0])] == before
+    reading = small_world.RECIPE.replace(top_n=1, elbow=0.1)  # which only reads the numbers
+    assert gather(run[0], recipe=reading).recipe == reading
+
+
+def test_other_samples_are_refused(run):
+    samples = list(small_world.samples())
+    samples[4] = dataclasses.replace(samples[4], expression="the blue mug")
+    with pytest.raises(ValueError, match=r"the expression of sample_id 4 .* in 00001.parquet"):
+        gather(run[0], samples)
+    with pytest.raises(ValueError, match=r"the sample of sample_id 3 .* sample_id 0 in 00000"):
+        gather(run[0], samples[3:])
+    extra = dataclasses.replace(samples[2], sample_id=99)
+    with pytest.raises(ValueError, match=r"there are 1 more than in 00000.parquet"):
+        gather(run[0], [*samples[:3], extra, *samples[3:]])
+
+
+def test_another_model_is_refused(run):
+    from fastground import models
+    from random_llava import random_llava
+
+    for seed, name, says in ((1, "another", "checkpoint"), (2, "random", "weights")):
+        lvlm = models.wrap(*random_llava(seed=seed, grid=6), checkpoint=name)
+        with pytest.raises(ValueError, match=f"{says} must be"):
+            collect(
+                lvlm, small_world.samples(), recipe=small_world.RECIPE, dataset="small",
+                split="train", out=run[0],
+            )  # fmt: skip
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path):
+    """One byte of the numbers: only the checksum can tell."""
+    from pyarrow import parquet
+
+    content = bytearray(path.read_bytes())
+    column = parquet.ParquetFile(path).metadata.row_group(0).column(3)
+    content[column.data_page_offset + column.total_compressed_size - 5] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lambda path: path.write_bytes(b"")])
+def test_a_damaged_shard_is_named_and_the_others_are_kept(run, damage):
+    folder, table = run
+    damage(shards(folder)[1])
+    says = r"00001.parquet is damaged .*; delete it and run discover again"
+    with pytest.raises(ValueError, match=says):
+        runs.load(folder).sums  # noqa: B018
+    with pytest.raises(ValueError, match=says):
+        rank_table(gather(folder))
+    kept = [shards(folder)[i].stat().st_mtime_ns for i in (0, 2)]
+    shards(folder)[1].unlink()
+    assert same(gather(folder), table)
+    assert [shards(folder)[i].stat().st_mtime_ns for i in (0, 2)] == kept
+
+
+def test_a_full_disk_costs_nothing_that_is_finished(run, tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def full(descriptor):
+        synced.append(descriptor)
+        if len(synced) == 5:  # manifest, folder, first shard, folder, second shard
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    out = tmp_path / "full"
+    with pytest.raises(OSError, match=r"00001.parquet could not be written \(No space left.*3 sam"):
+        gather(out)
+    assert [p.name for p in shards(out)] == ["00000.parquet"]
+    assert same(gather(out), run[1])
+
+
+def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
+    samples = list(small_world.samples())
+    missing = str(tmp_path / "missing.jpg")
+    broken = tmp_path / "broken.jpg"
+    samples[4].image.save(broken)
+    broken.write_bytes(broken.read_bytes()[:300])
+    bad = [
+        dataclasses.replace(s, image={1: missing, 2: str(broken)}.get(s.image_id, s.image))
+        for s in samples
+    ]
+    for out in (tmp_path / "bad", tmp_path / "bad", None):  # the second from the shards
+        table = gather(out, bad, max_bad=0.5)
+        assert table.sample_ids.tolist() == [0, 1, 2, 8, 9, 10]
+        assert [s[:2] for s in table.skipped] == [(3, 1), (4, 1), (5, 1), (6, 1), (7, 2)]
+        assert "none at" in table.skipped[0][2] and "broken.jpg" in table.skipped[4][2]
+    with pytest.raises(ValueError, match=r"5 of 11 were not; the first is sample_id 3, .*missing"):
+        gather(tmp_path / "bad", bad)
+    assert runs.load(tmp_path / "bad").num_samples == 6
+    with pytest.raises(ValueError, match="5 of 5 were not"):
+        gather(None, bad[3:8], max_bad=1)
+
+
+def test_many_unreadable_images_stop_a_run_before_its_end(tmp_path, monkeypatch):
+    def samples():
+        for i in range(30):
+            yield dataclasses.replace(small_world.samples()[0], image="none.jpg", image_id=i)
+        raise AssertionError("read on")
+
+    monkeypatch.setattr("fastground.discovery.GRACE", 100)
+    with pytest.raises(ValueError, match="2 of 2 were not"):
+        gather(tmp_path / "bad", samples())
+
+
+def test_one_process_writes_a_folder(run):
+    with (
+        runs.begin(run[0], json.loads((run[0] / runs.MANIFEST).read_text())),
+        pytest.raises(ValueError, match="in use"),
+    ):
+        gather(run[0])
+
+
+def test_what_is_no_run_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"has no run\.json"):
+        runs.load(tmp_path)
+    for text in ("no JSON", "[]", '{"format": 7}'):
+        (tmp_path / runs.MANIFEST).write_text(text)
+        with pytest.raises(ValueError, match="run must be a folder written by fastground discover"):
+            runs.load(tmp_path)
+    (tmp_path / "bare" / runs.SHARDS).mkdir(parents=True)
+    (tmp_path / "bare" / runs.SHARDS / "00000.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"must hold run\.json beside its shards"):
+        gather(tmp_path / "bare")
+    with pytest.raises(ValueError, match="at least one sample"):
+        gather(tmp_path / "empty", [])
+    with pytest.raises(ValueError, match="has none yet"):
+        runs.load(tmp_path / "empty")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"pip install 'fastground\[io\]'"):
+        gather(tmp_path / "without")
+
+
+def test_discover_goes_on_and_ranks_the_whole(tmp_path):
+    lvlm, options = small_world.lvlm(), {"recipe": small_world.RECIPE, "trials": 3}
+    for count in (5, 11):
+        ranking = discover(
+            lvlm.model, lvlm.processor, small_world.samples()[:count], checkpoint="random",
+            dataset="small", split="train", out=tmp_path, **options,
+        )  # fmt: skip
+        assert HeadRanking.load(tmp_path / "ranking.json") == ranking
+    assert ranking == small_world.ranking()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_killed_at_twenty_moments_it_ends_as_if_never_killed(tmp_path):
+    program = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("killed_runs.py")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    )  # fmt: skip
+    with program:
+        assert program.stdout.readline() == "ready\n"
+
+        def ends(folder, seconds):
+            program.stdin.write(f"{folder} {seconds}\n")
+            return program.stdout.readline().strip()
+
+        begin = time.monotonic()
+        assert ends(tmp_path / "whole", 60) == "done"
+        duration = time.monotonic() - begin
+        whole = runs.load(tmp_path / "whole")
+        assert whole.num_samples == 60 and len(shards(tmp_path / "whole")) == 5
+        moments, killed, tried = random.Random(0), 0, 0
+        while killed < 20:
+            tried += 1
+            assert tried < 100
+            folder = tmp_path / str(tried)
+            if ends(folder, moments.uniform(0, duration)) == "done":
+                duration *= 0.9  # the first run took longer than most
+                continue
+            killed += 1
+            made = folder / runs.SHARDS
+            kept = {p.name: p.stat().st_mtime_ns for p in made.glob("*.parquet")}
+            assert ends(folder, 60) == "done"
+            assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in shards(folder)}.items()
+            assert same(runs.load(folder), whole)
+        program.stdin.close()
