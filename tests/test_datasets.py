@@ -11,7 +11,8 @@ from fastground import datasets, evaluation, metrics
 from fastground.datasets import masks
 from fastground.datasets.shapes.export import export, outlines
 from fastground.datasets.unpickle import load_plain
-from fastground.types import Grounding, ImageLayout, Sample
+from fastground.result import Grounding
+from fastground.types import ImageLayout, Sample
 from PIL import Image
 
 REFS = "refs(unc).p"
@@ -254,7 +255,7 @@ def test_ignored_pixels_count_neither_way(tmp_path):
         box, heat = torch.tensor([0.0, 0, 9, 9]), torch.ones(6, 6)
         return [
             Grounding(
-                text, box, torch.from_numpy(mask), 1.0, 1.0, True, heat, heat[None], (), layout
+                text, box, box, torch.from_numpy(mask), 1.0, 1.0, True, heat, heat[None], (), layout
             )
             for text in expressions
         ]
