@@ -160,7 +160,7 @@ def test_the_contenders_of_capture_agree(harness, name):
     import goals
     import random_lvlms
 
-    shape = random_lvlms.small(layers=2, width=256)[name]
+    shape = random_lvlms.small(layers=2, width=512)[name]
     lvlm = random_lvlms.build(name, shape, "cpu", torch.float32)
     for count, other in ((1, goals.HALF), (2, goals.PACKED)):
         texts = bench_capture.EXPRESSIONS[:count]
