@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-CALLS = ("attention_sum", "binarize", "entropy", "head_stats", "label", "smooth", "boxes")
+CALLS = (
+    "attention_sum", "binarize", "entropy", "head_stats", "label", "smooth", "boxes",
+    "boxes, xyxy read", "boxes, all read",
+)  # fmt: skip
 NUMBA, OPENCV, SCIPY = "numba, union-find of cells", "OpenCV BBDT, tiled", "SciPy, per map"
 CAPTURE, PACKED = "capture", "capture, packed"
 HALF = "capture, half of the layers"
