@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 from fastground import cli, datasets, demo, terminal
-from fastground.cli import main, recipe_of
+from fastground.cli import main
+from fastground.cli.options import recipe_of
 from fastground.types import HeadRanking, Recipe
 from random_sam import random_sam
 
@@ -265,6 +266,6 @@ def test_ctrl_c_before_the_first_sample(capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "recipe_of", stop)
+    monkeypatch.setattr(cli.demo, "recipe_of", stop)
     code, out, err = run(capsys, "discover", "tiny")
     assert (code, out, err) == (130, "", "fastground: interrupted\n")

@@ -1,0 +1,38 @@
+"""fastground demo: the whole way with the model that ships along."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastground import terminal
+from fastground.cli.options import Changes, Json, NumSamples, Profile, Seed, recipe_of
+from fastground.types import Recipe
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="A folder for index.html and its pictures.")] = (
+        Path("demo")
+    ),
+    num_samples: NumSamples = 1000,
+    trials: Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")] = 5,
+    seed: Seed = 0,
+    profile: Profile = None,
+    recipe: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Discover the heads of the model that ships along, compare, and tell it on a page."""
+    chosen = recipe_of(Recipe(), profile, recipe)
+    from contextlib import redirect_stdout
+
+    from fastground import demo as demonstration
+
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        told = demonstration.run(
+            out, num_samples=num_samples, trials=trials, seed=seed, recipe=chosen
+        )
+    if as_json:
+        terminal.print_json(**told)

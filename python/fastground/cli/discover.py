@@ -1,0 +1,72 @@
+"""fastground discover: a model's localization heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastground import terminal
+from fastground.cli.options import (
+    Changes,
+    Data,
+    Dataset,
+    Json,
+    Model,
+    NumSamples,
+    Options,
+    Profile,
+    Seed,
+    leave,
+    options_of,
+    recipe_of,
+)
+from fastground.types import Recipe
+
+
+def discover(
+    model: Model,
+    dataset: Dataset = "shapes",
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="Never the one evaluated on.")] = "train",
+    num_samples: NumSamples = 1000,
+    trials: Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")] = 5,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A folder for ranking.json and its table; run again, it goes on."),
+    ] = None,
+    max_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")
+    ] = 0.01,
+    option: Options = None,
+    profile: Profile = None,
+    recipe: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Find a model's localization heads on training expressions; no box is read."""
+    chosen = recipe_of(Recipe(), profile, recipe)
+    from fastground import datasets, discovery, models
+
+    samples = datasets.load(
+        dataset, data=data, split=split, num_samples=num_samples, seed=seed,
+        **options_of(dataset, option),
+    )  # fmt: skip
+    lvlm = models.load(model)
+    with (
+        terminal.progress("discovering heads", num_samples) as advance,
+        terminal.interruptible() as stop,
+    ):
+        ranking = discovery.discover(
+            lvlm.model, lvlm.processor, stop.until(samples), recipe=chosen, trials=trials,
+            seed=seed, checkpoint=model, dataset=dataset, split=split, progress=advance, out=out,
+            max_bad=max_bad,
+        )  # fmt: skip
+    if as_json:
+        terminal.print_json(**terminal.ranking_json(ranking))
+    else:
+        terminal.show(terminal.ranking_table(ranking))
+        if out is not None:
+            print(f"wrote {out / discovery.RANKING_FILE}")
+    leave(stop, ranking.num_samples)

@@ -1,0 +1,159 @@
+"""The options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastground import terminal
+from fastground.types import Recipe
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+Model = Annotated[str, typer.Argument(help='"tiny" (ships along), a folder, or a name on the hub.')]
+Dataset = Annotated[
+    str, typer.Option(help="shapes, refcoco, refcoco+, refcocog, reasonseg, png, or listed.")
+]
+Data = Annotated[Path | None, typer.Option(help="Where its files are; shapes has none.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", metavar="NAME=VALUE", help="One of the data set's, as masks=false; repeatable."
+    ),
+]
+NumSamples = Annotated[
+    int, typer.Option(min=1, help="How many expressions; more than there are: all.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the samples and of their parts.")]
+Ranking = Annotated[
+    Path | None, typer.Option(help="What discover wrote, file or folder; the model's own if not.")
+]
+Segmenter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="grabcut|sam:FOLDER|segment-anything:FILE",
+        help="What turns a box into a mask; the maps themselves if not.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, nothing else.")]
+Profile = Annotated[
+    str | None, typer.Option(help="All choices at once: paper, repo-2025-06 or repo-2025-08.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", metavar="NAME=VALUE", help="One choice of the method; repeatable."),
+]
+
+
+def recipe_of(base: Recipe, profile: str | None, changes: list[str] | None) -> Recipe:
+    """The recipe of the options --profile and --recipe.
+
+    Args:
+        base: what holds without --profile.
+        profile: a name of `Recipe.profile`, or None.
+        changes: "name=value" each.
+
+    Raises:
+        ValueError: an unknown profile, field or value.
+    """
+    recipe = base if profile is None else Recipe.profile(profile)
+    kinds = {field.name: str(field.type) for field in fields(Recipe)}
+    values: dict[str, Any] = {}
+    for change in changes or ():
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise ValueError(f"--recipe must be name=value, such as k=5, but got {change!r}")
+        values[name] = _value(name, text, kinds.get(name, "str"))
+    return recipe.replace(**values)
+
+
+def options_of(dataset: str, options: list[str] | None) -> dict[str, Any]:
+    """What --option says to a data set.
+
+    Args:
+        dataset: its name.
+        options: "name=value" each.
+
+    Raises:
+        ValueError: the data set takes no such option, or not such a value.
+    """
+    from fastground import datasets
+
+    files = dataset in datasets.FILES
+    known = {"masks": True, **datasets.options_of(dataset)} if files else {}
+    values: dict[str, Any] = {}
+    for option in options or ():
+        name, equals, text = option.partition("=")
+        if not equals or name not in known:
+            raise ValueError(
+                f"--option must be NAME=VALUE with a name of {', '.join(known) or 'none'} for "
+                f"{dataset}, but got {option!r}"
+            )
+        if isinstance(known[name], bool) and text.lower() not in ("true", "false"):
+            raise ValueError(f"--option {name} must be true or false, but got {text!r}")
+        values[name] = text.lower() == "true" if isinstance(known[name], bool) else text
+    return values
+
+
+def _value(name: str, text: str, kind: str) -> Any:
+    if kind == "bool" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if "None" in kind and text.lower() == "none":
+        return None
+    for number, makes in (("int", int), ("float", float)):
+        if number in kind:
+            try:
+                return makes(text)
+            except ValueError:
+                break
+    if "str" in kind:
+        return text
+    raise ValueError(f"recipe.{name} must be {kind}, but got {text!r}")
+
+
+def leave(stop: terminal.Stop, done: int) -> None:
+    """Exit if Ctrl-C was pressed; the result is told already."""
+    if stop.asked:
+        terminal.say(f"the result is of the {done:,} expressions that were done")
+        raise typer.Exit(INTERRUPTED)
+
+
+def make_grounder(
+    checkpoint: str,
+    ranking: Path | None,
+    profile: str | None,
+    changes: list[str] | None,
+    segmenter: str | None,
+) -> Any:
+    """The grounder of a command's options.
+
+    Raises:
+        ValueError: what one of them says cannot be.
+    """
+    from fastground.grounder import Grounder
+
+    source = None if ranking is None else ranking_file(ranking)
+    grounder = Grounder.from_pretrained(checkpoint, source, segmenter)
+    if profile is None and not changes:
+        return grounder
+    recipe = recipe_of(grounder.ranking.recipe, profile, changes)
+    return Grounder(grounder.lvlm, grounder.ranking, segmenter=grounder.segmenter, recipe=recipe)
+
+
+def ranking_file(path: Path) -> Path:
+    """The file of a ranking, or of the folder that holds it.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    file = path / "ranking.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(
+            f"ranking must be a file or folder written by fastground discover, but {path} is not "
+            "there; make one with: fastground discover MODEL --out FOLDER"
+        )
+    return file
