@@ -266,6 +266,6 @@ def test_ctrl_c_before_the_first_sample(capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.demo, "recipe_of", stop)
+    monkeypatch.setattr(cli.discover, "recipe_of", stop)
     code, out, err = run(capsys, "discover", "tiny")
     assert (code, out, err) == (130, "", "fastground: interrupted\n")
