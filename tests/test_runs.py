@@ -175,7 +175,7 @@ def flip(path):
 def test_a_damaged_shard_is_named_and_the_others_are_kept(run, damage):
     folder, table = run
     damage(shards(folder)[1])
-    says = r"00001.parquet is damaged .*; delete it and run discover again"
+    says = r"00001.parquet is damaged .*; delete it and run again"
     with pytest.raises(ValueError, match=says):
         runs.load(folder).sums  # noqa: B018
     with pytest.raises(ValueError, match=says):

@@ -21,7 +21,6 @@ from PIL.Image import DecompressionBombError
 
 from fastground import models, ops, packing, runs
 from fastground.attention import attention_of_images
-from fastground.datasets.images import by_image
 from fastground.metrics import map_iou
 from fastground.models import LVLM
 from fastground.models.geometry import read_image
@@ -136,16 +135,10 @@ def collect(
     if out is not None:
         place = runs.begin(out, about, resume=resume, shard_samples=shard_samples)
     with place as run:
-        for index, groups in enumerate(_shards(by_image(samples), run.shard_samples)):
-            if run.holds(index):
-                groups = list(groups)
-                asked = [sample for group in groups for sample in group]
-                skipped = run.kept(index, asked)
-                if skipped is not None:
-                    watch.kept(len(asked), skipped)
-                    continue
-            keys, skipped, matrices = _measure(lvlm, groups, recipe, max_tokens, watch)
-            run.write(index, keys, skipped, **matrices)
+        runs.fill(
+            run, samples, lambda groups: _measure(lvlm, groups, recipe, max_tokens, watch),
+            watch.kept,
+        )  # fmt: skip
         watch.end()
         return run.table(recipe)
 
@@ -193,20 +186,6 @@ class _Watch:
                 f"{len(self.skipped)} of {self.done} were not; the first is sample_id {sample_id}, "
                 f"image_id {image_id}: {reason}; mend the images or raise max_bad"
             )
-
-
-def _shards(groups: Iterator[list[Sample]], size: int) -> Iterator[Iterable[list[Sample]]]:
-    """The images in parts of at least so many samples; each is read before the next one."""
-
-    def part(group: list[Sample] | None) -> Iterator[list[Sample]]:
-        count = 0
-        while group is not None:
-            yield group
-            count += len(group)
-            group = next(groups, None) if count < size else None
-
-    for first in groups:
-        yield part(first)
 
 
 def _measure(
