@@ -33,7 +33,8 @@ ROWS = (
         "metrics", "sam",
     },
     # layer 4, pipelines
-    {"attention", "runs", "segmentation"},
+    {"attention", "runs", "segmentation", "scoring", "settings"},
+    {"textboxes"},
     {"grounder", "discovery", "evaluation", "comparison", "ablations", "report"},
     # layer 5, commands
     {"terminal", "info", "tiny"},

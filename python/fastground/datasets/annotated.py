@@ -37,6 +37,8 @@ class Phrase:
     draw: Callable[[tuple[int, int]], Drawn] | None = None
     """Draws the mask at a size (height, width)."""
     kind: str = ""
+    first: bool = True
+    """Whether it is the first about its object."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class AnnotatedImage:
                     sample_id=phrase.sample_id,
                     kind=phrase.kind,
                     ignore=drawn.ignore if masks and drawn else None,
+                    first=phrase.first,
                 )
             )
         return out
