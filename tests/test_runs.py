@@ -279,7 +279,7 @@ def test_discover_goes_on_and_ranks_the_whole(tmp_path):
 @pytest.mark.timeout(240)
 def test_killed_at_twenty_moments_it_ends_as_if_never_killed(tmp_path):
     program = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("killed_runs.py")],
+        [sys.executable, Path(__file__).with_name("killed_runs.py"), "discover"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
     )  # fmt: skip
     with program:

@@ -117,7 +117,7 @@ def compare(
     """
     table.check(ranking.recipe)
     chosen = settings.of_heads(table, ranking, draws=draws, seed=seed)
-    found = _scored(lvlm, chosen, samples, ranking.recipe, seed, progress, ceiling=True)
+    found = _scored(lvlm, chosen, samples, ranking.recipe, seed, progress, whole=True)
     best = set(ranking.top())
     frequent = [h for h in ranking.heads if h.frequency >= 0.01]
     rho = float("nan")
@@ -179,9 +179,12 @@ def _scored(
     recipe: Recipe,
     seed: int,
     progress: Callable[[int], None] | None,
-    ceiling: bool = False,
+    whole: bool = False,
 ) -> Comparison:
-    """Every setting on every sample; the recipe's statistics and asking token hold for all."""
+    """Every setting on every sample; the recipe's statistics and asking token hold for all.
+
+    The whole comparison has the grid's ceiling, too, and asks for the answers.
+    """
     shape = lvlm.architecture["num_layers"], lvlm.architecture["num_heads"]
     draws = {s.name: 1 if s.heads is None else len(s.heads) for s in chosen}
     tallies = {(name, draw): _Tally() for name, count in draws.items() for draw in range(count)}
@@ -200,10 +203,10 @@ def _scored(
             each = _ground_draws(attention, places, expressions, setting.recipe)
             for draw, found in enumerate(each):
                 tallies[setting.name, draw].add(measured(group, found, setting.recipe))
-        if ceiling and all(s.mask is not None for s in group):
+        if whole and all(s.mask is not None for s in group):
             truth = ground(_of_masks(group, attention), expressions, recipe=recipe)
             tallies[CEILING, 0].add(measured(group, truth, recipe))
-        if all(s.answer for s in group):
+        if whole and all(s.answer for s in group):
             right += right_answers(lvlm, group, recipe=recipe)
         done += len(group)
         if progress is not None:

@@ -120,8 +120,9 @@ def evaluate(
         runs.fill(run, samples, measure, count)
         scores = scored(run.columns(), seed)
     if out is not None:
-        text = json.dumps(scores.to_dict(), indent=1)
-        write_whole(Path(out) / SCORES_FILE, text.encode() + b"\n")
+        # What JSON lacks, nan, becomes null.
+        told = json.loads(json.dumps(scores.to_dict()), parse_constant=lambda _: None)
+        write_whole(Path(out) / SCORES_FILE, json.dumps(told, indent=1).encode() + b"\n")
     return scores
 
 

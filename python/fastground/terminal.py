@@ -132,7 +132,7 @@ def ranking_json(ranking: HeadRanking) -> dict[str, Any]:
 def comparison_rows(comparison: Any) -> list[list[str]]:
     """A `Comparison` as text, a line a row, the names of the columns first."""
     kinds = list(comparison.rows[0].scores.by_kind)
-    lines = [["", "Acc@0.5", "mean IoU", "pointing", *kinds, "mask cIoU", "gIoU"]]
+    lines = [["", "Acc@0.5", "mean IoU", "pointing", *kinds, "cIoU", "gIoU"]]
     for row in comparison.rows:
         scores = row.scores
         spread = f" ± {100 * row.accuracy_std:.1f}" if row.accuracy_std else ""

@@ -117,8 +117,8 @@ def to_pixels(
     """
     if layout.image_size is None or layout.cell_size is None or (dialect.pixels and not seen_size):
         raise ValueError(
-            "layout must know its image, and a dialect of pixels needs seen_size, but one is missing; "
-            "encode the image with fastground.models.load(...).encode"
+            "layout must know its image, and a dialect of pixels needs seen_size, but one is "
+            "missing; encode the image with fastground.models.load(...).encode"
         )
     if dialect.pixels and seen_size:
         units = np.array(seen_size[::-1], dtype=np.float64)
