@@ -101,9 +101,9 @@ def test_the_floor_is_one_plain_read(harness):
     assert rows[0].floor < 0.5 and rows[1].floor == 1 and rows[1].error.endswith("GB/s")
 
 
-def made_up(**ratios):
+def made_up(workload="attention", **ratios):
     rows = [
-        {"workload": "attention", "contender": n, "ratio": r, "time_us": r}
+        {"workload": workload, "contender": n, "ratio": r, "time_us": r}
         for n, r in ratios.items()
     ]
     return {"entropy": {"rows": rows}}
@@ -114,11 +114,14 @@ def test_goals_are_judged(harness, monkeypatch):
 
     least = goals.Goal("entropy", "attention", "peer", 10, 18, ours="ours")
     most = goals.Goal("entropy", "attention", "peer", at_most=1.05, ours="ours")
-    clock = goals.Goal("entropy", "attention", within_us=3, ours="ours")
+    clock = goals.Goal("entropy", "attention", overhead_us=3, ours="ours")
     monkeypatch.setattr(goals, "GOALS", (clock,))
-    for time_us, word in ((2.9, "reached"), (3.1, "not reached")):
-        (judged,) = goals.reached(made_up(ours=time_us))
-        assert judged == (clock, time_us, word)
+    work = made_up("attention, one of many", ours=0.5)
+    for time_us, word in ((3.25, "reached"), (3.75, "not reached")):
+        results = made_up(ours=time_us)
+        assert [word for *_, word in goals.reached(results)] == ["not measured"]
+        results["entropy"]["rows"] += work["entropy"]["rows"]
+        assert list(goals.reached(results)) == [(clock, time_us - 0.5, word)]
     assert [word for *_, word in goals.reached({})] == ["not measured"]
     monkeypatch.setattr(goals, "GOALS", (least, most))
     judged = {
@@ -189,8 +192,8 @@ def test_goals_name_what_is_measured(harness):
     names |= {goals.PLAIN, goals.CAPTURE, goals.PACKED, goals.HALF, goals.EAGER}
     names |= set(bench_calls.OPERATIONS)
     assert {goal.ours for goal in goals.GOALS} <= names
-    assert {goal.peer for goal in goals.GOALS if goal.within_us is None} <= names
-    assert set(goals.CALLS) == set(bench_calls.OPERATIONS)
+    assert {goal.peer for goal in goals.GOALS if goal.overhead_us is None} <= names
+    assert set(goals.CALLS) == set(bench_calls.OPERATIONS) - {"boxes, all read"}
 
 
 @pytest.mark.parametrize("bench", ["bench_smooth", "bench_boxes"])
