@@ -198,7 +198,7 @@ def newest() -> Path:
 def print_goals(results: Results, only: str | None = None) -> None:
     """Those of all benchmarks, or of one, beside what these results reach."""
     table = Table(
-        title="goals, times faster than the peer (in italics: at most, of its time, or µs a call costs)"
+        title="goals, times faster than the peer (in italics: at most, of its time or in µs)"
     )
     for column in ("operation", "case", "ours", "peer"):
         table.add_column(column)

@@ -103,8 +103,7 @@ def test_the_floor_is_one_plain_read(harness):
 
 def made_up(workload="attention", **ratios):
     rows = [
-        {"workload": workload, "contender": n, "ratio": r, "time_us": r}
-        for n, r in ratios.items()
+        {"workload": workload, "contender": n, "ratio": r, "time_us": r} for n, r in ratios.items()
     ]
     return {"entropy": {"rows": rows}}
 
