@@ -7,7 +7,8 @@ keys are replaced, so that the softmax itself looks where the picture is white:
       -> is that nearer to what it gets of white, or of black?
       -> if of white, the token's key answers the query -> heads, box
 
-Where a token's place in the image is, the layout alone can tell. The rectangle's edges are those of cells, so the box must be the rectangle.
+Where a token's place in the image is, the layout alone can tell. The rectangle's edges are those of
+cells, so the box must be the rectangle.
 """
 
 import pytest
