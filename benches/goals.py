@@ -19,6 +19,7 @@ NUMBA, OPENCV, SCIPY = "numba, union-find of cells", "OpenCV BBDT, tiled", "SciP
 CAPTURE, PACKED = "capture", "capture, packed"
 HALF = "capture, half of the layers"
 PLAIN, EAGER = "plain forwards", "eager, output_attentions"
+GROUNDER, WHOLE, PUBLISHED = "Grounder", "Grounder, whole forward", "eager, SciPy"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ GOALS = (
     Goal("boxes", "attention", "SciPy, per map", 50, 130),
     *of_capture("capture", 1.10, 2.5),
     *of_capture("capture-gpu", 1.03, None),
+    Goal("grounder-gpu", "LLaVA, 1 expression", PLAIN, at_most=0.55, ours=GROUNDER),
     *(Goal("calls", of, overhead_us=5, ours=call) for of in ("torch", "numpy") for call in CALLS),
 )
 

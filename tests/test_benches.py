@@ -177,6 +177,27 @@ def test_the_contenders_of_capture_agree(harness, name):
     assert ways.eager()[0].max() > 0.05  # not flat, or the comparison would say little
 
 
+@pytest.mark.parametrize("name", ["tiny", "LLaVA"])
+def test_the_contenders_of_the_grounder_agree(harness, name):
+    import bench_grounder
+    import goals
+    import random_lvlms
+
+    if name == "tiny":
+        grounder = bench_grounder.Grounder.from_pretrained("tiny", device="cpu")
+    else:
+        shape = random_lvlms.small(layers=2, width=512)["LLaVA"]
+        lvlm = random_lvlms.build("LLaVA", shape, "cpu", torch.float32)
+        grounder = bench_grounder.planted(lvlm)
+    ways = bench_grounder.Contenders(grounder, ["the small red circle", "the leftmost star"])
+    assert set(ways.errors()) == {goals.GROUNDER, goals.WHOLE}
+    truth = ways.published()
+    assert truth.shape == (2, 4) and (truth[:, 2:] > truth[:, :2]).all()
+    for contender in ways.errors():
+        np.testing.assert_allclose(ways.calls[contender](), truth, atol=1e-2)
+    assert ways.model.config.text_config._attn_implementation == "sdpa"
+
+
 def test_goals_name_what_is_measured(harness):
     pytest.importorskip("numba")
     import bench_boxes
@@ -188,7 +209,7 @@ def test_goals_name_what_is_measured(harness):
 
     names = {*bench_entropy.instruction_sets(), *entropy_peers.FAST, "entropy", "head_stats"}
     names |= {*bench_smooth.CONTENDERS, *bench_boxes.CONTENDERS, "fastground, avx2"}
-    names |= {goals.PLAIN, goals.CAPTURE, goals.PACKED, goals.HALF, goals.EAGER}
+    names |= {goals.PLAIN, goals.CAPTURE, goals.PACKED, goals.HALF, goals.EAGER, goals.GROUNDER}
     names |= set(bench_calls.OPERATIONS)
     assert {goal.ours for goal in goals.GOALS} <= names
     assert {goal.peer for goal in goals.GOALS if goal.overhead_us is None} <= names
