@@ -122,7 +122,7 @@ def ablate(
         mean[ranked.head] = ranked.attention_sum
     base = (recipe, ranking.tau)
     taus = [factor * ranking.tau for factor in TAUS] if taus is None else taus
-    by_tau = [(recipe.replace(criteria="both"), float(tau)) for tau in taus]
+    by_tau = [(_at(recipe, float(tau)), float(tau)) for tau in taus]
     by_criteria = [
         (recipe.replace(criteria=criteria, scope=scope), ranking.tau)
         for criteria, scope in _CRITERIA
@@ -158,6 +158,12 @@ def ablate(
 _CRITERIA = (
     ("both", "mean"), ("both", "sample"), ("attention_sum", "mean"), ("entropy", "mean"),
 )  # fmt: skip
+
+
+def _at(recipe: Recipe, tau: float) -> Recipe:
+    """The recipe under which heads pass that threshold, by their mean or each sample's own sum."""
+    sums = {} if recipe.scope == "mean" else {"elbow": tau}
+    return recipe.replace(criteria="both", **sums)
 
 
 def _called(recipe: Recipe) -> str:
