@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from fastground.metrics import spearman
-from fastground.ranking import elect, in_order, kept_heads
+from fastground.ranking import OFTEN, elect, in_order, kept_heads
 from fastground.table import HeadTable
 from fastground.types import HeadId, HeadRanking, Recipe
 
@@ -30,8 +30,6 @@ MOST_N = 14
 TAUS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
 """The thresholds tried, over the ranking's."""
 RESAMPLES = 1000
-OFTEN = 0.01
-"""Heads elected in less than this share of the samples are left out of rho."""
 
 _NONE = float("nan")
 
