@@ -33,7 +33,7 @@ ROWS = (
         "metrics", "sam",
     },
     # layer 4, pipelines
-    {"attention", "runs", "segmentation"},
+    {"attention", "runs", "segmentation", "charts"},
     {"grounder", "discovery", "evaluation", "comparison", "ablations", "report"},
     # layer 5, commands
     {"terminal", "info", "tiny"},
@@ -49,7 +49,7 @@ ONLY_IN = {
     "triton": {"kernels"},
     "safetensors": {"models", "tiny"},
     "pyarrow": {"datasets", "runs", "shards"},
-    "matplotlib": {"figures"},
+    "matplotlib": {"figures", "charts"},
     "typer": {"cli"},
     "rich": {"terminal"},
 }

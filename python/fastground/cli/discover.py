@@ -18,6 +18,7 @@ from fastground.cli.options import (
     Options,
     Profile,
     Seed,
+    Trials,
     leave,
     options_of,
     recipe_of,
@@ -31,7 +32,7 @@ def discover(
     data: Data = None,
     split: Annotated[str, typer.Option(help="Never the one evaluated on.")] = "train",
     num_samples: NumSamples = 1000,
-    trials: Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")] = 5,
+    trials: Trials = 5,
     seed: Seed = 0,
     out: Annotated[
         Path | None,

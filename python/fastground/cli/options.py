@@ -28,6 +28,7 @@ Options = Annotated[
 NumSamples = Annotated[
     int, typer.Option(min=1, help="How many expressions; more than there are: all.")
 ]
+Trials = Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the samples and of their parts.")]
 Ranking = Annotated[
     Path | None, typer.Option(help="What discover wrote, file or folder; the model's own if not.")
