@@ -27,7 +27,7 @@ ROWS = (
     {"ops"},
     # layer 3, stages
     {"layouts", "layers", "visibility", "seam", "figures"},
-    {"asking", "elbow", "result", "table"},
+    {"asking", "elbow", "objects", "result", "table"},
     {
         "models", "packing", "capture", "stats", "shards", "ranking", "grounding", "datasets",
         "metrics", "sam",
