@@ -160,9 +160,7 @@ class Grounder:
 
     def _with_masks(self, image: Image, found: list[Grounding]) -> list[Grounding]:
         """The segmenter's masks; it gets all objects of the image at once, and the image once."""
-        every = [
-            replace(g, image=image, others=()) for one in found for g in (one, *one.others)
-        ]
+        every = [replace(g, image=image, others=()) for one in found for g in (one, *one.others)]
         made = iter(segmentation.segmented(self.segmenter, every, self.recipe))
         return [replace(next(made), others=tuple(islice(made, len(g.others)))) for g in found]
 

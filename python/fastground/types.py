@@ -153,7 +153,9 @@ class Recipe:
         for name in ("sink_share", "objects"):
             value = getattr(self, name)
             if (name, value) != ("objects", None) and not (_is_finite(value) and 0 < value <= 1):
-                raise ValueError(f"recipe.{name} must be a share, 0 < share <= 1, but got {value!r}")
+                raise ValueError(
+                    f"recipe.{name} must be a share, 0 < share <= 1, but got {value!r}"
+                )
         if not isinstance(self.generic, str) or not self.generic.strip():
             raise ValueError(f"recipe.generic must be a prompt, but got {self.generic!r}")
         if not _is_finite(self.sigma) or self.sigma < 0:
