@@ -27,8 +27,8 @@ ROWS = (
     {"rows"},
     {"ops"},
     # layer 3, stages
-    {"layouts", "layers", "visibility", "seam", "figures"},
-    {"asking", "elbow", "result", "table"},
+    {"layouts", "layers", "visibility", "seam", "figures", "chunks"},
+    {"asking", "elbow", "objects", "phrases", "result", "table"},
     {
         "models", "packing", "capture", "stats", "shards", "ranking", "grounding", "datasets",
         "metrics", "sam",
