@@ -34,9 +34,7 @@ def asked(expressions: Sequence[str], recipe: Recipe) -> list[str]:
     return [*expressions, recipe.generic] if recipe.sinks == "relative" else list(expressions)
 
 
-def read(
-    heads: Sequence[HeadId], every: Sequence[HeadId], recipe: Recipe
-) -> tuple[HeadId, ...]:
+def read(heads: Sequence[HeadId], every: Sequence[HeadId], recipe: Recipe) -> tuple[HeadId, ...]:
     """The heads to read: with all others of their layers where their mean is needed.
 
     Args:
