@@ -1,6 +1,6 @@
 """A run on shapes by a random model of tiny's kind, killed: a program told line by line.
 
-    argv: discover | evaluate     stdin: FOLDER SECONDS       stdout: "done" or "killed"
+    argv: discover | evaluate     stdin: FOLDER SECONDS WORKERS       stdout: "done" or "killed"
 
 Each run is a process of its own, forked when the model is loaded, and is sent SIGKILL after so many
 seconds.
@@ -21,9 +21,11 @@ from fastground.grounder import Grounder  # noqa: E402
 from fastground.tiny.model import build, processor  # noqa: E402
 
 
-def run(lvlm, folder):
+def run(lvlm, folder, workers):
     samples = datasets.load("shapes", split="train", num_samples=60, seed=3)
-    return discovery.collect(lvlm, samples, dataset="shapes", out=folder, shard_samples=8)
+    return discovery.collect(
+        lvlm, samples, dataset="shapes", out=folder, shard_samples=8, workers=workers
+    )
 
 
 def grounder(lvlm):
@@ -31,7 +33,7 @@ def grounder(lvlm):
     return Grounder(lvlm, discovery.discover(lvlm.model, lvlm.processor, samples, trials=2))
 
 
-def evaluated(grounder, folder):
+def evaluated(grounder, folder, _):
     samples = datasets.load("shapes", split="test", num_samples=60, seed=3)
     return evaluation.evaluate(grounder, samples, dataset="shapes", out=folder, shard_samples=8)
 
@@ -43,10 +45,10 @@ def main():
     made, of = (grounder(lvlm), evaluated) if sys.argv[1] == "evaluate" else (lvlm, run)
     print("ready", flush=True)
     for line in sys.stdin:
-        folder, seconds = line.split()
+        folder, seconds, workers = line.split()
         child = os.fork()
         if not child:
-            of(made, folder)
+            of(made, folder, int(workers))
             os._exit(0)
         end = time.monotonic() + float(seconds)
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:

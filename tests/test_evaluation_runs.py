@@ -143,7 +143,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_scores(tmp_path):
         assert program.stdout.readline() == "ready\n"
 
         def ends(folder, seconds):
-            program.stdin.write(f"{folder} {seconds}\n")
+            program.stdin.write(f"{folder} {seconds} 0\n")
             return program.stdout.readline().strip()
 
         begin = time.monotonic()

@@ -21,7 +21,7 @@ from fastground.attention import attention_maps, right_answers
 from fastground.datasets.images import by_image
 from fastground.grounding import cell_coverage, ground
 from fastground.metrics import mean, spearman
-from fastground.ranking import greedy
+from fastground.ranking import OFTEN, greedy
 from fastground.result import Grounding
 from fastground.scoring import Columns, Scores, measured, scored
 from fastground.settings import Setting
@@ -119,7 +119,7 @@ def compare(
     chosen = settings.of_heads(table, ranking, draws=draws, seed=seed)
     found = _scored(lvlm, chosen, samples, ranking.recipe, seed, progress, whole=True)
     best = set(ranking.top())
-    frequent = [h for h in ranking.heads if h.frequency >= 0.01]
+    frequent = [h for h in ranking.heads if h.frequency >= OFTEN]
     rho = float("nan")
     if (ious := table.mean_ious) is not None:
         rho = spearman([h.frequency for h in frequent], [ious[h.head] for h in frequent])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fastground import runs
 from fastground.attention import right_answers
 from fastground.result import Grounding
 from fastground.scoring import Columns, Scores, encoded, measured, scored
-from fastground.shards import Key, Skipped, key, write_whole
+from fastground.shards import Key, key, write_whole
 from fastground.table import installed_versions
 from fastground.textboxes import written_boxes
 from fastground.types import Recipe, Sample
@@ -83,15 +84,13 @@ def evaluate(
     recipe = getattr(grounder, "recipe", Recipe())
     done = 0
 
-    def count(samples: int, _: Any = None) -> None:
+    def count(samples: int) -> None:
         nonlocal done
         done += samples
         if progress is not None:
             progress(done)
 
-    def measure(
-        groups: Iterable[list[Sample]],
-    ) -> tuple[list[Key], list[Skipped], dict[str, np.ndarray]]:
+    def measure(groups: Iterable[list[Sample]]) -> tuple[list[Key], Columns]:
         keys: list[Key] = []
         pieces: list[Columns] = []
         for group in groups:
@@ -110,14 +109,17 @@ def evaluate(
             count(len(group))
         columns = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
         del columns["image_ids"]  # a key has it
-        return keys, [], columns
+        return keys, columns
 
     place: Any = nullcontext(runs.InMemory({}, shard_samples))
     if out is not None:
         about = _about(grounder, dataset, split, baseline)
         place = runs.begin(out, about, resume=resume, shard_samples=shard_samples, command=COMMAND)
     with place as run:
-        runs.fill(run, samples, measure, count)
+        left = runs.left(run, samples, lambda _, many, __: count(many))
+        for index, images in groupby(left, key=lambda one: one[0]):
+            keys, columns = measure(group for _, group in images)
+            run.write(index, keys, (), **columns)
         scores = scored(run.columns(), seed)
     if out is not None:
         # What JSON lacks, nan, becomes null.

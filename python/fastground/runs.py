@@ -81,7 +81,7 @@ class Run:
     folder: Path
     about: dict[str, Any]
     shard_samples: int
-    _used: list[Shard] = field(default_factory=list)
+    _used: dict[int, Shard] = field(default_factory=dict)
 
     def holds(self, index: int) -> bool:
         """Whether an earlier run wrote the shard of this number."""
@@ -93,7 +93,7 @@ class Run:
         A shard of fewer samples, which an earlier run ended with, is to be done anew.
 
         Args:
-            index: of a shard that is there; 0, 1, 2, ... in turn.
+            index: of a shard that is there.
             samples: all of it.
 
         Raises:
@@ -122,7 +122,7 @@ class Run:
         shard.rows = len(asked)
         ids = {sample.sample_id for sample in samples}
         shard.skipped = [skipped for skipped in shard.skipped if skipped[0] in ids]
-        self._used.append(shard)
+        self._used[index] = shard
         return shard.skipped
 
     def write(
@@ -141,7 +141,7 @@ class Run:
             OSError: the disk is full, or the like; what was written before is kept.
         """
         path = _path(self.folder, index)
-        done = sum(shard.rows for shard in self._used)
+        done = sum(shard.rows for number, shard in self._used.items() if number < index)
         try:
             shard = Shard.write(path, keys, skipped, columns, self.about)
         except OSError as error:
@@ -150,33 +150,29 @@ class Run:
                 f"{path} could not be written ({error.strerror}); the {done:,} samples before it "
                 "are kept: make room and run again with the same folder",
             ) from error
-        self._used.append(shard)
+        self._used[index] = shard
 
     def columns(self) -> dict[str, np.ndarray]:
         """All columns of all samples written or kept, by name."""
-        return _columns(self._used)
+        return _columns([shard for _, shard in sorted(self._used.items())])
 
     def table(self, recipe: Recipe) -> HeadTable:
         """The table of all shards written or kept, read from the disk block by block."""
-        return _table(self._used, self.about, recipe)
+        return _table([shard for _, shard in sorted(self._used.items())], self.about, recipe)
 
 
-def fill(
+def left(
     run: Run | InMemory,
     samples: Iterable[Sample],
-    measure: Callable[
-        [Iterable[list[Sample]]], tuple[list[Key], list[Skipped], dict[str, np.ndarray]]
-    ],
-    kept: Callable[[int, list[Skipped]], None],
-) -> None:
-    """Every shard of these samples, measured or kept from an earlier run.
+    kept: Callable[[int, int, list[Skipped]], None],
+) -> Iterator[tuple[int, list[Sample]]]:
+    """The images that no earlier run has done, each with the number of its shard.
 
     Args:
-        run: where they go.
+        run: where the shards go.
         samples: those of an image one after another.
-        measure: makes a shard of images: keys, whose image is unreadable, and columns. It reads all
-            of them.
-        kept: told how many samples an earlier run has done, and which of them it skipped.
+        kept: told of each shard that is there its number, how many samples it is of, and which of
+            them were skipped.
 
     Raises:
         ValueError: an earlier run was of other samples.
@@ -187,10 +183,10 @@ def fill(
             asked = [sample for group in groups for sample in group]
             skipped = run.kept(index, asked)  # type: ignore[union-attr]
             if skipped is not None:
-                kept(len(asked), skipped)
+                kept(index, len(asked), skipped)
                 continue
-        keys, skipped, columns = measure(groups)
-        run.write(index, keys, skipped, **columns)
+        for group in groups:
+            yield index, group
 
 
 def _parts(groups: Iterator[list[Sample]], size: int) -> Iterator[Iterable[list[Sample]]]:
