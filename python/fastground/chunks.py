@@ -67,8 +67,8 @@ PLACES = _set(
 )
 ADJECTIVES = _set(
     "red orange yellow green blue purple violet pink brown black white grey gray gold "
-    "golden silver beige tan dark light bright pale big small large little tiny huge tall short long "
-    "wide narrow "
+    "golden silver beige tan dark light bright pale big small large little tiny huge tall short "
+    "long wide narrow "
     "thin thick fat old young new round square empty full open closed wet dry dirty clean blurry "
     "visible wooden metal plastic striped plain dotted spotted checkered first second third last "
     "next closest nearest farthest furthest biggest smallest largest tallest shortest more less "
