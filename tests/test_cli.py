@@ -282,6 +282,7 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["discover", "{model}", "--dataset", "nothing"], "dataset"),
         (["discover", "{model}", "--split", "nothing"], "split"),
         (["discover", "{model}", "--num-samples", "0"], "--num-samples"),
+        (["discover", "{model}", "--workers", "-1"], "--workers"),
         (["discover", "{model}", "--num-samples", "3", "--trials", "4"], "trials"),
         (["discover", "{model}", "--recipe", "k"], "name=value"),
         (["discover", "{model}", "--recipe", "k=few"], "recipe.k"),
@@ -349,6 +350,21 @@ def test_progress_has_a_rate_on_a_terminal(capsys, monkeypatch):
             time.sleep(0.02)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert "30/40" in shown and re.search(r"\d/s", shown)
+
+
+def test_progress_tells_the_share_of_a_gpu_where_there_is_one(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert terminal.gpu_share(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 80 + device.index)
+    with terminal.progress("", 4, terminal.gpu_share(torch.device("cuda", 7))) as advance:
+        advance(1)
+    assert "GPU 87 %" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+
+    def absent(device):
+        raise ModuleNotFoundError("pynvml")
+
+    monkeypatch.setattr(torch.cuda, "utilization", absent)
+    assert terminal.gpu_share(torch.device("cuda", 7)) is None
 
 
 def test_a_second_ctrl_c_stops_at_once():
