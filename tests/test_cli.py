@@ -124,6 +124,34 @@ def test_ground_and_evaluate_take_a_segmenter(capsys, model, heads, photo, tmp_p
     assert code == 0 and "box from the mask" in out
 
 
+def test_ground_takes_a_sentence_apart(capsys, model, heads, photo):
+    options = ("--checkpoint", model, "--ranking", heads, "--phrases")
+    sentence = "the red star, the small circle left of it"
+    code, out, _ = run(capsys, "ground", photo, sentence, *options)
+    alone = ["the red star", "the small circle left of the red star"]
+    assert code == 0 and [line.split(":")[0] for line in out.splitlines()] == alone
+    sentence = "the red star is left of the small circle"
+    asked = {}
+    for how in ((), ("--in-place",)):
+        code, out, _ = run(capsys, "ground", photo, sentence, *options, *how, "--json")
+        found = strict(out)["groundings"]
+        assert code == 0
+        assert [g["expression"] for g in found] == ["the red star", "the small circle"]
+        asked[how] = found[1]["mass"]
+    assert len(set(asked.values())) == 2
+
+
+def test_ground_tells_all_objects(capsys, model, heads, photo):
+    changes = [a for c in ("objects=0.01", "kernel_size=1") for a in ("--recipe", c)]
+    options = ("--checkpoint", model, "--ranking", heads, *changes)
+    code, out, _ = run(capsys, "ground", photo, "the red thing", *options, "--json")
+    (grounding,) = strict(out)["groundings"]
+    assert code == 0 and len(grounding["others"]) > 0
+    assert set(grounding["others"][0]) == {"box", "mask_area", "score", "mass"}
+    code, out, _ = run(capsys, "ground", photo, "the red thing", *options)
+    assert code == 0 and len(out.splitlines()) == 1 + len(grounding["others"])
+
+
 def test_ground_takes_the_recipe(capsys, model, heads, photo):
     options = ("--checkpoint", model, "--ranking", heads / "ranking.json", "--recipe", "k=1")
     code, out, _ = run(capsys, "ground", photo, "left circle", *options, "--json")
@@ -246,6 +274,7 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
           "--segmenter", "sam:nowhere"], "hf download"),
         (["ground", "{photo}", "left circle", "--checkpoint", "{model}", "--ranking", "{heads}",
           "--segmenter", "scissors"], "grabcut, sam:FOLDER"),
+        (["ground", "{photo}", "left circle", "--in-place"], "--phrases"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--table", "--segmenter", "none"],
          "--segmenter"),
         (["ground", "{photo}", "left circle", "--ranking", "{model}/config.json"], "ranking"),

@@ -3,8 +3,9 @@
 A unit is a module of fastground, or a package with all that is in it. It imports only from lower
 rows, never from its own. Three layers are cut once more, since their modules build on each other:
 `ops` lies above `rows` above what both doors share; `attention`, the one way from an image to maps,
-and `segmentation`, that from boxes to masks, lie below the other pipelines; `cli` lies above `demo`
-above `terminal`. Imports for type checkers alone do not run and are not counted.
+`segmentation`, that from boxes to masks, and `ahead`, that from files to what a model takes, lie
+below the other pipelines; `cli` lies above `demo` above `terminal`. Imports for type checkers alone
+do not run and are not counted.
 """
 
 import ast
@@ -26,14 +27,14 @@ ROWS = (
     {"rows"},
     {"ops"},
     # layer 3, stages
-    {"layouts", "layers", "visibility", "seam", "figures"},
-    {"asking", "elbow", "result", "table"},
+    {"layouts", "layers", "visibility", "seam", "figures", "chunks"},
+    {"asking", "elbow", "objects", "phrases", "result", "table"},
     {
         "models", "packing", "capture", "stats", "shards", "ranking", "grounding", "datasets",
         "metrics", "sam",
     },
     # layer 4, pipelines
-    {"attention", "runs", "segmentation", "charts"},
+    {"attention", "runs", "segmentation", "charts", "ahead"},
     {"grounder", "discovery", "evaluation", "comparison", "ablations", "report"},
     # layer 5, commands
     {"terminal", "info", "tiny"},

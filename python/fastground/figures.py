@@ -76,6 +76,7 @@ def boxed(
     box: Sequence[float] | None,
     truth: Sequence[float] | None = None,
     mask: Any = None,
+    others: Sequence[Sequence[float]] = (),
 ) -> Image:
     """The image with what was found in solid orange and the truth in dashed blue.
 
@@ -84,6 +85,7 @@ def boxed(
         box: x1, y1, x2, y2 in the image's pixels; None where nothing was found.
         truth: likewise, where it is known.
         mask: (height, width) bool, tinted, where given.
+        others: the boxes of further objects.
     """
     import numpy as np
     from PIL import Image as Images
@@ -102,8 +104,10 @@ def boxed(
         for line in _dashes([v * zoom for v in truth], 4 * width):
             draw.line(line, fill=(0, 0, 0), width=width + 2)
             draw.line(line, fill=TRUTH, width=width)
-    if box is not None:
-        corners = [v * zoom for v in box]
+    for found in (box, *others):
+        if found is None:
+            continue
+        corners = [v * zoom for v in found]
         draw.rectangle(corners, outline=(0, 0, 0), width=width + 2)
         inner = [corners[0] + 1, corners[1] + 1, corners[2] - 1, corners[3] - 1]
         if inner[0] < inner[2] and inner[1] < inner[3]:
@@ -124,7 +128,9 @@ def figure(grounding: Grounding, image: Image, truth: Sequence[float] | None = N
         panels.append((str(head), overlay(image, map, grounding.layout)))
     panels.append(("smoothed and summed", overlay(image, grounding.map.cpu(), grounding.layout)))
     title = f"box, score {grounding.score:.1f}" if grounding.found else "nothing found"
-    panels.append((title, boxed(image, _found(grounding), truth, grounding.mask.cpu())))
+    if grounding.others:
+        title = f"{len(grounding.objects)} objects"
+    panels.append((title, _outcome(grounding, image, truth, masks=True)))
     drawn, axes = canvas(2.2 * len(panels), 2.9, columns=len(panels))
     for axis, (name, panel) in zip(axes, panels, strict=True):
         axis.imshow(panel)
@@ -156,7 +162,7 @@ def contact_sheet(
     for axis in axes:
         axis.axis("off")
     for axis, grounding, image, truth in zip(axes, groundings, images, truths, strict=False):
-        axis.imshow(boxed(image, _found(grounding), truth))
+        axis.imshow(_outcome(grounding, image, truth))
         axis.set_title(grounding.expression, fontsize=8, wrap=True, parse_math=False)
     return drawn
 
@@ -236,8 +242,17 @@ def _zoom(image: Image) -> int:
     return max(1, min(math.ceil(PANEL / image.width), 4 * PANEL // image.height))
 
 
-def _found(grounding: Grounding) -> list[float] | None:
-    return [float(v) for v in grounding.box] if grounding.found else None
+def _outcome(
+    grounding: Grounding, image: Image, truth: Sequence[float] | None, *, masks: bool = False
+) -> Image:
+    """The image with all objects of a grounding."""
+    import numpy as np
+
+    boxes = [[float(v) for v in o.box] for o in grounding.objects]
+    mask = None
+    if masks:
+        mask = np.any([o.mask.cpu().numpy() for o in (grounding, *grounding.others)], axis=0)
+    return boxed(image, boxes[0] if boxes else None, truth, mask, boxes[1:])
 
 
 def _on_image(map: Any, layout: ImageLayout) -> Any:

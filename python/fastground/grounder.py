@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from fastground.result import Grounding
 from fastground.segmentation import Segmenter
 from fastground.stats import head_statistics, head_table
 from fastground.types import AttentionMaps, HeadId, HeadRanking, Recipe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _RANKING = "ranking.json"
 
@@ -151,9 +155,14 @@ class Grounder:
             )
             chosen = None
         found = ground(attention, expressions, recipe=self.recipe, chosen=chosen)
-        found = [replace(grounding, image=image) for grounding in found]
-        found = segmentation.segmented(self.segmenter, found, self.recipe)
+        found = self._with_masks(image, found)
         return found[0] if one else found
+
+    def _with_masks(self, image: Image, found: list[Grounding]) -> list[Grounding]:
+        """The segmenter's masks; it gets all objects of the image at once, and the image once."""
+        every = [replace(g, image=image, others=()) for one in found for g in (one, *one.others)]
+        made = iter(segmentation.segmented(self.segmenter, every, self.recipe))
+        return [replace(next(made), others=tuple(islice(made, len(g.others)))) for g in found]
 
     def _greedy(self, attention: AttentionMaps) -> torch.Tensor:
         """(expressions, k) positions of each expression's own best heads."""

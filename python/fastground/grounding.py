@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from fastground import ops
+from fastground.objects import found_regions
 from fastground.regions import Boxes
 from fastground.result import Grounding
 from fastground.types import AttentionMaps, ImageLayout, Recipe
@@ -25,7 +27,7 @@ def ground(
     Args:
         attention: (expressions, heads, grid_h, grid_w) maps of one image.
         expressions: the texts, one a map group.
-        recipe: smoothing, border, region and padding are read here.
+        recipe: smoothing, border, region, padding and objects are read here.
         chosen: (expressions, k) positions in `attention.heads`, each expression's own heads; None
             uses all of them for every expression.
 
@@ -50,7 +52,7 @@ def ground(
     masks = pseudo_masks(combined, boxes, layout, recipe)
     pixels = boxes_in_pixels(boxes, layout)
     score, mass, found = boxes.score.tolist(), boxes.mass.tolist(), boxes.found.tolist()
-    return [
+    groundings = [
         Grounding(
             expression=expression,
             box=pixels[i],
@@ -66,6 +68,32 @@ def ground(
         )
         for i, expression in enumerate(expressions)
     ]
+    if recipe.objects is None:
+        return groundings
+    return [
+        replace(grounding, others=_others(grounding, box, recipe))
+        for grounding, box in zip(groundings, boxes.xyxy.tolist(), strict=True)
+    ]
+
+
+def _others(grounding: Grounding, kept: list[float], recipe: Recipe) -> tuple[Grounding, ...]:
+    """The regions besides the kept one that are objects, each with its box and pseudo-mask."""
+    layout, combined = grounding.layout, grounding.map
+    valid = valid_cells(layout, recipe)
+    assert recipe.objects is not None
+    others = []
+    for region in found_regions(combined, recipe, valid):
+        if region.share < recipe.objects or list(region.box) == kept:
+            continue
+        cells = region.cells.to(combined.device)[None]
+        box = layout.to_pixels(torch.tensor(region.box, dtype=torch.float32)).to(combined.device)
+        mask = _painted(combined[None], cells, layout, recipe)[0]
+        others.append(
+            replace(
+                grounding, box=box, map_box=box, mask=mask, score=region.score, mass=region.mass
+            )
+        )
+    return tuple(others)
 
 
 def boxes_on_grid(maps: torch.Tensor, layout: ImageLayout, recipe: Recipe) -> Boxes:
@@ -129,16 +157,27 @@ def pseudo_masks(
     Raises:
         ValueError: the layout does not know its image.
     """
-    y, x = (c.to(combined.device) for c in layout.pixel_centers())
-    grid_h, grid_w = layout.grid
     valid = valid_cells(layout, recipe, combined.device)
     cells = combined.double()
-    inside = cells.flatten(-2) if valid is None else cells[..., valid]
-    mean = inside.mean(dim=-1)[..., None, None]
-    foreground = cells > mean
+    foreground = cells > _mean(cells, valid)
     if valid is not None:
         foreground &= valid
-    region = _kept_region(foreground, boxes, recipe)
+    return _painted(combined, _kept_region(foreground, boxes, recipe), layout, recipe)
+
+
+def _mean(cells: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    inside = cells.flatten(-2) if valid is None else cells[..., valid]
+    return inside.mean(dim=-1)[..., None, None]
+
+
+def _painted(
+    combined: torch.Tensor, region: torch.Tensor, layout: ImageLayout, recipe: Recipe
+) -> torch.Tensor:
+    """(expressions, height, width) bool: where the resized map exceeds its mean in the region."""
+    y, x = (c.to(combined.device) for c in layout.pixel_centers())
+    grid_h, grid_w = layout.grid
+    cells = combined.double()
+    mean = _mean(cells, valid_cells(layout, recipe, combined.device))
     down, across = bilinear(y, grid_h), bilinear(x, grid_w).T
     row, column = y.floor().long(), x.floor().long()
     in_grid = ((row >= 0) & (row < grid_h))[:, None] & ((column >= 0) & (column < grid_w))

@@ -242,22 +242,36 @@ def _box(
         return [0] * 7
     if region == "all":
         parts = [labels > 0]
+    kept = [region_of(part, combined, region) for part in parts]
     sums = [float(combined[part].sum()) for part in parts]
-    kept = [_region(part, total, region) for part, total in zip(parts, sums, strict=True)]
     best = max(range(len(kept)), key=lambda i: (kept[i].size, sums[i], -i))
-    inside = kept[best].cells & valid
+    return [*kept[best].box, kept[best].area, *support(kept[best].cells & valid, combined, valid)]
+
+
+def support(
+    inside: torch.Tensor, combined: torch.Tensor, valid: torch.Tensor
+) -> tuple[float, float]:
+    """Mass and score of some cells: the share of the sum inside, mean inside over mean outside."""
     outside = valid & ~inside
     mass = combined[inside].sum() / combined[valid].sum()
     score = combined[inside].mean() / combined[outside].mean() if outside.any() else math.inf
-    return [*kept[best].box, kept[best].area, float(mass), float(score)]
+    return float(mass), float(score)
 
 
-def _region(part: torch.Tensor, total: float, region: str) -> Region:
+def region_of(part: torch.Tensor, combined: torch.Tensor, region: str) -> Region:
+    """What one region would give a box.
+
+    Args:
+        part: (grid_h, grid_w) bool, its own cells, at least one.
+        combined: (grid_h, grid_w), the combined map.
+        region: as in `boxes`.
+    """
     rows, columns = (index.tolist() for index in part.nonzero(as_tuple=True))
     box = (min(columns), min(rows), max(columns) + 1, max(rows) + 1)
     count = float(len(rows))
     if region != "hull":
-        return Region(total if region == "mass" else count, count, box, part)
+        size = float(combined[part].sum()) if region == "mass" else count
+        return Region(size, count, box, part)
     corners = {
         (x + a, y + b) for x, y in zip(columns, rows, strict=True) for a in (0, 1) for b in (0, 1)
     }

@@ -43,8 +43,15 @@ class Grounding:
     """(k, grid_h, grid_w) float32: each head's map as captured."""
     heads: tuple[HeadId, ...]
     layout: ImageLayout
+    others: tuple[Grounding, ...] = field(default=(), repr=False)
+    """Further objects, the largest share of attention first, where `Recipe.objects` asks."""
     image: Image | None = field(default=None, repr=False)
     """The image in RGB, upright, which box and mask are in; None where only maps were given."""
+
+    @property
+    def objects(self) -> tuple[Grounding, ...]:
+        """All objects of the expression: this one, unless nothing was found, and the others."""
+        return (self, *self.others) if self.found else ()
 
     def show(self) -> None:
         """Open the picture that `save` writes, in the system's viewer.

@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "border": ("reflect101", "reflect"),
     "region": ("hull", "component", "mass", "all"),
     "padding": ("exclude", "include"),
+    "sinks": ("keep", "relative", "centre", "drop"),
     "padding_stats": ("include", "exclude"),
     "prompt": ("box", "box+mask", "box+points"),
     "masks": ("one", "best of three"),
@@ -85,6 +86,12 @@ class Recipe:
     """How many heads ground an expression."""
 
     # k maps -> box.
+    sinks: str = "keep"
+    """What is done to each map against cells that draw attention whatever is asked: nothing; divide
+    by the map of a `generic` prompt; subtract the mean map of its layer's heads; or set to 0 the
+    cells that hold more than `sink_share` of that mean map."""
+    generic: str = "Write a general description of the image."
+    sink_share: float = 0.05
     kernel_size: int = 7
     """Taps of the Gaussian smoothing, odd; 1 does not smooth."""
     sigma: float = 1.0
@@ -95,6 +102,9 @@ class Recipe:
     """Which region is kept: largest convex hull, most cells, largest mass, or all of them."""
     padding: str = "exclude"
     """Whether padding cells may belong to a region."""
+    objects: float | None = None
+    """Regions with at least this share of the foreground's attention are objects of their own, in
+    `Grounding.others`; None: one expression, one object."""
 
     # Box -> mask, by a segmenter.
     prompt: str = "box"
@@ -140,6 +150,14 @@ class Recipe:
             raise ValueError(
                 f"recipe.bottom_row must be a number or None, but got {self.bottom_row!r}"
             )
+        for name in ("sink_share", "objects"):
+            value = getattr(self, name)
+            if (name, value) != ("objects", None) and not (_is_finite(value) and 0 < value <= 1):
+                raise ValueError(
+                    f"recipe.{name} must be a share, 0 < share <= 1, but got {value!r}"
+                )
+        if not isinstance(self.generic, str) or not self.generic.strip():
+            raise ValueError(f"recipe.generic must be a prompt, but got {self.generic!r}")
         if not _is_finite(self.sigma) or self.sigma < 0:
             raise ValueError(f"recipe.sigma must be finite and >= 0, but got {self.sigma!r}")
 

@@ -19,6 +19,7 @@ from fastground.cli.options import (
     Profile,
     Seed,
     Trials,
+    Workers,
     leave,
     options_of,
     recipe_of,
@@ -41,6 +42,7 @@ def discover(
     max_bad: Annotated[
         float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")
     ] = 0.01,
+    workers: Workers = None,
     option: Options = None,
     profile: Profile = None,
     recipe: Changes = None,
@@ -62,7 +64,7 @@ def discover(
         ranking = discovery.discover(
             lvlm.model, lvlm.processor, stop.until(samples), recipe=chosen, trials=trials,
             seed=seed, checkpoint=model, dataset=dataset, split=split, progress=advance, out=out,
-            max_bad=max_bad,
+            max_bad=max_bad, workers=workers,
         )  # fmt: skip
     if as_json:
         terminal.print_json(**terminal.ranking_json(ranking))

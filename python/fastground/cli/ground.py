@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastground import terminal
 from fastground.cli.options import Changes, Json, Profile, Ranking, Segmenter, make_grounder
+from fastground.phrases import noun_phrases, standalone
+
+if TYPE_CHECKING:
+    from fastground.result import Grounding
 
 
 def ground(
@@ -17,6 +21,12 @@ def ground(
     checkpoint: Annotated[str, typer.Option(help="The model, as for discover.")] = "tiny",
     ranking: Ranking = None,
     segmenter: Segmenter = None,
+    phrases: Annotated[
+        bool, typer.Option("--phrases", help="Each noun phrase of the expressions, for itself.")
+    ] = False,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="With --phrases: asked within their sentence.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="A picture of the maps and the box.")] = None,
     profile: Profile = None,
     recipe: Changes = None,
@@ -29,6 +39,10 @@ def ground(
         raise ValueError(
             f"--out must end in one of {', '.join(figures.PICTURES)}, but got {str(out)!r}"
         )
+    if in_place and not phrases:
+        raise ValueError("--in-place says how --phrases are asked, but was given alone; add it")
+    if phrases:
+        expression = [phrase for e in expression for phrase in _phrases(e, in_place)]
     grounder = make_grounder(checkpoint, ranking, profile, recipe, segmenter)
     found = grounder(str(image), expression)
     if out is not None:
@@ -45,19 +59,32 @@ def ground(
                 {
                     "expression": g.expression,
                     "found": g.found,
-                    "box": [float(v) for v in g.box],
-                    "mask_area": int(g.mask.sum()),
-                    "score": g.score,
-                    "mass": g.mass,
+                    **_object(g),
                     "heads": [list(h) for h in g.heads],
+                    "others": [_object(other) for other in g.others],
                 }
                 for g in found
             ],
         )
         return
     for g in found:
-        if g.found:
-            corners = ", ".join(f"{float(v):.1f}" for v in g.box)
-            print(f"{g.expression}: box {corners} (x1, y1, x2, y2), score {g.score:.2f}")
-        else:
+        if not g.found:
             print(f"{g.expression}: nothing found")
+        for o in g.objects:
+            corners = ", ".join(f"{float(v):.1f}" for v in o.box)
+            print(f"{g.expression}: box {corners} (x1, y1, x2, y2), score {o.score:.2f}")
+
+
+def _phrases(expression: str, in_place: bool) -> list[str]:
+    found = noun_phrases(expression)
+    return list(found) if in_place else standalone(found)
+
+
+def _object(grounding: Grounding) -> dict[str, Any]:
+    """What is told of an object."""
+    return {
+        "box": [float(v) for v in grounding.box],
+        "mask_area": int(grounding.mask.sum()),
+        "score": grounding.score,
+        "mass": grounding.mass,
+    }

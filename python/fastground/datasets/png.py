@@ -6,7 +6,13 @@
          images/val2017/000000000139.jpg
 
 Every phrase with segments is a sample: its mask is their union, its box that mask's. The kind says
-how the benchmark counts it: thing or stuff, by its first segment, and singular or plural.
+how the benchmark counts it: thing or stuff, by its first segment, and singular or plural. The
+expression is a `phrases.Phrase`, asked in its place in the caption:
+
+    In this picture we can see two dogs. Behind them there is grass.      caption
+                               |------|                      |---|        expressions
+
+With in_place=False it is the phrase alone.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from typing import Any
 from fastground.datasets import masks
 from fastground.datasets.annotated import AnnotatedImage, Phrase
 from fastground.datasets.files import by_id, needed, one_of, read_json
+from fastground.phrases import Phrase as InPlace
 
 SPLITS = ("train", "val")
 FROM = (
@@ -26,12 +33,15 @@ FROM = (
 )
 
 
-def annotated_images(data: str | Path, split: str = "val") -> list[AnnotatedImage]:
+def annotated_images(
+    data: str | Path, split: str = "val", *, in_place: bool = True
+) -> list[AnnotatedImage]:
     """The images of a split, in the order of the file, with their phrases.
 
     Args:
         data: the folder that holds annotations and images.
         split: train or val.
+        in_place: whether the model is to read the whole caption, or the phrase alone.
 
     Raises:
         FileNotFoundError: a file is missing; says which, and where to get it.
@@ -56,11 +66,14 @@ def annotated_images(data: str | Path, split: str = "val") -> list[AnnotatedImag
             image_id = int(caption["image_id"])
             of_image = by_id(segments[image_id]["segments_info"], "id", panoptic_path, "segment")
             picture = pictures / segments[image_id]["file_name"]
-            for part in caption["segments"]:
+            parts = caption["segments"]
+            told = [part["utterance"] for part in parts]
+            expressions = _in_place(told, caption.get("caption", "")) if in_place else told
+            for part, expression in zip(parts, expressions, strict=True):
                 ids = tuple(int(i) for i in part["segment_ids"])
                 if ids:
                     phrase = Phrase(
-                        part["utterance"], number, None, partial(masks.panoptic, picture, ids),
+                        expression, number, None, partial(masks.panoptic, picture, ids),
                         _kind(part, categories[of_image[ids[0]]["category_id"]]),
                     )  # fmt: skip
                     groups.setdefault(image_id, []).append(phrase)
@@ -77,6 +90,25 @@ def annotated_images(data: str | Path, split: str = "val") -> list[AnnotatedImag
             f"{captions_path} and {panoptic_path.name} must be PNG's, but something is missing: "
             f"{type(error).__name__} {error}; {FROM}"
         ) from error
+
+
+def _in_place(told: list[str], caption: str) -> list[str]:
+    """The utterances, each in its place in the caption, which has them in this order.
+
+    Where it does not have them, it is taken for these utterances with a space between.
+    """
+    for text in (caption, " ".join(told)):
+        placed: list[str] = []
+        end = 0
+        for words in told:
+            start = text.find(words, end)
+            if start < 0:
+                break
+            end = start + len(words)
+            placed.append(InPlace(text, start, end) if words.strip() else words)
+        else:
+            return placed
+    raise AssertionError("joined words are in their own text")
 
 
 def _kind(part: dict[str, Any], category: dict[str, Any]) -> str:

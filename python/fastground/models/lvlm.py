@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fastground.layers import layers_with_heads
 from fastground.models.geometry import read_image
+from fastground.phrases import Phrase
 from fastground.types import Encoded, ImageLayout, Recipe
 
 if TYPE_CHECKING:
@@ -121,10 +122,9 @@ class LVLM(ABC):
         return made["input_ids"][0].tolist(), self.placed(made)
 
     def placed(self, made: Any) -> dict[str, torch.Tensor]:
-        """What a processor made of an image, on the model's device and in its dtype."""
-        device, dtype = self.model.device, self.model.dtype
+        """What a processor made of an image, in the model's dtype and the host's memory."""
         return {
-            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            name: value.to(self.model.dtype) if value.is_floating_point() else value
             for name, value in made.items()
             if name not in _OF_WORDS
         }
@@ -146,15 +146,19 @@ class LVLM(ABC):
     def encode(self, image: Any, expressions: list[str], recipe: Recipe) -> Encoded:
         """One image and its expressions as token ids, with the tokens that ask.
 
+        No device is touched, so that processes without one may do it.
+
         Args:
             image: PIL image, or a path to one.
             expressions: at least one; each is put into `recipe.template`, with a final "." where
-                `recipe.ensure_period` asks for it.
+                `recipe.ensure_period` asks for it. Of a `Phrase` its whole sentence is, and its
+                own last token asks, or all of its tokens.
             recipe: template, query, ensure_period and blocks are read.
 
         Raises:
             ValueError: `image` is no image; an expression is empty, has words that the tokenizer
-                does not know or is longer than the model reads; the processor has no such template.
+                does not know or is longer than the model reads; the processor has no such template;
+                a phrase where the prompt's end asks.
             FileNotFoundError: `image` is a path without a file.
         """
         image = read_image(image)
@@ -183,13 +187,16 @@ class LVLM(ABC):
         for expression, text, row, span in zip(expressions, texts, rows, spans, strict=True):
             first, last = len(before), len(before) + len(text)
             inside = _inside(span, first, last)
-            if not _inside(span, first, first + len(expression.strip())):
+            own = _own_letters(expression, recipe)
+            if not _inside(span, first + own.start, first + own.stop):
                 raise ValueError(
                     f"expression must have tokens, but {expression!r} has none for this tokenizer; "
                     "say it in other words"
                 )
             self._know(text, [(row[i], span[i]) for i in inside], first)
-            if recipe.query in ("last_prompt", "first_generated"):
+            if isinstance(expression, Phrase):
+                inside = _inside(span, first + own.start, first + own.stop)
+            elif recipe.query in ("last_prompt", "first_generated"):
                 inside = _inside(span, first, last + len(after))
             asks = inside if recipe.query == "phrase_mean" else inside[-1:]
             asking.append(tuple(i + more for i in asks))
@@ -312,7 +319,7 @@ def _checked(expressions: list[str], image_token: str) -> list[str]:
             )
         if any("\ud800" <= letter <= "\udfff" for letter in expression):
             raise ValueError(f"expression must be text in Unicode, but got {expression!r}")
-        if image_token in expression:
+        if image_token in getattr(expression, "sentence", expression):
             raise ValueError(
                 f"expression must not hold the image token {image_token!r}, but got {expression!r}"
             )
@@ -320,8 +327,23 @@ def _checked(expressions: list[str], image_token: str) -> list[str]:
 
 
 def _sentence(expression: str, recipe: Recipe) -> str:
-    expression = expression.strip()
-    return expression if expression.endswith(".") or not recipe.ensure_period else expression + "."
+    text = expression.sentence if isinstance(expression, Phrase) else expression
+    text = text.strip()
+    return text if text.endswith(".") or not recipe.ensure_period else text + "."
+
+
+def _own_letters(expression: str, recipe: Recipe) -> range:
+    """Where the expression's letters stand in its sentence."""
+    if not isinstance(expression, Phrase):
+        return range(len(expression.strip()))
+    if recipe.query in ("last_prompt", "first_generated"):
+        raise ValueError(
+            f"recipe.query {recipe.query!r} asks at the prompt's end, the same for all phrases of "
+            f"a sentence, so {str(expression)!r} cannot be asked in its place; use "
+            "query='last_expression' or 'phrase_mean', or hand over str(phrase)"
+        )
+    before = len(expression.sentence) - len(expression.sentence.lstrip())
+    return range(expression.start - before, expression.end - before)
 
 
 def _inside(spans: list[tuple[int, int]], first: int, last: int) -> list[int]:

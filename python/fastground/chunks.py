@@ -1,0 +1,333 @@
+"""An English sentence -> where its noun phrases begin and end, by rules, without a tagger.
+
+    the red star and the small circle left of it are near a cross
+    |----------| ,   |-------------------------| =   -    |-----|
+
+Each word is of a closed class (determiner, preposition, auxiliary, ...) or open. Read left to
+right, a phrase runs from its first open word or determiner to what ends it:
+
+    punctuation, "and", "or"      unless they join adjectives, or stand inside "between ... and ..."
+    an auxiliary or known verb    unless in a relative clause that has none yet
+    a determiner                  unless a preposition, participle or relative clause wants it; an
+                                  open word right before it was a verb: "A man | throws | the ball"
+
+So what restricts a head noun stays with it: prepositions, "-ing" participles, relative clauses; no
+phrase lies in another. What names no thing ("red" in "the star is red") is dropped after a verb and
+joined to the phrase before it after a comma ("man in blue, far left").
+
+What rules cannot know, and where they fail: "the man with a hat and a beard" is two phrases, since
+a determiner after "and" begins one; "left guy, blue shirt" likewise; verbs that are not listed and
+stand before no determiner ("a dog devours meat") stay in the phrase; "the cat but not the dog"
+names both.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+DETERMINERS = _set(
+    "the a an this these those my your his her its their our some any each every both all another "
+    "no several many few two three four five six seven eight nine ten"
+)
+PRONOUNS = _set("it them him me us you itself themselves himself herself each-other")
+SUBJECTS = _set("he she they i we you it")
+OBJECTS = _set("it them him her they he she")
+PREPOSITIONS = _set(
+    "of in on at by with without near beside besides behind under underneath beneath below above "
+    "over between among inside outside within around against along across from to toward towards "
+    "through into onto upon off past opposite beyond than"
+)
+RELATIVES = _set("that who which whose whom where")
+JOINTS = _set("and or but & plus nor")
+AUXILIARIES = _set(
+    "is are was were be been being am has have had do does did can could will would should may "
+    "might must isn't aren't wasn't weren't there's"
+)
+VERBS = _set(
+    "sits sit stands stand holds hold wears wear rides ride looks look walks walk plays play eats "
+    "eat runs run lies lay shows show sees see rests rest leans lean hangs hang flies fly carries "
+    "carry pulls pull throws throw hits hit watches watch contains contain faces covers touches "
+    "find locate point segment detect ground mark highlight select identify give tell describe "
+    "chases chase reads drinks sleeps swims jumps smiles seems appears belongs"
+)
+SKIPPED = _set(
+    "there here please then also too while as so if because not only just me now when what how why "
+    "let let's away together"
+)
+"""Words outside of phrases."""
+PLACES = _set(
+    "left right top bottom front back middle center centre rear side corner edge leftmost "
+    "rightmost topmost far upper lower very most hand foreground background distance"
+)
+ADJECTIVES = _set(
+    "red orange yellow green blue purple violet pink brown black white grey gray gold "
+    "golden silver beige tan dark light bright pale big small large little tiny huge tall short long "
+    "wide narrow "
+    "thin thick fat old young new round square empty full open closed wet dry dirty clean blurry "
+    "visible wooden metal plastic striped plain dotted spotted checkered first second third last "
+    "next closest nearest farthest furthest biggest smallest largest tallest shortest more less "
+    "colourful colorful happy sad cute nice good bad hot cold"
+)
+PICTURES = _set("image picture photo photograph scene")
+"""What is shown as a whole: "in this picture" names no thing in it."""
+NOUNS_IN_ING = _set(
+    "building ceiling thing something anything nothing everything king ring wing string swing "
+    "spring painting clothing evening morning awning railing sibling duckling pudding earring "
+    "frosting topping icing"
+)
+
+_TOKEN = re.compile(
+    r"\w+(?:['\u2019\-]\w+)*['\u2019]?|[.,;:!?\u2026()\"\n\u060c\u061b\u061f\u3001\u3002]|&|[^\w\s]+"
+)
+_BREAK = re.compile(r"[.,;:!?\u2026()\"\n\u060c\u061b\u061f\u3001\u3002]")
+_COMPOUND = re.compile(
+    r"\b(?:in front of|on top of|next to|close to|closest to|nearest to|adjacent to|as well as|"
+    r"(?:(?:to|on|at|in) )?(?:the )?(?:(?:far|upper|lower|very|top|bottom) )*"
+    r"(?:left|right|top|bottom|front|back|middle|center|centre|rear)"
+    r"(?: side| corner| edge|-hand side| hand side)? of)\b",
+    re.IGNORECASE,
+)
+"""Prepositions of several words, and a joint."""
+
+
+class _Word(NamedTuple):
+    text: str
+    start: int
+    end: int
+    kind: str
+    """break, comma, determiner, number, pronoun, preposition, relative, joint, auxiliary, verb,
+    skipped, participle or open."""
+
+
+class _Chunk:
+    """A phrase that grows."""
+
+    def __init__(self, first: _Word, after_verb: bool) -> None:
+        self.words = [first]
+        self.after_verb = after_verb
+        self.clause = 0
+        """1: in a relative clause without its verb, 2: with it."""
+
+    @property
+    def run(self) -> list[_Word]:
+        """The words since the last that links: a preposition, participle or relative."""
+        run: list[_Word] = []
+        for word in reversed(self.words):
+            if word.kind in ("preposition", "participle", "relative", "auxiliary"):
+                break
+            run.insert(0, word)
+        return run
+
+    @property
+    def names(self) -> bool:
+        """Whether any word can name a thing."""
+        return any(
+            w.kind in ("open", "number") and w.text not in ADJECTIVES | PLACES for w in self.words
+        )
+
+
+def chunk(sentence: str) -> list[tuple[int, int]]:
+    """(start, end) of each noun phrase in the sentence, in order; at least one.
+
+    A sentence without Latin letters is one phrase: nothing here knows its words.
+
+    Raises:
+        ValueError: the sentence is empty.
+    """
+    stripped = sentence.strip()
+    if not stripped:
+        raise ValueError(f"sentence must say something, but got {sentence!r}")
+    begin = sentence.index(stripped)
+    whole = (begin, begin + len(stripped.rstrip(".!? ")) or len(stripped))
+    if not re.search("[A-Za-z]", stripped):
+        return [(begin, begin + len(stripped))]
+    words = _read(sentence)
+    spans = [(c.words[0].start, c.words[-1].end) for c in _chunks(words)]
+    if not spans:
+        return [whole]
+    if len(spans) == 1 and _is_headless(sentence[begin : spans[0][0]]):
+        return [(begin, spans[0][1])]
+    return spans
+
+
+def _is_headless(before: str) -> bool:
+    """Whether a lone phrase is the end of one without a noun: "on the left", "next to a tree"."""
+    return all(_kind(w.lower(), False) == "preposition" or w.lower() in PLACES | ADJECTIVES
+               for w in before.split())  # fmt: skip
+
+
+def _read(sentence: str) -> list[_Word]:
+    compounds = {m.start(): m for m in _COMPOUND.finditer(sentence)}
+    words: list[_Word] = []
+    end = 0
+    for match in _TOKEN.finditer(sentence):
+        if match.start() < end:
+            continue
+        found = compounds.get(match.start())
+        # "the back of" is a place only behind something: "the back of the bus" may be the phrase.
+        if found and found.group().lower().startswith("the ") and not (
+            words and words[-1].kind in ("auxiliary", "verb")
+        ):  # fmt: skip
+            found = None
+        match = found or match
+        text, end = match.group().lower().replace("\u2019", "'"), match.end()
+        kind = _kind(text, _may_be_told(words))
+        if found:
+            kind = "joint" if text == "as well as" else "preposition"
+        words.append(_Word(text, match.start(), end, kind))
+    return words
+
+
+def _may_be_told(words: list[_Word]) -> bool:
+    """Whether a relative clause may follow: after a noun, or after its comma."""
+    last = words[-2:] if words and words[-1].kind == "comma" else words[-1:]
+    return bool(last) and last[0].kind in ("open", "number")
+
+
+def _kind(text: str, after_open: bool) -> str:
+    if _BREAK.fullmatch(text):
+        return "comma" if text in (",", "\u060c", "\u3001") else "break"
+    if text in RELATIVES and after_open:
+        return "relative"
+    if text == "that":
+        return "determiner"
+    for kind, members in (
+        ("determiner", DETERMINERS), ("auxiliary", AUXILIARIES), ("joint", JOINTS),
+        ("preposition", PREPOSITIONS), ("pronoun", PRONOUNS | SUBJECTS), ("skipped", SKIPPED),
+    ):  # fmt: skip
+        if text in members:
+            return kind
+    if text in VERBS | RELATIVES:
+        return "verb"
+    if text.isdigit():
+        return "open" if after_open else "number"
+    if text.endswith("ing") and len(text) > 4 and text not in NOUNS_IN_ING:
+        return "participle"
+    return "open"
+
+
+def _chunks(words: list[_Word]) -> list[_Chunk]:
+    chunks: list[_Chunk] = []
+    current: _Chunk | None = None
+    after_verb = False
+    joined = 0  # an "and" that "between" still waits for
+
+    def close() -> None:
+        nonlocal current
+        if current is None:
+            return
+        while current.words and current.words[-1].kind not in ("open", "number", "pronoun"):
+            last = current.words.pop()
+            if last.kind == "participle":  # "the man standing": it says something by itself
+                current.words.append(last)
+                break
+        if current.words and current.words[0].text == "both":
+            del current.words[0]
+        said = {w.text for w in current.words if w.kind in ("open", "number", "participle")}
+        if said and not said <= PICTURES and (current.names or not current.after_verb):
+            chunks.append(current)
+        current = None
+
+    for i, word in enumerate(words):
+        before = words[i - 1] if i else None
+        after = words[i + 1] if i + 1 < len(words) else None
+        if word.kind == "break":
+            close()
+            after_verb, joined = False, 0
+        elif word.kind in ("comma", "joint"):
+            if word.text == "and" and joined and current is not None:
+                joined -= 1
+                current.words.append(word)
+            elif current is not None and _goes_on(current, words, i):
+                current.words.append(word)
+            else:
+                close()
+        elif current is None:
+            if word.kind in ("auxiliary", "verb"):
+                after_verb = True
+            elif word.kind in ("determiner", "open", "number") or (
+                word.kind == "participle"
+                and (before is None or _begins(before) or (after and after.kind == "open"))
+                and not after_verb
+            ):
+                current = _Chunk(word, after_verb)
+        elif word.kind == "preposition":
+            joined += word.text == "between"
+            current.words.append(word)
+        elif word.kind == "relative" or (
+            word.text in SUBJECTS and before is not None and before.kind == "open"
+        ):
+            current.clause = 1
+            current.words.append(word._replace(kind="relative"))
+        elif word.kind in ("auxiliary", "verb"):
+            if current.clause == 1:
+                current.clause = 2
+                current.words.append(word._replace(kind="auxiliary"))
+            elif word.kind == "verb" and not current.names:
+                current.words.append(word._replace(kind="open"))  # "the last stand"
+            else:
+                close()
+                after_verb = True
+        elif word.kind in ("determiner", "number") and before is not None and (
+            before.kind == "open" and current.clause != 1
+        ):  # fmt: skip
+            _drop_verb(current)
+            close()
+            current = _Chunk(word, True)
+        elif word.kind == "skipped":
+            close()
+        else:
+            if word.kind == "open" and current.clause == 1 and before and before.text in SUBJECTS:
+                current.clause = 2
+            current.words.append(word)
+    close()
+    return _attached(chunks, words)
+
+
+def _begins(before: _Word) -> bool:
+    return before.kind in ("break", "joint", "comma")
+
+
+def _goes_on(current: _Chunk, words: list[_Word], i: int) -> bool:
+    """Whether a phrase goes on after this comma or joint: adjectives, bare objects, a clause."""
+    after = words[i + 1] if i + 1 < len(words) else None
+    if after is not None and after.text in RELATIVES - {"that"}:
+        return True  # "its mother, who is asleep"
+    if after is None or after.kind not in ("open", "number"):
+        return False
+    run = current.run
+    content = [w for w in run if w.kind in ("open", "number")]
+    if content and all(w.text in ADJECTIVES | PLACES for w in content):
+        # "the red and blue ball", not "the red and the blue"; a comma needs an adjective after it.
+        return words[i].text != "," or after.text in ADJECTIVES
+    linked = len(run) < len(current.words) and not any(w.kind == "determiner" for w in run)
+    return words[i].text == "and" and linked and after.text not in PLACES
+
+
+def _drop_verb(current: _Chunk) -> None:
+    """Take off the open word right before a determiner: it was a verb, if a noun is left."""
+    rest = [w for w in current.run[:-1] if w.kind in ("open", "number")]
+    last = current.run[-1].text
+    if (rest and last not in ADJECTIVES) or (len(current.words) == 1 and last.endswith("s")):
+        current.words.pop()
+
+
+def _attached(chunks: list[_Chunk], words: list[_Word]) -> list[_Chunk]:
+    """Pieces that name nothing go to the phrase right before their comma, if there is one."""
+    kept: list[_Chunk] = []
+    for chunk in chunks:
+        gap = []
+        if kept:
+            gap = [w for w in words if kept[-1].words[-1].end <= w.start < chunk.words[0].start]
+        only_comma = [w.kind for w in gap if w.kind != "preposition"] == ["comma"]
+        if not chunk.names and only_comma and not any(w.kind == "participle" for w in chunk.words):
+            kept[-1].words += gap + chunk.words
+        else:
+            kept.append(chunk)
+    return kept

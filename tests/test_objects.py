@@ -1,0 +1,140 @@
+"""Several objects of one expression: regions, shares, boxes and masks of each."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import small_world
+import torch
+from fastground import figures, grounding
+from fastground.grounder import Grounder
+from fastground.objects import found_regions
+from fastground.types import Recipe
+from PIL import Image
+from test_grounding import PLAIN, REGIONS, attention, block, layout
+
+TWO = block(slice(2, 4), slice(0, 2), value=3.0) + block(slice(2, 4), slice(4, 6), value=2.0)
+"""Regions of 12 and 8: shares 0.6 and 0.4."""
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_regions_against_scipy(region):
+    random = np.random.default_rng(0)
+    for grid in ((1, 1), (7, 9), (12, 12), (24, 24)):
+        for valid in (np.ones(grid, dtype=bool), random.random(grid) > 0.2):
+            if not valid.any():
+                continue
+            combined = random.random(grid).astype(np.float32)
+            found = found_regions(
+                torch.from_numpy(combined), Recipe(region=region), torch.from_numpy(valid)
+            )
+            foreground = valid & (combined > combined[valid].mean(dtype=np.float64))
+            labels, count = scipy.ndimage.label(foreground, np.ones((3, 3)))
+            assert len(found) == count
+            sums = scipy.ndimage.sum_labels(
+                combined.astype(np.float64), labels, range(1, count + 1)
+            )
+            shares = sorted(sums / sums.sum() if count else [], reverse=True)
+            np.testing.assert_allclose([f.share for f in found], shares, rtol=1e-9)
+            for one in found:
+                (number,) = np.unique(labels[one.cells.numpy()])
+                assert (labels == number).sum() == one.cells.sum()
+                rows, columns = np.nonzero(labels == number)
+                box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+                assert one.box == box
+                if region != "hull":
+                    assert one.area == len(rows)
+                    mass = combined[one.cells.numpy()].sum() / combined[valid].sum()
+                    assert one.mass == pytest.approx(mass, rel=1e-5)
+                else:
+                    assert one.area >= len(rows)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_the_kept_region_is_one_of_them(region):
+    """With the box, area, mass and score that ops.boxes gives."""
+    random = torch.rand(8, 2, 6, 6, generator=torch.Generator().manual_seed(3))
+    recipe = Recipe(region=region)
+    boxes = grounding.boxes_on_grid(random, layout(), recipe)
+    combined = grounding.ops.combine(random, recipe=recipe)
+    valid = layout().valid()
+    for i in range(8):
+        found = {f.box: f for f in found_regions(combined[i], recipe, valid)}
+        if region != "all":
+            kept = found[tuple(int(v) for v in boxes.xyxy[i])]
+            rest = (kept.area, kept.mass, kept.score)
+            assert rest == pytest.approx(boxes.rows[i, 4:].tolist(), rel=1e-5)
+
+
+def test_every_region_above_the_share_has_its_own_box_mask_and_score():
+    maps = attention(TWO[None, None], layout())
+    (none,) = grounding.ground(maps, ["dogs"], recipe=PLAIN)
+    assert none.others == () and none.objects == (none,)
+    for share, count in ((0.1, 2), (0.4, 2), (0.41, 1), (1.0, 1)):
+        (found,) = grounding.ground(maps, ["dogs"], recipe=PLAIN.replace(objects=share))
+        assert len(found.objects) == count and found.objects[0] is found
+        assert found.box.tolist() == none.box.tolist() == [0, 10, 20, 30]
+        assert found.mask.equal(none.mask)
+    (found,) = grounding.ground(maps, ["dogs"], recipe=PLAIN.replace(objects=0.4))
+    (other,) = found.others
+    assert other.box.tolist() == other.map_box.tolist() == [40, 10, 60, 30]
+    assert other.mask[11:29, 41:60].all() and not other.mask[:, :40].any()
+    assert (found.mass, other.mass) == pytest.approx((0.6, 0.4))
+    assert other.expression == "dogs" and other.map is found.map and other.others == ()
+
+
+def test_all_regions_as_one_has_its_parts_as_others():
+    maps = attention(TWO[None, None], layout())
+    (found,) = grounding.ground(maps, ["dogs"], recipe=PLAIN.replace(region="all", objects=0.1))
+    assert found.box.tolist() == [0, 10, 60, 30] and len(found.others) == 2
+    assert found.mask.equal(found.others[0].mask | found.others[1].mask)
+
+
+def test_nothing_found_has_no_objects():
+    maps = attention(np.ones((1, 2, 6, 6)), layout(image=(60, 60)))
+    (found,) = grounding.ground(maps, ["dogs"], recipe=PLAIN.replace(objects=0.1))
+    assert not found.found and found.objects == found.others == ()
+
+
+def test_a_segmenter_gets_all_objects_of_an_image_at_once():
+    calls = []
+
+    def boxed(image, groundings, recipe):
+        calls.append(len(groundings))
+        for found in groundings:
+            x1, y1, x2, y2 = (int(v) for v in found.box)
+            mask = np.zeros((image.height, image.width), dtype=bool)
+            mask[y1:y2, x1:x2] = True
+            yield mask
+
+    recipe = small_world.RECIPE.replace(objects=0.01, kernel_size=1)
+    grounder = Grounder(small_world.lvlm(), small_world.ranking(), segmenter=boxed, recipe=recipe)
+    image = small_world.samples()[0].image
+    found = grounder(image, ["the red mug", "the dog"])
+    assert calls == [sum(len(g.objects) for g in found)] and calls[0] > 2
+    for one in (o for g in found for o in g.objects):
+        x1, y1, x2, y2 = (int(v) for v in one.box)
+        assert one.mask.sum() == (x2 - x1) * (y2 - y1) and one.image is not None
+    grounder.segmenter = None
+    for one, plain in zip(grounder(image, ["the red mug", "the dog"]), found, strict=True):
+        assert [o.box.tolist() for o in one.objects] == [o.box.tolist() for o in plain.objects]
+
+
+def test_a_picture_shows_all_objects():
+    maps = attention(TWO[None, None], layout())
+    image = Image.new("RGB", (60, 40))
+    pictures = []
+    for share in (None, 0.4):
+        (found,) = grounding.ground(maps, ["dogs"], recipe=PLAIN.replace(objects=share))
+        found = dataclasses.replace(found, image=image)
+        pictures.append(np.asarray(figures.rendered(figures.figure(found, image)).convert("RGB")))
+        figures.contact_sheet([found], [image])
+    orange = [(np.abs(p.astype(int) - figures.BOX).sum(-1) < 30).sum() for p in pictures]
+    assert orange[1] > 1.5 * orange[0] > 0
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan"), "many"])
+def test_a_share_is_a_share(share):
+    with pytest.raises(ValueError, match=r"recipe\.objects must be a share"):
+        Recipe(objects=share)
