@@ -165,8 +165,31 @@ def test_evaluate_scores_and_compares(capsys, model, heads):
     assert code == 0 and scores["num_samples"] == 8 and 0 <= scores["accuracy"] <= 1
     code, out, _ = run(capsys, "evaluate", *options)
     assert code == 0 and "Acc@0.5" in out
-    code, out, _ = run(capsys, "evaluate", *options, "--table")
+    code, out, _ = run(capsys, "evaluate", *options, "--table", "heads")
     assert code == 0 and "3 random heads" in out and "trials" in out
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"), [("4", 5), ("5", 6), ("8", 17)], ids=["table 4", "table 5", "table 8"]
+)
+def test_evaluate_runs_the_tables_of_the_paper(capsys, model, heads, table, rows):
+    options = (model, "--ranking", heads, "--num-samples", 8, "--table", table)
+    code, out, _ = run(capsys, "evaluate", *options, "--json")
+    told = strict(out)["scores"]
+    assert code == 0 and len(told["rows"]) == rows and told["num_samples"] == 8
+
+
+def test_evaluate_keeps_rows_in_a_folder_and_asks_for_boxes(capsys, model, heads, tmp_path):
+    options = (model, "--ranking", heads, "--num-samples", 8, "--out", tmp_path)
+    code, out, _ = run(capsys, "evaluate", *options, "--baseline", "text-box", "--json")
+    first = strict(out)["scores"]
+    assert code == 0 and first["text_boxes"]["parsed"] == 0
+    assert strict((tmp_path / "scores.json").read_text()) == first
+    assert (tmp_path / "shards" / "00000.parquet").is_file()
+    code, out, _ = run(capsys, "evaluate", *options, "--baseline", "text-box")
+    assert code == 0 and "a box in 0.0 % of its texts" in out and "scores.json" in out
+    code, _, err = run(capsys, "evaluate", *options)
+    assert code == 2 and "baseline must be 'text-box'" in err
 
 
 def test_rank_asks_the_table_anew(capsys, monkeypatch, heads, tmp_path):
@@ -275,8 +298,11 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["ground", "{photo}", "left circle", "--checkpoint", "{model}", "--ranking", "{heads}",
           "--segmenter", "scissors"], "grabcut, sam:FOLDER"),
         (["ground", "{photo}", "left circle", "--in-place"], "--phrases"),
-        (["evaluate", "{model}", "--ranking", "{heads}", "--table", "--segmenter", "none"],
+        (["evaluate", "{model}", "--ranking", "{heads}", "--table", "4", "--segmenter", "none"],
          "--segmenter"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--table", "4", "--out", "x"], "--out"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--table", "9"], "heads, 4, 5, 8"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--baseline", "x"], "text-box"),
         (["ground", "{photo}", "left circle", "--ranking", "{model}/config.json"], "ranking"),
         (["discover", "{photo}"], "checkpoint"),
         (["discover", "{model}", "--dataset", "nothing"], "dataset"),
@@ -289,7 +315,8 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["discover", "{model}", "--recipe", "heads=3"], "no field 'heads'"),
         (["discover", "{model}", "--profile", "mine"], "profile"),
         (["evaluate", "{model}", "--ranking", "nowhere"], "nowhere"),
-        (["evaluate", "{model}", "--table"], "--ranking FOLDER"),
+        (["evaluate", "{model}", "--table", "heads"], "--ranking FOLDER"),
+        (["evaluate", "{model}", "--table", "5"], "--ranking FOLDER"),
         (["report", "nowhere"], "nowhere"),
         (["report", "{heads}", "--format", "bmp"], "png, svg, pdf"),
         (["report", "{heads}/ranking.json", "--recipe", "k=2"], "need a run's table"),

@@ -176,7 +176,7 @@ def flip(path):
 def test_a_damaged_shard_is_named_and_the_others_are_kept(run, damage):
     folder, table = run
     damage(shards(folder)[1])
-    says = r"00001.parquet is damaged .*; delete it and run discover again"
+    says = r"00001.parquet is damaged .*; delete it and run again"
     with pytest.raises(ValueError, match=says):
         runs.load(folder).sums  # noqa: B018
     with pytest.raises(ValueError, match=says):
@@ -301,7 +301,7 @@ def test_discover_goes_on_and_ranks_the_whole(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_twenty_moments_it_ends_as_if_never_killed(tmp_path, workers):
     program = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("killed_runs.py")],
+        [sys.executable, Path(__file__).with_name("killed_runs.py"), "discover"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
     )  # fmt: skip
     with program:
