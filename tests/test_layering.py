@@ -30,11 +30,11 @@ ROWS = (
     {"asking", "elbow", "objects", "phrases", "result", "table"},
     {
         "models", "packing", "capture", "stats", "shards", "ranking", "grounding", "datasets",
-        "metrics", "sam",
+        "metrics", "sam", "sinks",
     },
     # layer 4, pipelines
     {"attention", "runs", "segmentation"},
-    {"grounder", "discovery", "evaluation", "comparison", "ablations", "report"},
+    {"grounder", "discovery", "evaluation", "comparison", "ablations", "report", "explain"},
     # layer 5, commands
     {"terminal", "info", "tiny"},
     {"demo"},

@@ -66,12 +66,12 @@ PLACES = _set(
     "rightmost topmost far upper lower very most hand foreground background distance"
 )
 ADJECTIVES = _set(
-    "red orange yellow green blue purple violet pink brown black white grey gray gold "
-    "golden silver beige tan dark light bright pale big small large little tiny huge tall short long wide narrow "
-    "thin thick fat old young new round square empty full open closed wet dry dirty clean blurry "
-    "visible wooden metal plastic striped plain dotted spotted checkered first second third last "
-    "next closest nearest farthest furthest biggest smallest largest tallest shortest more less "
-    "colourful colorful happy sad cute nice good bad hot cold"
+    "red orange yellow green blue purple violet pink brown black white grey gray gold golden "
+    "silver beige tan dark light bright pale big small large little tiny huge tall short long "
+    "wide narrow thin thick fat old young new round square empty full open closed wet dry dirty "
+    "clean blurry visible wooden metal plastic striped plain dotted spotted checkered first "
+    "second third last next closest nearest farthest furthest biggest smallest largest tallest "
+    "shortest more less colourful colorful happy sad cute nice good bad hot cold"
 )
 PICTURES = _set("image picture photo photograph scene")
 """What is shown as a whole: "in this picture" names no thing in it."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastground import ops
+from fastground import ops, sinks
 from fastground.attention import attention_maps, right_answers
 from fastground.datasets.images import by_image
 from fastground.grounding import boxes_in_pixels, boxes_on_grid, peaks, truth_boxes
@@ -123,15 +123,16 @@ def compare(
     right: list[bool] = []
     done = 0
     for group in by_image(samples):
-        attention = attention_maps(
-            lvlm, group[0].image, [s.expression for s in group], recipe=recipe
+        asked = sinks.asked([s.expression for s in group], recipe)
+        attention, ground = sinks.cleared(
+            attention_maps(lvlm, group[0].image, asked, recipe=recipe), recipe
         )
         stats = head_statistics(attention, recipe)
         sums, entropies = head_table(stats, attention.heads, shape)
         chosen = greedy(sums, entropies, recipe, kept=kept)
         all_sets = {**sets, own: chosen[:, None]}
         places = {name: attention.positions(s, shape[1]) for name, s in all_sets.items()}
-        found = _score_sets(attention, places, recipe)
+        found = _score_sets(ground, places, recipe)
         for name, (boxes, points) in found.items():
             for i, tally in enumerate(tallies[name]):
                 tally.add(group, boxes[:, i], points[:, i])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 
-from fastground import models, segmentation
+from fastground import models, segmentation, sinks
 from fastground.attention import attention_maps
 from fastground.grounding import ground
 from fastground.models import LVLM
@@ -146,14 +146,7 @@ class Grounder:
         expressions = [expression] if isinstance(expression, str) else list(expression)
         if not expressions:
             return []
-        if self.recipe.selection == "greedy":
-            attention = attention_maps(self.lvlm, image, expressions, recipe=self.recipe)
-            chosen = self._greedy(attention)
-        else:
-            attention = attention_maps(
-                self.lvlm, image, expressions, recipe=self.recipe, heads=self.heads
-            )
-            chosen = None
+        attention, chosen = self._look(image, expressions)
         found = ground(attention, expressions, recipe=self.recipe, chosen=chosen)
         found = self._with_masks(image, found)
         return found[0] if one else found
@@ -163,6 +156,18 @@ class Grounder:
         every = [replace(g, image=image, others=()) for one in found for g in (one, *one.others)]
         made = iter(segmentation.segmented(self.segmenter, every, self.recipe))
         return [replace(next(made), others=tuple(islice(made, len(g.others)))) for g in found]
+
+    def _look(
+        self, image: Image, expressions: list[str]
+    ) -> tuple[AttentionMaps, torch.Tensor | None]:
+        """The maps that ground, and (expressions, k) positions of each expression's own heads."""
+        asked = sinks.asked(expressions, self.recipe)
+        greedily = self.recipe.selection == "greedy"
+        width = self.lvlm.architecture["num_heads"]
+        heads = None if greedily else sinks.read(self.heads, width, self.recipe)
+        attention = attention_maps(self.lvlm, image, asked, recipe=self.recipe, heads=heads)
+        captured, cleared = sinks.cleared(attention, self.recipe)
+        return (cleared, self._greedy(captured)) if greedily else (cleared.select(self.heads), None)
 
     def _greedy(self, attention: AttentionMaps) -> torch.Tensor:
         """(expressions, k) positions of each expression's own best heads."""
