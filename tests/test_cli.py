@@ -13,7 +13,7 @@ from fastground.cli.options import recipe_of
 from fastground.types import HeadRanking, Recipe
 from random_sam import random_sam
 
-COMMANDS = ("ground", "discover", "evaluate", "report", "demo", "info")
+COMMANDS = ("ground", "explain", "discover", "evaluate", "report", "demo", "info")
 
 
 def run(capsys, *arguments):
@@ -164,6 +164,19 @@ def test_evaluate_scores_and_compares(capsys, model, heads):
     assert code == 0 and "3 random heads" in out and "trials" in out
 
 
+def test_explain_tells_and_draws_every_step(capsys, model, heads, photo, tmp_path):
+    picture = tmp_path / "why.svg"
+    options = (model, photo, "the red thing", "--ranking", heads)
+    code, out, _ = run(capsys, "explain", *options, "--out", picture, "--truth", "5,5,60,40")
+    assert code == 0 and picture.stat().st_size > 10000
+    assert out.count("attention sum") == 3 and "\nkept " in out and "with the truth" in out
+    code, out, _ = run(capsys, "explain", *options, "--recipe", "k=1", "--json")
+    told = strict(out)
+    assert code == 0 and len(told["heads"]) == 1 and told["truth"] is None and told["iou"] is None
+    assert sum(region["kept"] for region in told["regions"]) == 1
+    assert told["recipe"]["k"] == 1 and told["expression"] == "the red thing"
+
+
 def test_report_writes_a_page(capsys, heads, tmp_path):
     code, out, _ = run(capsys, "report", heads, "--out", tmp_path / "page", "--json")
     assert code == 0 and strict(out)["page"] == str(tmp_path / "page" / "index.html")
@@ -214,6 +227,11 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["ground", "{photo}", "left circle", "--checkpoint", "{model}", "--ranking", "{heads}",
           "--segmenter", "scissors"], "grabcut, sam:FOLDER"),
         (["ground", "{photo}", "left circle", "--in-place"], "--phrases"),
+        (["explain", "{model}", "{photo}", "left circle", "--ranking", "{heads}",
+          "--truth", "1,2,3"], "X1,Y1,X2,Y2"),
+        (["explain", "{model}", "{photo}", "left circle", "--ranking", "{heads}",
+          "--truth", "1,2,3,9999"], "truth must be"),
+        (["explain", "{model}", "{photo}", "left circle", "--out", "why.txt"], ".png"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--table", "--segmenter", "none"],
          "--segmenter"),
         (["ground", "{photo}", "left circle", "--ranking", "{model}/config.json"], "ranking"),

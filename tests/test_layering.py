@@ -18,7 +18,7 @@ PACKAGE = ROOT / "python" / "fastground"
 
 ROWS = (
     # layer 0, nouns and binary
-    {"types", "regions", "_core"},
+    {"types", "regions", "english", "_core"},
     # layer 1, implementations
     {"reference", "kernels"},
     # layer 2, the doors
@@ -27,7 +27,7 @@ ROWS = (
     {"ops"},
     # layer 3, stages
     {"layouts", "layers", "visibility", "seam", "figures", "chunks"},
-    {"asking", "elbow", "objects", "phrases", "result", "table"},
+    {"asking", "elbow", "objects", "phrases", "published", "result", "table"},
     {
         "models", "packing", "capture", "stats", "shards", "ranking", "grounding", "datasets",
         "metrics", "sam", "sinks",

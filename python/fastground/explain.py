@@ -179,7 +179,7 @@ def explain(
 
 def figure(explained: Explanation) -> Figure:
     """The way from the image to the box as rows of pictures, remarks below; the truth is dashed."""
-    g, truth = explained.grounding, explained.truth
+    g, truth, recipe = explained.grounding, explained.truth, explained.recipe
     image, layout, total = g.image, g.layout, g.map.cpu()
     assert image is not None, "the grounder sets it"
 
@@ -192,18 +192,16 @@ def figure(explained: Explanation) -> Figure:
     cut = figures.regions(total, (labels > 0).int())
     shares = ", ".join(f"{100 * part.share:.0f} %" for part in explained.parts[:4])
     kept = [part for part in explained.parts if part.kept]
-    rows: list[list[tuple[str, Image] | None]] = [
-        [("the image", figures.boxed(image, None, truth))]
-        + [
-            (f"{look.head}: S_img {look.attention_sum:.2f}, H {look.entropy:.2f}", over(map))
-            for look, map in zip(explained.looks, explained.captured, strict=True)
-        ]
-    ]
-    if explained.recipe.sinks != "keep":
-        names = [f"{head}, {explained.recipe.sinks}" for head in g.heads]
+    rows: list[list[tuple[str, Image] | None]]
+    rows = [[("the image", figures.boxed(image, None, truth))]]
+    for look, seen in zip(explained.looks, explained.captured, strict=True):
+        name = f"{look.head}: S_img {look.attention_sum:.2f}, H {look.entropy:.2f}"
+        rows[0].append((name, over(seen)))
+    if recipe.sinks != "keep":
+        names = [f"{head}, {recipe.sinks}" for head in g.heads]
         rows.append([None, *zip(names, map(over, g.maps.cpu()), strict=True)])
-    smoothed = _smoothed(g.maps.cpu(), explained.recipe)
-    rows.append([None, *zip([f"{h}, smoothed" for h in g.heads], map(over, smoothed), strict=True)])
+    names, smoothed = [f"{head}, smoothed" for head in g.heads], _smoothed(g.maps.cpu(), recipe)
+    rows.append([None, *zip(names, map(over, smoothed), strict=True)])
     area = f"{kept[0].area:g} cells" if kept else "none"
     box = figures.boxed(image, g.map_box.tolist() if g.found else None, truth)
     masked = figures.boxed(image, g.box.tolist() if g.found else None, truth, g.mask.cpu())
@@ -213,7 +211,7 @@ def figure(explained: Explanation) -> Figure:
             ("sum", over(total)),
             (f"above its mean {explained.mean:.2g}", cut),
             (f"{len(explained.parts)} regions: {shares}", figures.regions(total, labels)),
-            (f"kept: {explained.recipe.region}, {area}", _outlined(explained, image)),
+            (f"kept: {recipe.region}, {area}", _outlined(explained, image)),
         ],
         [
             (f"box, score {g.score:.1f}{overlap}", box),

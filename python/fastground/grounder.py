@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastground.attention import attention_maps
 from fastground.grounding import ground
 from fastground.models import LVLM
 from fastground.models.geometry import read_image
+from fastground.published import RANKINGS, PublishedRanking
 from fastground.ranking import greedy, kept_heads
 from fastground.result import Grounding
 from fastground.segmentation import Segmenter
@@ -78,6 +80,8 @@ class Grounder:
         if isinstance(segmenter, str):
             segmenter = segmentation.load(segmenter, device=lvlm.model.device)
         self.segmenter = segmenter
+        if isinstance(ranking, PublishedRanking):
+            _check_known(ranking, self.recipe)
         self.heads: tuple[HeadId, ...] = ranking.top(self.recipe.k)
 
     @classmethod
@@ -96,7 +100,8 @@ class Grounder:
         Args:
             checkpoint: "tiny" (the embedded model), a folder, or a name on the hub.
             ranking: a head ranking or the file of one; the checkpoint's own, which "tiny" has and
-                a folder may have as ranking.json, unless given.
+                a folder may have as ranking.json, unless given. For some checkpoints heads are
+                published; a warning then says by whom, and what is unsure.
             segmenter: as in the constructor.
             recipe: as in the constructor.
             device: a GPU where there is one, else the CPU.
@@ -111,6 +116,12 @@ class Grounder:
         """
         if ranking is None:
             ranking = _own_ranking(str(checkpoint))
+        if isinstance(ranking, PublishedRanking):
+            warnings.warn(
+                f"the heads of {checkpoint} are as published, not discovered: {ranking.provenance};"
+                f" to measure them: fastground discover {checkpoint}",
+                stacklevel=2,
+            )
         if not isinstance(ranking, HeadRanking):
             ranking = HeadRanking.load(ranking)
         lvlm = models.load(checkpoint, device=device, dtype=dtype)
@@ -184,8 +195,27 @@ class Grounder:
         return torch.from_numpy(attention.positions(chosen, shape[1]))
 
 
-def _own_ranking(checkpoint: str) -> Path:
-    """The ranking that lies beside a checkpoint's weights.
+def _check_known(ranking: PublishedRanking, recipe: Recipe) -> None:
+    """Refuse what only a measured ranking can give.
+
+    Raises:
+        ValueError: more heads than are published, or a choice by numbers that are not.
+    """
+    discover = f"discover them: fastground discover {ranking.checkpoint} --out runs/heads"
+    if recipe.k > len(ranking.heads):
+        raise ValueError(
+            f"recipe.k must be at most {len(ranking.heads)} for {ranking.checkpoint!r}, but got "
+            f"{recipe.k}: {ranking.provenance}; give k={len(ranking.heads)}, or {discover}"
+        )
+    if recipe.selection == "greedy" and recipe.scope == "mean":
+        raise ValueError(
+            "recipe.selection 'greedy' needs every head's mean attention sum, but of "
+            f"{ranking.checkpoint!r} only heads are published; give scope='sample', or {discover}"
+        )
+
+
+def _own_ranking(checkpoint: str) -> Path | PublishedRanking:
+    """The ranking that lies beside a checkpoint's weights, or what is published of it.
 
     Raises:
         ValueError: there is none.
@@ -193,10 +223,12 @@ def _own_ranking(checkpoint: str) -> Path:
     folder = Path(checkpoint)
     if checkpoint == "tiny":
         folder = Path(models.__file__).parent.parent / "tiny" / "checkpoint"
-    if not (folder / _RANKING).is_file():
-        raise ValueError(
-            f"ranking must be given for {checkpoint!r}, which has none of its own; discover its "
-            f"heads first: fastground discover {checkpoint} --out runs/heads, then pass "
-            "ranking='runs/heads/ranking.json'"
-        )
-    return folder / _RANKING
+    if (folder / _RANKING).is_file():
+        return folder / _RANKING
+    if checkpoint in RANKINGS:
+        return RANKINGS[checkpoint]
+    raise ValueError(
+        f"ranking must be given for {checkpoint!r}, which has none of its own; discover its heads "
+        f"first: fastground discover {checkpoint} --out runs/heads, then pass "
+        "ranking='runs/heads/ranking.json'"
+    )
