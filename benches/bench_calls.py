@@ -1,11 +1,12 @@
-"""What one call costs on one attention map: checks, the answer's arrays and the work itself.
+"""What one call costs on one attention map, and how much of that is not the map's own work.
 
     python benches/bench_calls.py
 
 The other benchmarks time throughput; this one times the door, on one thread, for torch tensors and
-for NumPy arrays. Most of it is not the work: a tensor is made in half a microsecond. Boxes make
-their five when they are read, so that they are timed with none, one and all of them. Ratios are to
-the cheapest call, attention_sum.
+for NumPy arrays: checks, the answer's arrays and the work itself. What the work costs says the same
+map a thousand times over, in one call; the overhead is what one call costs beyond that. A tensor is
+made in half a microsecond. Boxes make their five when they are read, so that they are timed with
+none, one and all of them. Ratios are to the cheapest call, attention_sum.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "boxes, xyxy read": lambda maps: fg.boxes(maps).xyxy,
     "boxes, all read": lambda maps: tuple(fg.boxes(maps)),
 }
+BATCH = 1024
 KINDS: dict[str, Callable[[np.ndarray], Any]] = {"torch": torch.from_numpy, "numpy": np.asarray}
 
 
@@ -39,6 +41,12 @@ def one_map(name: str, size: int = 24) -> np.ndarray:
     return cells[None] if name.startswith("boxes") else cells
 
 
+def many_maps(name: str) -> np.ndarray:
+    """As many of them as a batch has."""
+    one = one_map(name)
+    return np.ascontiguousarray(np.broadcast_to(one, (BATCH, *one.shape)))
+
+
 def main() -> None:
     options = harness.parser("Calls on one map.")
     given = options.parse_args()
@@ -46,7 +54,13 @@ def main() -> None:
     for kind, made_of in KINDS.items():
         calls = {name: partial(op, made_of(one_map(name))) for name, op in OPERATIONS.items()}
         rows += harness.compare(kind, calls, items=1, **harness.sampling(given))
-    described = "one call on one map of 24 x 24 float32, one thread, CPU time"
+        many = {name: partial(op, made_of(many_maps(name))) for name, op in OPERATIONS.items()}
+        workload = f"{kind}, one of many"
+        rows += harness.compare(workload, many, items=BATCH, **harness.sampling(given))
+    described = (
+        f"one call on one map of 24 x 24 float32, and a map's share of a call on {BATCH:,} of it; "
+        "one thread, CPU time"
+    )
     harness.report("calls", described, rows, save=not given.no_save)
 
 

@@ -67,12 +67,16 @@ class Row:
     """Megabytes that the caller holds until it has its answer."""
     peak_mb: float | None = None
     """Most megabytes in use during a call, above those before it."""
+    images_per_s: float | None = None
+    expressions_per_s: float | None = None
 
 
 FURTHER = {
     "floor": ("of floor", "{:.1%}"),
     "kept_mb": ("MB kept", "{:.3g}"),
     "peak_mb": ("MB peak", "{:.3g}"),
+    "images_per_s": ("images/s", "{:.3g}"),
+    "expressions_per_s": ("expr./s", "{:.3g}"),
 }
 """What some rows have beside their times: a column's title and how its numbers are said."""
 

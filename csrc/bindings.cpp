@@ -28,6 +28,7 @@ using namespace fastground;
 namespace {
 
 constexpr int max_grid = 256;
+constexpr std::int64_t few_cells = 4096;  // a few microseconds of work
 constexpr py::ssize_t max_taps = 65535;  // so that places in an extended map fit an int
 
 template <class... Choices>
@@ -190,14 +191,17 @@ Taps taps_of(py::handle weights, int border) {
           chosen(border, Border::reflect)};
 }
 
-// While it lives, other Python threads run. A daemon thread that comes back when the interpreter
-// has gone is ended by Python in the midst of C++, which cannot be; it sleeps instead until the
-// process ends.
+// While it lives, other Python threads run, unless the work is done before they could begin. A
+// daemon thread that comes back when the interpreter has gone is ended by Python in the midst of
+// C++, which cannot be; it sleeps instead until the process ends.
 class WithoutGil {
  public:
-  WithoutGil() : state_(PyEval_SaveThread()) {}
+  explicit WithoutGil(const MapView& maps)
+      : state_(maps.count * maps.grid_h * maps.grid_w < few_cells ? nullptr : PyEval_SaveThread()) {
+  }
   WithoutGil(WithoutGil&&) = delete;
   ~WithoutGil() {
+    if (state_ == nullptr) return;
     try {
       PyEval_RestoreThread(state_);
     } catch (...) {
@@ -214,7 +218,7 @@ std::int64_t run_head_stats(py::handle source, int weight, int cut, int empty, p
   const Input input(source);
   const MapView& maps = input.numbers();
   const Output<float> to_sums(sums, maps.count), to_entropies(entropies, maps.count);
-  const WithoutGil without;
+  const WithoutGil without(maps);
   return head_stats(maps, chosen(weight, Weight::mass), chosen_cut(cut), chosen(empty, Empty::zero),
                     to_sums.if_wanted(), to_entropies.if_wanted());
 }
@@ -223,7 +227,7 @@ std::int64_t run_binarize(py::handle source, int cut, py::handle mask) {
   const Input input(source);
   const MapView& maps = input.maps();
   const Output<bool> to_mask(mask, maps.count * maps.grid_h * maps.grid_w);
-  const WithoutGil without;
+  const WithoutGil without(maps);
   return binarize(maps, chosen_cut(cut), to_mask.data());
 }
 
@@ -231,7 +235,7 @@ std::int64_t run_label(py::handle source, int cut, py::handle labels) {
   const Input input(source);
   const MapView& maps = input.maps();
   const Output<std::int32_t> to_labels(labels, maps.count * maps.grid_h * maps.grid_w);
-  const WithoutGil without;
+  const WithoutGil without(maps);
   return label(maps, chosen_cut(cut), to_labels.data());
 }
 
@@ -242,7 +246,7 @@ std::int64_t run_combine(py::handle source, int heads, py::handle weights, int b
   const Taps taps = taps_of(weights, border);
   const std::int64_t groups = groups_of(maps, heads);
   const Output<float> to_combined(combined, groups * maps.grid_h * maps.grid_w);
-  const WithoutGil without;
+  const WithoutGil without(maps);
   return combine(maps, heads, taps, to_combined.data());
 }
 
@@ -272,14 +276,14 @@ std::int64_t run_boxes(py::handle source, int heads, py::handle weights, int bor
   if (!valid_source.is_none()) valid_input.emplace(valid_source);
   const MapView valid = valid_view(valid_input, maps, groups);
   const Output<float> to_rows(rows, 7 * groups);
-  const WithoutGil without;
+  const WithoutGil without(maps);
   return boxes(maps, heads, taps, valid, chosen(region, Keep::all),
                reinterpret_cast<Box*>(to_rows.data()));
 }
 
 double run_largest(py::handle source) {
   const Input input(source);
-  const WithoutGil without;
+  const WithoutGil without(input.maps());
   return largest(input.numbers());
 }
 

@@ -1,6 +1,6 @@
 """Discovery on shapes by a random model of tiny's kind, killed: a program told line by line.
 
-    stdin: FOLDER SECONDS       stdout: "done" or "killed"
+    stdin: FOLDER SECONDS WORKERS       stdout: "done" or "killed"
 
 Each run is a process of its own, forked when the model is loaded, and is sent SIGKILL after so many
 seconds.
@@ -20,9 +20,11 @@ from fastground import datasets, discovery, models  # noqa: E402
 from fastground.tiny.model import build, processor  # noqa: E402
 
 
-def run(lvlm, folder):
+def run(lvlm, folder, workers):
     samples = datasets.load("shapes", split="train", num_samples=60, seed=3)
-    return discovery.collect(lvlm, samples, dataset="shapes", out=folder, shard_samples=8)
+    return discovery.collect(
+        lvlm, samples, dataset="shapes", out=folder, shard_samples=8, workers=workers
+    )
 
 
 def main():
@@ -31,10 +33,10 @@ def main():
     lvlm = models.wrap(build(6).eval(), processor(6), checkpoint="random")
     print("ready", flush=True)
     for line in sys.stdin:
-        folder, seconds = line.split()
+        folder, seconds, workers = line.split()
         child = os.fork()
         if not child:
-            run(lvlm, folder)
+            run(lvlm, folder, int(workers))
             os._exit(0)
         end = time.monotonic() + float(seconds)
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:

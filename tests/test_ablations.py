@@ -36,10 +36,11 @@ def top(ranking):
 
 
 @pytest.mark.parametrize("levels", [None, 6])
+@pytest.mark.parametrize("scope", ["mean", "sample"])
 @pytest.mark.parametrize("criteria", ["both", "entropy"])
-def test_each_setting_is_the_ranking_under_it(levels, criteria):
+def test_each_setting_is_the_ranking_under_it(levels, criteria, scope):
     table = made_up(levels=levels)
-    recipe = RECIPE.replace(criteria=criteria)
+    recipe = RECIPE.replace(criteria=criteria, scope=scope)
     ranking = rank_table(table, recipe)
     found = ablate(table, ranking, taus=(0.1, 0.25), resamples=5)
     assert [c.name for c in found.by_n] == [f"N {n}" for n in range(1, 15)]
@@ -50,7 +51,10 @@ def test_each_setting_is_the_ranking_under_it(levels, criteria):
         changed = recipe.replace(criteria="both", elbow=tau)
         assert choice.heads == top(rank_table(table, changed))
         sums = table.mean_sums[recipe.skip_layers :]
-        assert choice.kept == ((sums >= tau) & (sums > 0)).sum()
+        passing = (sums >= tau) & (sums > 0)
+        if scope == "sample":
+            passing = (table.sums[:, recipe.skip_layers :] >= tau).any(0) & (sums > 0)
+        assert choice.kept == passing.sum()
     settings = [
         ("both", "mean"),
         ("both", "sample"),

@@ -101,10 +101,9 @@ def test_the_floor_is_one_plain_read(harness):
     assert rows[0].floor < 0.5 and rows[1].floor == 1 and rows[1].error.endswith("GB/s")
 
 
-def made_up(**ratios):
+def made_up(workload="attention", **ratios):
     rows = [
-        {"workload": "attention", "contender": n, "ratio": r, "time_us": r}
-        for n, r in ratios.items()
+        {"workload": workload, "contender": n, "ratio": r, "time_us": r} for n, r in ratios.items()
     ]
     return {"entropy": {"rows": rows}}
 
@@ -114,11 +113,14 @@ def test_goals_are_judged(harness, monkeypatch):
 
     least = goals.Goal("entropy", "attention", "peer", 10, 18, ours="ours")
     most = goals.Goal("entropy", "attention", "peer", at_most=1.05, ours="ours")
-    clock = goals.Goal("entropy", "attention", within_us=3, ours="ours")
+    clock = goals.Goal("entropy", "attention", overhead_us=3, ours="ours")
     monkeypatch.setattr(goals, "GOALS", (clock,))
-    for time_us, word in ((2.9, "reached"), (3.1, "not reached")):
-        (judged,) = goals.reached(made_up(ours=time_us))
-        assert judged == (clock, time_us, word)
+    work = made_up("attention, one of many", ours=0.5)
+    for time_us, word in ((3.25, "reached"), (3.75, "not reached")):
+        results = made_up(ours=time_us)
+        assert [word for *_, word in goals.reached(results)] == ["not measured"]
+        results["entropy"]["rows"] += work["entropy"]["rows"]
+        assert list(goals.reached(results)) == [(clock, time_us - 0.5, word)]
     assert [word for *_, word in goals.reached({})] == ["not measured"]
     monkeypatch.setattr(goals, "GOALS", (least, most))
     judged = {
@@ -175,6 +177,27 @@ def test_the_contenders_of_capture_agree(harness, name):
     assert ways.eager()[0].max() > 0.05  # not flat, or the comparison would say little
 
 
+@pytest.mark.parametrize("name", ["tiny", "LLaVA"])
+def test_the_contenders_of_the_grounder_agree(harness, name):
+    import bench_grounder
+    import goals
+    import random_lvlms
+
+    if name == "tiny":
+        grounder = bench_grounder.Grounder.from_pretrained("tiny", device="cpu")
+    else:
+        shape = random_lvlms.small(layers=2, width=512)["LLaVA"]
+        lvlm = random_lvlms.build("LLaVA", shape, "cpu", torch.float32)
+        grounder = bench_grounder.planted(lvlm)
+    ways = bench_grounder.Contenders(grounder, ["the small red circle", "the leftmost star"])
+    assert set(ways.errors()) == {goals.GROUNDER, goals.WHOLE}
+    truth = ways.published()
+    assert truth.shape == (2, 4) and (truth[:, 2:] > truth[:, :2]).all()
+    for contender in ways.errors():
+        np.testing.assert_allclose(ways.calls[contender](), truth, atol=1e-2)
+    assert ways.model.config.text_config._attn_implementation == "sdpa"
+
+
 def test_goals_name_what_is_measured(harness):
     pytest.importorskip("numba")
     import bench_boxes
@@ -186,11 +209,11 @@ def test_goals_name_what_is_measured(harness):
 
     names = {*bench_entropy.instruction_sets(), *entropy_peers.FAST, "entropy", "head_stats"}
     names |= {*bench_smooth.CONTENDERS, *bench_boxes.CONTENDERS, "fastground, avx2"}
-    names |= {goals.PLAIN, goals.CAPTURE, goals.PACKED, goals.HALF, goals.EAGER}
+    names |= {goals.PLAIN, goals.CAPTURE, goals.PACKED, goals.HALF, goals.EAGER, goals.GROUNDER}
     names |= set(bench_calls.OPERATIONS)
     assert {goal.ours for goal in goals.GOALS} <= names
-    assert {goal.peer for goal in goals.GOALS if goal.within_us is None} <= names
-    assert set(goals.CALLS) == set(bench_calls.OPERATIONS)
+    assert {goal.peer for goal in goals.GOALS if goal.overhead_us is None} <= names
+    assert set(goals.CALLS) == set(bench_calls.OPERATIONS) - {"boxes, all read"}
 
 
 @pytest.mark.parametrize("bench", ["bench_smooth", "bench_boxes"])

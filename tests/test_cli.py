@@ -1,19 +1,24 @@
 """The command line: what it prints, what it refuses, what it leaves behind."""
 
+import dataclasses
 import json
 import re
+import shutil
 import signal
 import time
 
 import pytest
 import torch
-from fastground import cli, datasets, demo, terminal
+from fastground import cli, datasets, demo, runs, terminal
+from fastground.ablations import ablate
 from fastground.cli import main
 from fastground.cli.options import recipe_of
+from fastground.datasets.images import by_image
+from fastground.ranking import rank_table
 from fastground.types import HeadRanking, Recipe
 from random_sam import random_sam
 
-COMMANDS = ("ground", "explain", "discover", "evaluate", "report", "demo", "info")
+COMMANDS = ("ground", "explain", "discover", "evaluate", "rank", "report", "demo", "info")
 
 
 def run(capsys, *arguments):
@@ -177,10 +182,66 @@ def test_explain_tells_and_draws_every_step(capsys, model, heads, photo, tmp_pat
     assert told["recipe"]["k"] == 1 and told["expression"] == "the red thing"
 
 
+def test_rank_asks_the_table_anew(capsys, monkeypatch, heads, tmp_path):
+    """Any choice of how heads are chosen, and the model is never loaded."""
+    monkeypatch.delattr("fastground.models.load")
+    code, out, _ = run(capsys, "rank", heads, "--trials", 2, "--json")
+    assert code == 0
+    same = HeadRanking.load(heads / "ranking.json")
+    assert strict(out)["top"] == [list(h) for h in same.top()]
+    changes = ("--recipe", "elbow=0.1", "--recipe", "k=2", "--recipe", "scope=sample")
+    file = tmp_path / "new" / "ranking.json"
+    code, out, _ = run(capsys, "rank", heads, *changes, "--ablations", "--out", file, "--json")
+    told = strict(out)
+    assert code == 0 and told["recipe"]["k"] == 2 and len(told["top"]) == 2
+    table = runs.load(heads)
+    recipe = table.recipe.replace(elbow=0.1, k=2, scope="sample")
+    expected = rank_table(table, recipe, trials=5)
+    assert HeadRanking.load(file) == expected
+    others = ablate(table, expected)
+    assert [c["heads"] for c in told["ablations"]["by_n"]] == [
+        [list(h) for h in choice.heads] for choice in others.by_n
+    ]  # fmt: skip
+    code, out, _ = run(capsys, "rank", heads, *changes, "--ablations")
+    assert code == 0 and "attention sum only" in out and "N 14" in out and "95 %" in out
+
+
 def test_report_writes_a_page(capsys, heads, tmp_path):
     code, out, _ = run(capsys, "report", heads, "--out", tmp_path / "page", "--json")
     assert code == 0 and strict(out)["page"] == str(tmp_path / "page" / "index.html")
-    assert "The elbow and the election" in (tmp_path / "page" / "index.html").read_text()
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "The elbow and the election" in page and "Do the first heads localize?" in page
+    options = ("--out", tmp_path / "bare", "--format", "pdf")
+    code, out, _ = run(capsys, "report", heads / "ranking.json", *options)
+    assert code == 0 and (tmp_path / "bare" / "curve.pdf").is_file()
+    assert "What the choice hangs on" not in (tmp_path / "bare" / "index.html").read_text()
+
+
+def test_report_shows_heads_at_work(capsys, model, heads, tmp_path):
+    """The run itself names its model and its data."""
+    options = ("--out", tmp_path, "--recipe", "k=2")
+    code, *_ = run(capsys, "report", heads, *options, "--examples", 3)
+    assert code == 0
+    page = (tmp_path / "index.html").read_text()
+    assert (
+        "Expressions of shapes train, as they came" in page and page.count("data:image/jpeg") == 12
+    )
+    images = [group[0] for group in by_image(datasets.load("shapes", num_samples=60))][:3]
+    assert all(sample.expression in page for sample in images)
+    code, _, err = run(capsys, "report", heads, *options, "--examples", 1, "--model", "nowhere")
+    assert code == 2 and "nowhere" in err
+
+
+def test_report_of_a_run_that_went_on(capsys, heads, tmp_path):
+    """A ranking of fewer samples than the table has by now is not taken for the table's."""
+    run_folder = shutil.copytree(heads, tmp_path / "run")
+    old = HeadRanking.load(run_folder / "ranking.json")
+    dataclasses.replace(old, num_samples=7).save(run_folder / "ranking.json")
+    code, *_ = run(capsys, "report", run_folder, "--out", tmp_path / "page")
+    assert code == 0 and "12 expressions" in (tmp_path / "page" / "index.html").read_text()
+    (run_folder / "ranking.json").unlink()
+    code, *_ = run(capsys, "report", run_folder, "--out", tmp_path / "page")
+    assert code == 0
 
 
 def test_info_says_what_runs_where(capsys):
@@ -247,6 +308,13 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["evaluate", "{model}", "--ranking", "nowhere"], "nowhere"),
         (["evaluate", "{model}", "--table"], "--ranking FOLDER"),
         (["report", "nowhere"], "nowhere"),
+        (["report", "{heads}", "--format", "bmp"], "png, svg, pdf"),
+        (["report", "{heads}/ranking.json", "--recipe", "k=2"], "need a run's table"),
+        (["report", "{heads}", "--examples", "1", "--data", "nowhere"], "must have no data"),
+        (["rank", "nowhere"], "nowhere has no run.json"),
+        (["rank", "{heads}", "--trials", "20"], "trials must be 1 to the 12 samples"),
+        (["rank", "{heads}", "--profile", "repo-2025-06"], "recipe.weight must be 'area'"),
+        (["rank", "{heads}", "--recipe", "elbow=9"], "lower skip_layers or elbow"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(capsys, model, heads, photo, arguments, says):

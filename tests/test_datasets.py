@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import small_world
 import torch
 from fastground import datasets, evaluation, metrics
 from fastground.datasets import masks
@@ -232,10 +233,10 @@ def test_reasonseg_asserts_its_sizes_and_its_form(tmp_path):
         datasets.load("reasonseg", data=data, split="val", check_sizes=False)
     reasonseg(tmp_path, shapes=[{"label": "target", "points": [[1, 2], [3]]}])
     with pytest.raises(ValueError, match=r"points must be pairs.*0\.jpg"):
-        next(datasets.load("reasonseg", data=data, split="val", check_sizes=False))
+        small_world.read(datasets.load("reasonseg", data=data, split="val", check_sizes=False))
     reasonseg(tmp_path, shapes=[])
     with pytest.raises(ValueError, match="mask must have pixels, but is empty"):
-        next(datasets.load("reasonseg", data=data, split="val", check_sizes=False))
+        small_world.read(datasets.load("reasonseg", data=data, split="val", check_sizes=False))
 
 
 def test_ignored_pixels_count_neither_way(tmp_path):
@@ -339,7 +340,7 @@ def test_png_refuses(tmp_path):
     picture = tmp_path / "annotations" / "panoptic_segmentation" / "val2017" / "000000000139.png"
     Image.new("RGB", (31, 20)).save(picture)
     with pytest.raises(ValueError, match=r"20 high and 30 wide.*000000000139\.png"):
-        next(datasets.load("png", data=data, split="val"))
+        small_world.read(datasets.load("png", data=data, split="val"))
     path = tmp_path / "annotations" / "png_coco_val2017.json"
     path.write_text(path.read_text().replace("70000", "7").replace('"261", ', ""))
     with pytest.raises(ValueError, match="something is missing: KeyError 7"):
@@ -414,7 +415,7 @@ def test_a_coco_style_file(photos):
     facts["images"][0]["width"] = 33
     path.write_text(json.dumps(facts))
     with pytest.raises(ValueError, match="must be 24 high and 33 wide"):
-        list(datasets.load("listed", data=path, **options))
+        small_world.read(datasets.load("listed", data=path, **options))
     del facts["annotations"][0]["image_id"]
     path.write_text(json.dumps(facts))
     with pytest.raises(ValueError, match="something is missing: KeyError 'image_id'"):
@@ -446,7 +447,7 @@ MUG = {"image": "photos/1.png", "expression": "the mug"}
 )
 def test_bad_lines(photos, records, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says):
-        list(datasets.load("listed", data=lines(photos, *records)))
+        small_world.read(datasets.load("listed", data=lines(photos, *records)))
 
 
 def test_a_list_that_is_none(photos):

@@ -1,14 +1,23 @@
 """Shapes as RefCOCO's files: the same world, and the whole way from files to scores."""
 
 import json
+import pickle
+import shutil
 
 import numpy as np
 import pytest
-from fastground import cli, datasets
+from fastground import cli, datasets, models, ops, runs
+from fastground.ablations import ablate
+from fastground.attention import attention_maps
 from fastground.datasets.annotated import stream
 from fastground.datasets.shapes.__main__ import main as command
 from fastground.datasets.shapes.export import export, outlines
-from fastground.types import HeadRanking
+from fastground.datasets.unpickle import load_plain
+from fastground.metrics import map_iou
+from fastground.ranking import rank_table
+from fastground.types import HeadRanking, Recipe
+from PIL import Image
+from scipy import stats
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +140,112 @@ def test_bad_data_is_one_clear_line(capsys, made, model, arguments, says):
     code, out, err = run(capsys, "discover", model, *arguments)
     assert code == 2 and not out
     assert says in err.splitlines()[-1] and "Traceback" not in err
+
+
+class Opens:
+    """Pickled, it would make a file when read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def refs(change):
+    """Spoils the references of the training split in place."""
+
+    def spoil(data):
+        path = data / "refcoco" / "refs(unc).p"
+        found = load_plain(path)
+        change(found)
+        path.write_bytes(pickle.dumps(found, 2))
+
+    return spoil
+
+
+def instances(key, **values):
+    """Spoils the entries of the first image in place."""
+
+    def spoil(data):
+        path = data / "refcoco" / "instances.json"
+        facts = json.loads(path.read_text())
+        for entry in facts[key]:
+            if entry.get("image_id", entry["id"]) == 1:
+                entry.update(values)
+        path.write_text(json.dumps(facts))
+
+    return spoil
+
+
+def bomb(data):
+    Image.new("1", (15_000, 14_000)).save(data / FIRST, "png")
+
+
+FIRST = "train2014/COCO_train2014_000000000001.jpg"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda data: (data / FIRST).unlink(), "000000000001.jpg"),
+        (lambda data: (data / FIRST).write_bytes(b"no image"), "000000000001.jpg"),
+        (lambda data: (data / "refcoco" / "instances.json").unlink(), "get refcoco.zip"),
+        (instances("images", height=999), "999 high"),
+        (bomb, "pixels"),
+        (refs(lambda found: found[0]["sentences"][0].update(sent=" ")), "must have words"),
+        (instances("annotations", bbox=[150, 10, 192, 20]), "must lie in the image"),
+        (refs(lambda found: found.append(found[0])), "has two with ref_id 0"),
+        (refs(lambda found: found[0].update(sent_ids=Opens("executed"))), "nothing of it was run"),
+    ],
+)  # fmt: skip
+def test_bad_files_end_a_run_in_one_clear_line(
+    capsys, made, model, tmp_path, monkeypatch, spoil, says
+):
+    """Seven of some hundred samples are more than the hundredth that may be unreadable."""
+    data = shutil.copytree(made[0], tmp_path / "data")
+    spoil(data)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(
+        capsys, "discover", model, "--dataset", "refcoco", "--data", data, "--num-samples", 1000,
+        "--option", "check_sizes=false", "--out", "run",
+    )  # fmt: skip
+    last = err.splitlines()[-1]
+    assert code == 2 and not out and "Traceback" not in err
+    assert last.startswith("fastground: ") and says in last
+    assert not (tmp_path / "run" / "ranking.json").exists()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_masks_are_a_third_column_of_the_same_pass(capsys, made, model, tmp_path):
+    """Each head's IoU beside its two numbers; how often elected and how well follow from it."""
+    pytest.importorskip("pycocotools")
+    where = ("--dataset", "refcoco", "--data", made[0], "--num-samples", 40, "--trials", 1)
+    where += ("--recipe", "elbow=0")  # all heads of a random model are alike, so let all stand
+    for name, option in (("with", "masks=true"), ("without", "masks=false")):
+        out = tmp_path / name
+        code, *_ = run(capsys, "discover", model, *where, "--out", out, "--option", option)
+        assert code == 0
+    table, blind = runs.load(tmp_path / "with"), runs.load(tmp_path / "without")
+    assert table.has_ious and not blind.has_ious
+    assert np.array_equal(table.sums, blind.sums)
+    assert np.array_equal(table.entropies, blind.entropies)
+    lvlm = models.load(model)
+    samples = list(datasets.load("refcoco", data=made[0], num_samples=40))
+    for i in (0, 20, 39):
+        sample = samples[i]
+        attention = attention_maps(lvlm, sample.image, [sample.expression], recipe=Recipe())
+        ious = map_iou(ops.binarize(attention.maps[0]).numpy(), sample.mask, attention.layout)
+        assert table.sample_ids[i] == sample.sample_id
+        np.testing.assert_allclose(table.ious[i].ravel(), ious, atol=0.02)
+    ranking = rank_table(table, trials=1)
+    found, mean = ablate(table, ranking, resamples=2), table.ious.mean(axis=0)
+    often = [h for h in ranking.heads if h.frequency >= 0.01]
+    expected = stats.spearmanr([h.frequency for h in often], [mean[h.head] for h in often])
+    assert found.rho_heads == len(often) > 3
+    assert found.rho == pytest.approx(expected.statistic, abs=1e-4)
+    code, out, _ = run(capsys, "rank", tmp_path / "with", "--ablations", "--json", "--trials", 1)
+    assert code == 0 and json.loads(out)["ablations"]["rho"] == pytest.approx(found.rho)
 
 
 def test_files_give_the_ranking_that_memory_gives(made):

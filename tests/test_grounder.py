@@ -10,6 +10,7 @@ from fastground.attention import attention_maps
 from fastground.grounder import Grounder
 from fastground.grounding import ground
 from fastground.ranking import greedy, kept_heads
+from fastground.types import HeadId
 from PIL import Image
 
 
@@ -44,6 +45,36 @@ def test_a_list_of_expressions_gives_a_list(grounder):
         assert torch.allclose(one.map, alone.map, atol=1e-5) and one.box.equal(alone.box)
     assert grounder(picture(), []) == []
     assert len(grounder(picture(), ["x"])) == 1
+
+
+@pytest.mark.parametrize("deepest", [0, 1, 2])
+def test_the_expressions_of_an_image_are_one_forward_up_to_the_deepest_head(deepest):
+    texts = ["the red mug", "what is x", "a dog on the left", "the dog", "x", "blue", "a mug"]
+    ranking = small_world.ranking()
+    first = dataclasses.replace(ranking.heads[0], head=HeadId(0, 3))
+    second = dataclasses.replace(ranking.heads[1], head=HeadId(deepest, 1))
+    ranking = dataclasses.replace(ranking, heads=(first, second))
+    model = small_world.lvlm().model
+    grounder = Grounder(small_world.lvlm(), ranking)
+    grounder(picture(), "x")  # the first forward tests itself, which takes the last layer whole
+    called = []
+
+    def count(name):
+        return lambda module, args, keywords: called.append((name, len(args[0]) if args else 1))
+
+    layers = enumerate(model.get_decoder().layers)
+    parts = {f"layer {i}": layer for i, layer in layers} | {"head": model.lm_head}
+    parts["tower"] = model.model.vision_tower
+    parts["last MLP"] = model.get_decoder().layers[deepest].mlp
+    hooks = [p.register_forward_pre_hook(count(n), with_kwargs=True) for n, p in parts.items()]
+    try:
+        found = grounder(picture(), texts)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert called == [("tower", 1), *((f"layer {i}", 1) for i in range(deepest + 1))]
+    assert [g.expression for g in found] == texts
+    assert all(g.heads == (HeadId(0, 3), HeadId(deepest, 1)) for g in found)
 
 
 def test_an_image_may_be_a_path_or_an_array(grounder, tmp_path):

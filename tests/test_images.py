@@ -44,7 +44,7 @@ def test_arrays_and_tensors_are_the_same_image():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (pixels().astype(np.uint16), r"uint8 where it is an array.* scale its values to 0-255"),
+        (pixels().astype(np.int32), r"uint8 where it is an array.* scale its values to 0-255"),
         (pixels().transpose(2, 0, 1), r"put the colours last with \.transpose\(1, 2, 0\)"),
         (torch.zeros(24, 30, 3), r"put the colours first with \.permute\(2, 0, 1\)"),
         (torch.zeros(1, 3, 24, 30), "take one image of a batch"),
@@ -108,11 +108,29 @@ def test_an_array_with_alpha():
     assert read_image(torch.from_numpy(array).permute(2, 0, 1)).getextrema() == ((255, 255),) * 3
 
 
-def test_sixteen_bits_are_refused_with_what_to_do(tmp_path):
-    deep = Image.fromarray(pixels()[..., 0].astype(np.uint16) * 257)
-    deep.save(tmp_path / "deep.png")
-    for given in (deep, tmp_path / "deep.png"):
-        with pytest.raises(ValueError, match=r"8 bits a channel.* scale its values to 0-255"):
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bits_are_seen_as_eight(ending, tmp_path):
+    grey = pixels()[..., 0]
+    wanted = Image.fromarray(grey).convert("RGB").tobytes()
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    deep.save(tmp_path / f"deep.{ending}")
+    for given in (deep, tmp_path / f"deep.{ending}", np.asarray(deep), np.asarray(deep) + 128):
+        assert read_image(given).tobytes() == wanted
+    big_endian = np.asarray(deep).astype(">u2")
+    assert read_image(big_endian).tobytes() == wanted
+    colours = pixels().astype(np.uint16) * 257
+    assert read_image(colours).tobytes() == Image.fromarray(pixels()).tobytes()
+    found, expected = (grounder()(given, "the dog") for given in (deep, Image.fromarray(grey)))
+    assert found.box.equal(expected.box) and found.image.mode == "RGB"
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_brightness_without_a_known_range_is_refused(mode, tmp_path):
+    deep = Image.new(mode, (30, 24), 70_000)
+    deep.save(tmp_path / "deep.tif")
+    for given in (deep, tmp_path / "deep.tif"):
+        with pytest.raises(ValueError, match=r"8 or 16 bits a channel.* scale its values to 0-255"):
             grounder()(given, "the dog")
 
 

@@ -3,8 +3,9 @@
 A unit is a module of fastground, or a package with all that is in it. It imports only from lower
 rows, never from its own. Three layers are cut once more, since their modules build on each other:
 `ops` lies above `rows` above what both doors share; `attention`, the one way from an image to maps,
-and `segmentation`, that from boxes to masks, lie below the other pipelines; `cli` lies above `demo`
-above `terminal`. Imports for type checkers alone do not run and are not counted.
+`segmentation`, that from boxes to masks, and `ahead`, that from files to what a model takes, lie
+below the other pipelines; `cli` lies above `demo` above `terminal`. Imports for type checkers alone
+do not run and are not counted.
 """
 
 import ast
@@ -33,7 +34,7 @@ ROWS = (
         "metrics", "sam", "sinks",
     },
     # layer 4, pipelines
-    {"attention", "runs", "segmentation"},
+    {"attention", "runs", "segmentation", "charts", "ahead"},
     {"grounder", "discovery", "evaluation", "comparison", "ablations", "report", "explain"},
     # layer 5, commands
     {"terminal", "info", "tiny"},
@@ -49,7 +50,7 @@ ONLY_IN = {
     "triton": {"kernels"},
     "safetensors": {"models", "tiny"},
     "pyarrow": {"datasets", "runs", "shards"},
-    "matplotlib": {"figures"},
+    "matplotlib": {"figures", "charts"},
     "typer": {"cli"},
     "rich": {"terminal"},
 }

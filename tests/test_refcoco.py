@@ -1,5 +1,6 @@
 """RefCOCO's own files, written by `shapes export`: every pixel, name and count comes back."""
 
+import dataclasses
 import importlib
 import json
 import pickle
@@ -7,7 +8,10 @@ import shutil
 
 import numpy as np
 import pytest
+import small_world
 from fastground import datasets
+from fastground.datasets import photos
+from fastground.datasets.images import by_image, unopened
 from fastground.datasets.shapes.export import export, outlines, python2_pickle
 from fastground.datasets.unpickle import load_plain
 from PIL import Image
@@ -156,7 +160,7 @@ def test_a_missing_image(data):
     path = sorted((data / "train2014").iterdir())[2]
     path.unlink()
     with pytest.raises(FileNotFoundError, match=path.name):
-        list(datasets.refcoco(data, "train", masks=False))
+        small_world.read(datasets.refcoco(data, "train", masks=False))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +219,7 @@ def test_own_sizes_are_asserted(data):
 def test_bad_references(data, change, says):
     rewrite_refs(data, change)
     with pytest.raises(ValueError, match=says):
-        list(datasets.refcoco(data, "train", masks=False, check_sizes=False))
+        small_world.read(datasets.refcoco(data, "train", masks=False, check_sizes=False))
 
 
 def spoil(key, **values):
@@ -248,7 +252,7 @@ def spoil(key, **values):
 def test_bad_instances(data, change, says):
     rewrite(data, change)
     with pytest.raises(ValueError, match=says):
-        list(datasets.refcoco(data, "train", masks=False, check_sizes=False))
+        small_world.read(datasets.refcoco(data, "train", masks=False, check_sizes=False))
 
 
 def test_a_box_may_stick_out_by_its_rounding(data):
@@ -271,7 +275,7 @@ def test_bad_segmentations(data, segmentation, says):
     pytest.importorskip("pycocotools")
     rewrite(data, spoil("annotations", segmentation=segmentation))
     with pytest.raises(ValueError, match=rf"{says}.*sample \d+, .*000000000001\.jpg"):
-        list(datasets.refcoco(data, "train"))
+        small_world.read(datasets.refcoco(data, "train"))
 
 
 def test_masks_of_parts_and_of_runs(data):
@@ -295,7 +299,7 @@ def test_masks_of_parts_and_of_runs(data):
 def test_without_pycocotools(made, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
     with pytest.raises(ValueError, match="pip install pycocotools, or go without: masks=False"):
-        next(datasets.refcoco(made[0], "train"))
+        small_world.read(datasets.refcoco(made[0], "train"))
     assert next(datasets.refcoco(made[0], "train", masks=False)).mask is None
 
 
@@ -309,11 +313,11 @@ def test_a_decompression_bomb(data, monkeypatch):
     with pytest.raises(
         ValueError, match=r"at most 89,478,485 pixels.*000000001\.jpg.* says it has"
     ):
-        next(datasets.refcoco(data, "train", masks=False))
+        small_world.read(datasets.refcoco(data, "train", masks=False))
     assert not decoded
     Image.new("1", (10_000, 9_000)).save(path, "png")  # where Pillow only warns
     with pytest.raises(ValueError, match="at most 89,478,485 pixels"):
-        next(datasets.refcoco(data, "train", masks=False))
+        small_world.read(datasets.refcoco(data, "train", masks=False))
 
 
 @pytest.mark.parametrize("spoilt", [b"", b"GIF89a", "half"])
@@ -322,7 +326,7 @@ def test_a_broken_image(data, spoilt):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if spoilt == "half" else spoilt)
     with pytest.raises(ValueError, match=r"Pillow can read whole, but .*000000000001\.jpg"):
-        next(datasets.refcoco(data, "train", masks=False))
+        small_world.read(datasets.refcoco(data, "train", masks=False))
 
 
 def test_bad_images_can_be_left_out(data):
@@ -336,14 +340,26 @@ def test_bad_images_can_be_left_out(data):
     assert len(read) == sum(len(i.phrases) for i in whole if i.image_id not in (2, 5))
 
 
-def test_an_image_is_read_when_its_turn_comes(data):
-    samples = datasets.refcoco(data, "train", masks=False)
-    first = next(samples)
+def test_an_image_is_opened_when_it_is_asked_for_and_once(data, monkeypatch):
+    pytest.importorskip("pycocotools")
+    opened, real = [], photos.open_image
+    monkeypatch.setattr(photos, "open_image", lambda *a: opened.append(a[0].name) or real(*a))
+    groups = list(by_image(datasets.refcoco(data, "train")))
+    assert not opened
+    assert "000000000001.jpg" in repr(groups[0][0]) and not opened
+    first, second = groups[:2]
+    assert all(s.box and s.mask.shape == (192, 192) for s in first) and not opened  # size is told
+    assert len({id(s.image) for s in first}) == 1 and len(opened) == 1
+    sent = pickle.loads(pickle.dumps(unopened(first[0])))
+    assert sent == unopened(first[0]) and len(pickle.dumps(sent)) < 1000
+    copy = dataclasses.replace(first[0], expression="the mug")
+    assert copy.image is first[0].image and np.array_equal(copy.mask, first[0].mask)
+    assert unopened(copy) is copy.image and "the mug" in repr(copy)
     for path in (data / "train2014").iterdir():
         path.unlink()
-    assert first.image.getpixel((0, 0))
+    assert first[0].image.getpixel((0, 0))
     with pytest.raises(FileNotFoundError):
-        list(samples)
+        _ = second[0].image
 
 
 def test_an_image_turned_by_its_camera(data):

@@ -1,18 +1,24 @@
-"""Figures and the page: what they show, that they stand alone, that text stays text."""
+"""Figures, charts and the page: what they show, that they stand alone, that text stays text."""
 
+import io
 import re
+from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
-from fastground import figures, report
+from fastground import charts, figures, report
+from fastground.ablations import ablate
 from fastground.attention import attention_maps
 from fastground.comparison import compare
 from fastground.grounder import Grounder
-from fastground.report import Example, Walk
+from fastground.metrics import box_iou
+from fastground.report.examples import Example, grounded
+from fastground.report.walk import IMAGE, Walk
 from fastground.stats import head_statistics
+from fastground.table import HeadTable
 from fastground.types import ImageLayout
 from PIL import Image
 from small_world import RECIPE, lvlm, ranking, samples, table
@@ -32,18 +38,23 @@ def page(examples, tmp_path_factory):
     first = examples[0]
     maps = attention_maps(lvlm(), first.sample.image, [first.sample.expression], recipe=RECIPE)
     walk = Walk(
-        first, ["<s>", report.IMAGE, "the", "red", "mug", "."], 5, maps,
+        first, ["<s>", IMAGE, "the", "red", "mug", "."], 5, maps,
         head_statistics(maps, RECIPE),
     )  # fmt: skip
     nasty = first._replace(sample=replace(first.sample, expression=NASTY))
     return report.write(
         tmp_path_factory.mktemp("page"),
         replace(ranking(), checkpoint="a&b"),
+        ablations=ablate(table(), ranking(), resamples=20),
+        ious=table().mean_ious,
         comparison=compare(lvlm(), table(), ranking(), samples(), draws=2),
         facts=[("of the boxes <right>", "63 %")],
-        walk=walk,
-        examples=[nasty, *examples[1:4]],
-        failures=examples[4:5],
+        example=walk,
+        galleries={
+            "As they came": [nasty, *examples[1:4]],
+            "Where it fails": examples[4:5],
+            "Not one": [],
+        },
         details=[("run time", "3 s")],
     )
 
@@ -70,26 +81,68 @@ class Reader(HTMLParser):
         self.words.append(data)
 
 
+CHARTS = {"curve", "frequencies", "heads", "iou-by-rank", "by-tau", "by-n"}
+
+
+def held(page):
+    """(kind, bytes) of every picture in a page."""
+    read = Reader(page.read_text(encoding="utf-8"))
+    named = [a["src"] for tag, a in read.tags if tag == "img"]
+    named += [a["srcset"] for tag, a in read.tags if tag == "source"]
+    found = [re.fullmatch(r"data:image/([a-z+]+);base64,([\w+/=]+)", name) for name in named]
+    return [(match[1], b64decode(match[2])) for match in found]
+
+
 def test_page_stands_alone(page):
     html = page.read_text(encoding="utf-8")
     read = Reader(html)
     assert not read.open
     assert not any(tag in ("script", "link", "iframe") for tag, _ in read.tags)
+    html = re.sub(r"base64,[\w+/=]+", "", html)
     assert not re.search(r"https?://|//[a-z]|@import|url\(", html)
-    named = [a["src"] for tag, a in read.tags if tag == "img"]
-    named += [a["srcset"] for tag, a in read.tags if tag == "source"]
-    assert len(named) == len(set(named)) > 20
-    for name in named:
-        assert "/" not in name and (page.parent / name).stat().st_size > 100
+    pictures = held(page)
+    assert len(pictures) > 20
+    for kind, content in pictures:
+        if kind == "jpeg":
+            with Image.open(io.BytesIO(content)) as picture:
+                assert picture.format == "JPEG" and picture.width > 20
+        else:
+            assert kind == "svg+xml" and b"<svg" in content
     assert all(a.get("alt") for tag, a in read.tags if tag == "img")
+
+
+def test_every_picture_is_a_file_too(page):
+    files = {path.stem: path for path in page.parent.glob("*.png")}
+    kinds = [kind for kind, _ in held(page)]
+    assert set(files) >= CHARTS
+    assert len(files) - len(CHARTS) == kinds.count("jpeg")
+    assert kinds.count("svg+xml") == 2 * len(CHARTS)  # by day and by night
+    assert {path.name for path in page.parent.iterdir()} == {
+        "index.html", *(path.name for path in files.values())
+    }  # fmt: skip
 
 
 def test_page_tells_the_five_steps_and_the_scores(page):
     text = " ".join(Reader(page.read_text(encoding="utf-8")).words)
     steps = ["The last token asks", "Two numbers per head", "The elbow and the election", "maps"]
-    places = [text.index(s) for s in [*steps, "The box", "How well it works", "Where it fails"]]
-    assert places == sorted(places)
+    parts = ["Do the first heads localize?", "What the choice hangs on", "How well it works"]
+    places = [text.index(s) for s in [*steps, "The box", *parts, "As they came", "Where it fails"]]
+    assert places == sorted(places) and "Not one" not in text
     assert "2 random heads" in text and "run time" in text and "sigma 1.0" in text
+
+
+def test_page_tells_what_the_table_says(page):
+    text = " ".join(Reader(page.read_text(encoding="utf-8")).words)
+    found = ablate(table(), ranking(), resamples=20)
+    assert f" is {found.rho:.2f} over the {found.rho_heads} heads" in text
+    for choice in found.by_criteria:
+        heads = ", ".join(map(str, choice.heads))
+        cells = f"{choice.name} {heads} {choice.shared} of 2 {choice.kept} "
+        cells += f"{100 * choice.own_shared:.1f} % {choice.iou:.2f} {choice.own_iou:.2f}"
+        assert cells in text
+    sure = found.sureness[0]
+    low, high = (100 * v for v in sure.interval)
+    assert f"{low:.1f} to {high:.1f} % {100 * sure.in_top:.1f} %" in text
 
 
 def test_page_keeps_text_as_text(page):
@@ -99,18 +152,109 @@ def test_page_keeps_text_as_text(page):
     assert any(NASTY in a.get("alt", "") for tag, a in read.tags if tag == "img")
 
 
-def test_page_of_a_ranking_alone(tmp_path):
-    text = report.write(tmp_path / "new", ranking()).read_text(encoding="utf-8")
+@pytest.mark.parametrize("format", ["svg", "pdf"])
+def test_page_of_a_ranking_alone(tmp_path, format):
+    page = report.write(tmp_path / "new", ranking(), format=format)
+    text = page.read_text(encoding="utf-8")
     assert "The elbow and the election" in text and "The last token asks" not in text
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
-        "index.html", "step3-curve-dark.svg", "step3-curve.svg", "step3-heads-dark.svg",
-        "step3-heads.svg",
-    ]  # fmt: skip
+    assert "What the choice hangs on" not in text and "among the first" not in text
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {"index.html", *(f"{n}.{format}" for n in ("curve", "frequencies", "heads"))}
+    assert (tmp_path / "new" / f"curve.{format}").read_bytes()[:5] in (b"<?xml", b"%PDF-")
+
+
+def test_page_in_another_format_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="format must be one of png, svg, pdf, but got 'bmp'"):
+        report.write(tmp_path, ranking(), format="bmp")
+
+
+def test_page_without_masks_or_boxes(examples, tmp_path):
+    """Neither IoUs nor verdicts where there is no truth to hold anything against."""
+    blind = HeadTable.of({"sums": table().sums, "entropies": table().entropies}, recipe=RECIPE)
+    unboxed = replace(examples[0].sample, box=None, mask=None)
+    page = report.write(
+        tmp_path, ranking(), ablations=ablate(blind, ranking(), resamples=5), ious=blind.mean_ious,
+        galleries={"Seen": grounded(Grounder(lvlm(), ranking()), [unboxed])},
+    )  # fmt: skip
+    text = " ".join(Reader(page.read_text(encoding="utf-8")).words)
+    assert "What the choice hangs on" in text and unboxed.expression in text
+    assert "IoU" not in text and "nan" not in text and "localize?" not in text
+    assert not (tmp_path / "iou-by-rank.png").exists()
+
+
+def test_examples_are_what_the_grounder_finds(examples):
+    grounder = Grounder(lvlm(), ranking())
+    found = list(grounded(grounder, samples()))
+    assert [e.sample.sample_id for e in found] == list(range(11))
+    for example, other in zip(found, examples, strict=True):
+        torch.testing.assert_close(example.grounding.box, other.grounding.box)
+        assert example.iou == box_iou(example.grounding.box.numpy(), example.sample.box)
+
+
+# Charts.
+
+
+def test_curve_shows_both_elbows():
+    for elbow, others in (("chord", ["curvature"]), (0.2, ["chord", "curvature"])):
+        made = replace(ranking(), recipe=RECIPE.replace(elbow=elbow))
+        drawn = charts.attention_sum_curve(made)
+        labels = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
+        assert f"τ = {made.tau:.2f}" in labels[0] and "of 12 heads reach it" in labels[0]
+        taus = [float(charts.elbow(np.array(made.curve), method)) for method in others]
+        assert labels[1:] == [f"{t:.2f} by {m}" for t, m in zip(taus, others, strict=True)]
+        heights = [line.get_ydata()[0] for line in drawn.axes[0].get_lines()[1:4]]
+        assert heights[: len(taus) + 1] == pytest.approx([made.tau, *taus])
+
+
+def test_bars_are_the_frequencies_and_their_deviations():
+    axis = charts.frequencies(ranking()).axes[0]
+    shown = [h for h in ranking().heads if h.frequency >= 0.01]
+    assert [bar.get_height() for bar in axis.patches] == [h.frequency for h in shown]
+    assert [label.get_text() for label in axis.get_xticklabels()] == [str(h.head) for h in shown]
+    (bars,) = axis.containers[1:] or axis.containers
+    ends = np.array(bars.errorbar.lines[2][0].get_segments())[:, :, 1]
+    np.testing.assert_allclose((ends[:, 1] - ends[:, 0]) / 2, [h.frequency_std for h in shown])
+    colours = {tuple(bar.get_facecolor()) for bar in axis.patches[:2]}
+    assert len(colours) == 1 and tuple(axis.patches[2].get_facecolor()) not in colours
+
+
+def test_ranks_stand_over_their_ious():
+    ious = table().mean_ious
+    drawn = charts.iou_by_rank(ranking(), ious, 0.5)
+    points = np.concatenate([line.get_xydata() for line in drawn.axes[0].get_lines()])
+    shown = [h.head for h in ranking().heads if h.frequency >= 0.01]
+    expected = [(rank, ious[head]) for rank, head in enumerate(shown, start=1)]
+    np.testing.assert_allclose(sorted(points.tolist()), expected)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_dots_are_the_chosen_heads(masks):
+    found = ablate(table(), ranking(), resamples=5)
+    choices = found.by_n
+    if not masks:
+        choices = tuple(replace(c, iou=float("nan"), own_iou=float("nan")) for c in choices)
+    drawn = charts.chosen_heads(choices, ranking(), "N")
+    axis = drawn.axes[-1]
+    rows = [label.get_text() for label in axis.get_yticklabels()]
+    dots = {
+        (int(x), rows[int(y)])
+        for line in axis.get_lines()
+        if line.get_marker() == "o"
+        for x, y in line.get_xydata()
+    }
+    assert dots == {(x, str(h)) for x, choice in enumerate(choices) for h in choice.heads}
+    assert [label.get_text() for label in axis.get_xticklabels()] == list(map(str, range(1, 15)))
+    assert len(drawn.axes) == 1 + masks
+    if masks:
+        lines = [line.get_ydata() for line in drawn.axes[0].get_lines()]
+        np.testing.assert_allclose(
+            lines, [[getattr(c, n) for c in choices] for n in ("iou", "own_iou")]
+        )
 
 
 def test_svg_has_the_same_bytes_twice(tmp_path):
     for name in ("a.svg", "b.svg"):
-        figures.save(figures.attention_sum_curve(ranking()), tmp_path / name)
+        figures.save(charts.attention_sum_curve(ranking()), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 

@@ -104,7 +104,7 @@ def test_kernels_shadow_nothing():
 
 def test_package_holds_more_than_python():
     package = Path(fastground.__file__).parent
-    assert (package / "report.css").is_file() and (package / "py.typed").is_file()
+    assert (package / "report" / "page.css").is_file() and (package / "py.typed").is_file()
 
 
 def test_scripts_run():

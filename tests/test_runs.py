@@ -99,7 +99,7 @@ def test_finished_shards_are_not_done_again(run, monkeypatch):
     assert same(gather(folder, progress=progress), table) and seen == [7, 11]
     after = [p.stat().st_mtime_ns for p in shards(folder)]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
-    monkeypatch.setattr("fastground.discovery.attention_of_images", None)
+    monkeypatch.setattr("fastground.discovery.attention_of_encoded", None)
     assert same(gather(folder), table)
 
 
@@ -277,7 +277,8 @@ def test_discover_goes_on_and_ranks_the_whole(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_killed_at_twenty_moments_it_ends_as_if_never_killed(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_twenty_moments_it_ends_as_if_never_killed(tmp_path, workers):
     program = subprocess.Popen(
         [sys.executable, Path(__file__).with_name("killed_runs.py")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
@@ -286,7 +287,7 @@ def test_killed_at_twenty_moments_it_ends_as_if_never_killed(tmp_path):
         assert program.stdout.readline() == "ready\n"
 
         def ends(folder, seconds):
-            program.stdin.write(f"{folder} {seconds}\n")
+            program.stdin.write(f"{folder} {seconds} {workers}\n")
             return program.stdout.readline().strip()
 
         begin = time.monotonic()

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from fastground.metrics import spearman
-from fastground.ranking import elect, in_order, kept_heads
+from fastground.ranking import OFTEN, elect, in_order, kept_heads
 from fastground.table import HeadTable
 from fastground.types import HeadId, HeadRanking, Recipe
 
@@ -30,8 +30,6 @@ MOST_N = 14
 TAUS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
 """The thresholds tried, over the ranking's."""
 RESAMPLES = 1000
-OFTEN = 0.01
-"""Heads elected in less than this share of the samples are left out of rho."""
 
 _NONE = float("nan")
 
@@ -122,7 +120,7 @@ def ablate(
         mean[ranked.head] = ranked.attention_sum
     base = (recipe, ranking.tau)
     taus = [factor * ranking.tau for factor in TAUS] if taus is None else taus
-    by_tau = [(recipe.replace(criteria="both"), float(tau)) for tau in taus]
+    by_tau = [(_at(recipe, float(tau)), float(tau)) for tau in taus]
     by_criteria = [
         (recipe.replace(criteria=criteria, scope=scope), ranking.tau)
         for criteria, scope in _CRITERIA
@@ -158,6 +156,12 @@ def ablate(
 _CRITERIA = (
     ("both", "mean"), ("both", "sample"), ("attention_sum", "mean"), ("entropy", "mean"),
 )  # fmt: skip
+
+
+def _at(recipe: Recipe, tau: float) -> Recipe:
+    """The recipe under which heads pass that threshold, by their mean or each sample's own sum."""
+    sums = {} if recipe.scope == "mean" else {"elbow": tau}
+    return recipe.replace(criteria="both", **sums)
 
 
 def _called(recipe: Recipe) -> str:

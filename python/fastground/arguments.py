@@ -20,7 +20,6 @@ from torch import Tensor, from_numpy, strided
 from torch.utils.dlpack import from_dlpack
 
 from fastground import _core
-from fastground.regions import Boxes
 from fastground.types import CHOICES, HeadStats
 
 Array = ndarray | Tensor
@@ -74,14 +73,6 @@ ANY = (WEIGHT["area"], CUT["mean"], EMPTY["inf"])
 NAN = Choice("nan", {"raise": True, "propagate": False})
 
 
-def take_nan(nan: str) -> bool:
-    """Whether maps are refused that are not finite."""
-    try:
-        return NAN[nan]
-    except TypeError:
-        raise unhashable(nan=nan) from None
-
-
 def take(array: Any, name: str) -> Array:
     """A dense array of numbers, over the same memory where that can be."""
     if not isinstance(array, Tensor):
@@ -117,9 +108,15 @@ def _take_numpy(array: ndarray, name: str) -> ndarray:
     return array
 
 
-def take_maps(maps: Any, *, masks: bool = False, heads: bool = False) -> tuple[Array, Shape]:
-    """Maps and their shape: floating, with `masks` also bool; `heads` is one axis more."""
-    maps = take(maps, "maps")
+def take_maps(
+    maps: Any, nan: str, *, masks: bool = False, heads: bool = False
+) -> tuple[Array, Shape, bool]:
+    """Maps, their shape, and whether those are refused that are not finite.
+
+    Maps are floating, with `masks` also bool; `heads` is one axis more.
+    """
+    if not isinstance(maps, Tensor) or maps.layout is not strided or maps.is_meta or maps.is_neg():
+        maps = take(maps, "maps")
     shape = tuple(maps.shape)
     if maps.dtype not in DTYPES and not (masks and maps.dtype in MASKS):
         kinds = [*dict.fromkeys(DTYPES.values()), *(["bool"] if masks else [])]
@@ -143,7 +140,10 @@ def take_maps(maps: Any, *, masks: bool = False, heads: bool = False) -> tuple[A
             f"maps must hold at least one head, but got shape {shape}; the axis before the grid is "
             "that of the heads"
         )
-    return maps, shape
+    try:
+        return maps, shape, NAN[nan]
+    except TypeError:
+        raise unhashable(nan=nan) from None
 
 
 def take_valid(valid: Any, maps: Array, shape: Shape) -> Tensor:
@@ -272,13 +272,6 @@ def give_stats(sums: Any, entropies: Any, maps: Array) -> HeadStats:
     elif not isinstance(maps, Tensor):
         return HeadStats(sums.numpy(), entropies.numpy())
     return HeadStats(sums, entropies)
-
-
-def give_boxes(rows: Array, maps: Array) -> Boxes:
-    """Boxes of these rows, which answer in the caller's kind of array."""
-    if isinstance(rows, ndarray):
-        return Boxes(rows, from_numpy) if isinstance(maps, Tensor) else Boxes(rows)
-    return Boxes(rows if isinstance(maps, Tensor) else rows.numpy())
 
 
 def tensor(array: Array) -> Tensor:

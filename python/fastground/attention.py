@@ -73,12 +73,39 @@ def attention_of_images(
     Yields:
         One AttentionMaps an image, in order.
     """
+    encoded = (lvlm.encode(image, list(expressions), recipe) for image, expressions in asked)
+    for found in attention_of_encoded(
+        lvlm, encoded, recipe=recipe, heads=heads, packed=packed, max_tokens=max_tokens
+    ):
+        check_finite(lvlm, found.sums)
+        yield found
+
+
+def attention_of_encoded(
+    lvlm: LVLM,
+    images: Iterable[Encoded],
+    *,
+    recipe: Recipe,
+    heads: Sequence[HeadId | tuple[int, int]] | None = None,
+    packed: bool = True,
+    max_tokens: int = packing.MAX_TOKENS,
+) -> Iterator[AttentionMaps]:
+    """The same for images that are encoded already; a GPU is not waited for.
+
+    Args:
+        images: from `lvlm.encode`; read as far as a forward has room for.
+        recipe: query is read.
+        lvlm, heads, packed, max_tokens: as in `attention_of_images`.
+
+    Yields:
+        One AttentionMaps an image, in order; see `check_finite`.
+    """
     packed = packed and _packs(lvlm)
     left: list[int] = []  # of each image begun, how many of its parts are still to come
 
     def parts() -> Iterator[Encoded]:
-        for image, expressions in asked:
-            encoded = lvlm.encode(image, list(expressions), recipe)
+        for encoded in images:
+            encoded = replace(encoded, image_inputs=_there(encoded.image_inputs, lvlm))
             several = packing.split(encoded, packed=packed, max_tokens=max_tokens)
             left.append(len(several))
             yield from several
@@ -93,6 +120,23 @@ def attention_of_images(
                 yield _joined(whole)
                 whole = []
                 left.pop(0)
+
+
+def check_finite(lvlm: LVLM, sums: torch.Tensor) -> None:
+    """Nothing, where the model's attention is finite; a GPU is waited for.
+
+    Args:
+        lvlm: the model.
+        sums: its attention sums, of any shape.
+
+    Raises:
+        ValueError: a sum is NaN or infinite.
+    """
+    if not bool(sums.isfinite().all()):
+        raise ValueError(
+            f"model must have finite attention, but {lvlm!r} gave NaN; if float16 overflowed, "
+            "load it with dtype=torch.bfloat16 or torch.float32"
+        )
 
 
 @torch.no_grad()
@@ -170,11 +214,6 @@ def _ask(
     found = []
     for part in batch:
         mine = _joined([next(sequences) for _ in range(1 if packed else len(part.token_ids))])
-        if not bool(mine.sums.isfinite().all()):
-            raise ValueError(
-                f"model must have finite attention, but {lvlm!r} gave NaN; if float16 overflowed, "
-                "load it with dtype=torch.bfloat16 or torch.float32"
-            )
         found.append(_mean(mine, [len(asks) for asks in part.asking]))
     return found
 
@@ -266,10 +305,17 @@ def _packs(lvlm: LVLM) -> bool:
 
 def _prepared(lvlm: LVLM, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs on the model's device, with the kind of mask that its attention takes."""
-    inputs = {**inputs, **lvlm.token_inputs(inputs["input_ids"])}
-    inputs = {name: value.to(lvlm.model.device) for name, value in inputs.items()}
+    inputs = _there({**inputs, **lvlm.token_inputs(inputs["input_ids"])}, lvlm)
     eager = lvlm.model.config.get_text_config(decoder=True)._attn_implementation == "eager"
     if eager and inputs["attention_mask"].ndim == 4:
         mask = packing.additive(inputs["attention_mask"], lvlm.model.dtype)
         inputs["attention_mask"] = mask
     return inputs
+
+
+def _there(inputs: dict[str, torch.Tensor], lvlm: LVLM) -> dict[str, torch.Tensor]:
+    """The tensors on the model's device; a GPU fetches them itself, out of pinned memory."""
+    device = lvlm.model.device
+    if device.type == "cuda":
+        inputs = {n: x.pin_memory() if x.is_cpu else x for n, x in inputs.items()}
+    return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}

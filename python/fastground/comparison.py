@@ -19,7 +19,7 @@ from fastground.attention import attention_maps, right_answers
 from fastground.datasets.images import by_image
 from fastground.grounding import boxes_in_pixels, boxes_on_grid, peaks, truth_boxes
 from fastground.metrics import BoxScores, BoxTally, bootstrap_interval, mean, spearman
-from fastground.ranking import greedy, kept_heads, rank_table
+from fastground.ranking import OFTEN, greedy, kept_heads, rank_table
 from fastground.stats import head_statistics, head_table
 from fastground.table import HeadTable
 from fastground.types import AttentionMaps, HeadId, HeadRanking, Recipe, Sample
@@ -149,7 +149,7 @@ def compare(
         raise ValueError("samples must hold at least one sample, but are empty")
     order = [*[*sets][:3], own, *[*sets][3:], ceiling]
     best = set(ranking.top())
-    frequent = [h for h in ranking.heads if h.frequency >= 0.01]
+    frequent = [h for h in ranking.heads if h.frequency >= OFTEN]
     rho = float("nan")
     ious = table.mean_ious
     if ious is not None:

@@ -7,18 +7,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastground import datasets, discovery, figures, models, report, terminal
+from fastground.ablations import ablate
 from fastground.attention import attention_maps
 from fastground.comparison import Comparison, compare
-from fastground.datasets.images import by_image
 from fastground.grounder import Grounder
-from fastground.metrics import box_iou
 from fastground.models import LVLM
 from fastground.ranking import rank_table
-from fastground.report import Example, Walk
+from fastground.report.examples import Example, grounded
+from fastground.report.walk import IMAGE, Walk
 from fastground.stats import head_statistics
+from fastground.table import HeadTable
 from fastground.types import HeadRanking, Recipe
 
 EXAMPLES = 9
@@ -73,7 +72,7 @@ def run(
         print(f"{name}: {value}")
 
     start = time.perf_counter()
-    page = _tell(out, lvlm, ranking, comparison, stream("test", num_samples), seconds)
+    page = _tell(out, lvlm, table, ranking, comparison, stream("test", num_samples), seconds, seed)
     seconds["page"] = time.perf_counter() - start
     told = {
         "page": str(page),
@@ -89,17 +88,11 @@ def run(
 
 
 def _tell(
-    out: Path, lvlm: LVLM, ranking: HeadRanking, comparison: Comparison, samples: Any,
-    seconds: dict[str, float],
+    out: Path, lvlm: LVLM, table: HeadTable, ranking: HeadRanking, comparison: Comparison,
+    samples: Any, seconds: dict[str, float], seed: int,
 ) -> Path:  # fmt: skip
     """Ground the first held-out expressions and write the page."""
-    grounder = Grounder(lvlm, ranking)
-    found: list[Example] = []
-    for group in by_image(islice(samples, LOOKED_AT)):
-        groundings = grounder(group[0].image, [s.expression for s in group])
-        for sample, grounding in zip(group, groundings, strict=True):
-            iou = float(box_iou(grounding.box.cpu().numpy(), np.array(sample.box)))
-            found.append(Example(sample, grounding, iou))
+    found = list(grounded(Grounder(lvlm, ranking), islice(samples, LOOKED_AT)))
     examples = _one_an_image(found)[:EXAMPLES]
     others = [e for e in found if all(e is not shown for shown in examples)]
     failures = _one_an_image([e for e in others if e.iou < 0.5])[:FAILURES]
@@ -110,6 +103,8 @@ def _tell(
     page = report.write(
         out,
         ranking,
+        ablations=ablate(table, ranking, seed=seed),
+        ious=table.mean_ious,
         comparison=comparison,
         facts=[
             ("of the boxes right (Acc@0.5)", f"{100 * best.accuracy:.0f} %"),
@@ -120,9 +115,11 @@ def _tell(
             ),
             ("trials with the same heads", f"{same} of {trials}"),
         ],
-        walk=_walk(lvlm, ranking.recipe, clear),
-        examples=examples,
-        failures=failures,
+        example=_walk(lvlm, ranking.recipe, clear),
+        galleries={
+            "Held-out expressions, as they came": examples,
+            "Where it fails": failures,
+        },
         details=[
             *terminal.comparison_facts(comparison),
             ("run times", ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items())),
@@ -157,6 +154,6 @@ def _walk(lvlm: LVLM, recipe: Recipe, example: Example) -> Walk:
     image_id = lvlm.model.config.image_token_id
     shown = [i for i, t in enumerate(ids) if t != image_id or i == ids.index(image_id)]
     words = lvlm.processor.tokenizer.convert_ids_to_tokens([ids[i] for i in shown])
-    tokens = [report.IMAGE if ids[i] == image_id else w for i, w in zip(shown, words, strict=True)]
+    tokens = [IMAGE if ids[i] == image_id else w for i, w in zip(shown, words, strict=True)]
     asking = shown.index(encoded.asking[0][-1])
     return Walk(example, tokens, asking, attention, head_statistics(attention, recipe))

@@ -1,42 +1,44 @@
 """Discovery: samples of a training split -> the head-statistics table -> the ranking of heads.
 
-    samples --image by image, decoded ahead in threads--> several images a forward --> maps
+    samples --image by image, read ahead by workers--> several images a forward --> maps
     maps --> two numbers a head --> a shard of the table --> the run's folder, if one is asked for
 
-A run that is stopped goes on where it was (`runs.py`): shards that are there are not done again.
+A run that is stopped goes on where it was (`runs.py`): shards that are there are not done again,
+and their images not opened. A GPU is never waited for but where a shard is whole: the numbers go to
+the host beside its work. Where samples have masks it is, image by image, for each head's IoU.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.Image import DecompressionBombError
+import torch
 
 from fastground import models, ops, packing, runs
-from fastground.attention import attention_of_images
+from fastground.ahead import Unreadable, default_workers, read_ahead
+from fastground.attention import attention_of_encoded, check_finite
 from fastground.datasets.images import by_image
 from fastground.metrics import map_iou
 from fastground.models import LVLM
-from fastground.models.geometry import read_image
 from fastground.ranking import rank_table
 from fastground.shards import Key, Skipped, key
 from fastground.stats import head_statistics, head_table, on_table
 from fastground.table import HeadTable, installed_versions
-from fastground.types import HeadRanking, Recipe, Sample
+from fastground.types import AttentionMaps, Encoded, HeadRanking, HeadStats, Recipe, Sample
 
 RANKING_FILE = "ranking.json"
 MAX_BAD = 0.01
 GRACE = 1000
 """Samples after which the share of unreadable ones is judged; before, as if there were so many."""
-AHEAD, DECODERS = 8, 2
-"""Images decoded ahead of the model, and the threads that do it."""
+Read = tuple[int, list[Sample], Encoded | Unreadable]
+"""An image that was read: its shard's number, its samples, and what the model takes."""
 
 
 def discover(
@@ -55,6 +57,7 @@ def discover(
     resume: bool = True,
     max_bad: float = MAX_BAD,
     max_tokens: int = packing.MAX_TOKENS,
+    workers: int | None = None,
 ) -> HeadRanking:
     """The model's attention heads, ranked by how well they localize what an expression means.
 
@@ -75,6 +78,8 @@ def discover(
         resume: whether the folder may hold shards of an earlier run.
         max_bad: the largest share of samples whose image may be unreadable; they are skipped.
         max_tokens: most tokens of one forward, over all of its images.
+        workers: processes that read images ahead of the model. By default as many as there are
+            cores for beside a GPU, and 0 where the model runs on the CPU itself.
 
     Returns:
         The ranking; `top()` are the localization heads.
@@ -83,11 +88,12 @@ def discover(
         ValueError: no samples, fewer than trials, an unsupported model, bad input in a sample, too
             many unreadable images, or a folder with a run of something else.
         OSError: the folder cannot be written, as when the disk is full.
+        RuntimeError: a worker was killed, or failed; says at which samples.
     """
     lvlm = models.wrap(model, processor, checkpoint=checkpoint)
     table = collect(
         lvlm, samples, recipe=recipe, dataset=dataset, split=split, progress=progress, out=out,
-        resume=resume, max_bad=max_bad, max_tokens=max_tokens,
+        resume=resume, max_bad=max_bad, max_tokens=max_tokens, workers=workers,
     )  # fmt: skip
     ranking = rank_table(table, recipe, trials=trials, seed=seed)
     if out is not None:
@@ -107,6 +113,7 @@ def collect(
     resume: bool = True,
     max_bad: float = MAX_BAD,
     max_tokens: int = packing.MAX_TOKENS,
+    workers: int | None = None,
     shard_samples: int = runs.SHARD_SAMPLES,
 ) -> HeadTable:
     """The head-statistics table of these samples: several images a forward, the maps not kept.
@@ -116,11 +123,11 @@ def collect(
         samples: as in `discover`; where one has a mask, each head's IoU with it is kept too.
         recipe: the statistics' switches and which token asks.
         dataset, split: labels.
-        progress, out, resume, max_bad, max_tokens: as in `discover`.
+        progress, out, resume, max_bad, max_tokens, workers: as in `discover`.
         shard_samples: samples of a shard, at least; an earlier run's own where it goes on.
 
     Raises:
-        ValueError, OSError: as `discover`, but for the trials.
+        ValueError, OSError, RuntimeError: as `discover`, but for the trials.
     """
     about = {
         "checkpoint": lvlm.checkpoint,
@@ -132,22 +139,34 @@ def collect(
         "versions": installed_versions(),
     }
     watch = _Watch(max_bad, progress)
+    if workers is None:
+        workers = default_workers(lvlm.model.device)
     place: Any = nullcontext(runs.InMemory(about, shard_samples))
     if out is not None:
         place = runs.begin(out, about, resume=resume, shard_samples=shard_samples)
     with place as run:
-        for index, groups in enumerate(_shards(by_image(samples), run.shard_samples)):
-            if run.holds(index):
-                groups = list(groups)
-                asked = [sample for group in groups for sample in group]
-                skipped = run.kept(index, asked)
-                if skipped is not None:
-                    watch.kept(len(asked), skipped)
-                    continue
-            keys, skipped, matrices = _measure(lvlm, groups, recipe, max_tokens, watch)
-            run.write(index, keys, skipped, **matrices)
+        left = _left(run, samples, watch)
+        with closing(read_ahead(lvlm, left, recipe, workers)) as read:
+            for index, images in groupby(read, key=lambda one: one[0]):
+                watch.begin(index)
+                keys, skipped, matrices = _measure(lvlm, images, recipe, max_tokens, watch)
+                run.write(index, keys, skipped, **matrices)
         watch.end()
         return run.table(recipe)
+
+
+def _left(run: Any, samples: Iterable[Sample], watch: _Watch) -> Iterator[tuple[int, list[Sample]]]:
+    """The images that no earlier run has done, each with the number of its shard."""
+    for index, groups in enumerate(_shards(by_image(samples), run.shard_samples)):
+        if run.holds(index):
+            groups = list(groups)
+            asked = [sample for group in groups for sample in group]
+            skipped = run.kept(index, asked)
+            if skipped is not None:
+                watch.kept(index, len(asked), skipped)
+                continue
+        for group in groups:
+            yield index, group
 
 
 @dataclass
@@ -158,11 +177,18 @@ class _Watch:
     progress: Callable[[int], None] | None
     done: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    _kept: deque[tuple[int, int, list[Skipped]]] = field(default_factory=deque)
 
-    def kept(self, count: int, skipped: list[Skipped]) -> None:
-        """An earlier run's; told with the first new ones, as a rate would count them."""
-        self.done += count
-        self.skipped += skipped
+    def kept(self, index: int, count: int, skipped: list[Skipped]) -> None:
+        """An earlier run's shard, found ahead of its turn."""
+        self._kept.append((index, count, skipped))
+
+    def begin(self, index: float) -> None:
+        """A shard's turn; those kept before are told with its first samples, as a rate has them."""
+        while self._kept and self._kept[0][0] < index:
+            _, count, skipped = self._kept.popleft()
+            self.done += count
+            self.skipped += skipped
 
     def count(self, samples: int) -> None:
         self.done += samples
@@ -177,6 +203,7 @@ class _Watch:
         return skipped
 
     def end(self) -> None:
+        self.begin(float("inf"))
         if not self.done:
             raise ValueError("samples must hold at least one sample, but are empty")
         self._judge(self.done)
@@ -210,69 +237,57 @@ def _shards(groups: Iterator[list[Sample]], size: int) -> Iterator[Iterable[list
 
 
 def _measure(
-    lvlm: LVLM,
-    groups: Iterable[list[Sample]],
-    recipe: Recipe,
-    max_tokens: int,
-    watch: _Watch,
+    lvlm: LVLM, images: Iterable[Read], recipe: Recipe, max_tokens: int, watch: _Watch
 ) -> tuple[list[Key], list[Skipped], dict[str, np.ndarray]]:
     """One shard: what was read, what was not, and the matrices of numbers."""
     shape = (lvlm.architecture["num_layers"], lvlm.architecture["num_heads"])
     waiting: deque[list[Sample]] = deque()
     keys: list[Key] = []
     skipped: list[Skipped] = []
-    pieces: dict[str, list[np.ndarray]] = {"sums": [], "entropies": [], "ious": []}
+    coming: list[HeadStats] = []
+    ious: list[np.ndarray] = []
 
-    def asked() -> Iterator[tuple[Any, list[str]]]:
-        for group, image in _decoded(groups):
-            if isinstance(image, Exception):
-                skipped.extend(watch.skip(group, " ".join(str(image).split())))
+    def encoded() -> Iterator[Encoded]:
+        for _, group, image in images:
+            if isinstance(image, Unreadable):
+                skipped.extend(watch.skip(group, image.reason))
                 continue
             waiting.append(group)
-            yield image, [sample.expression for sample in group]
+            yield image
 
-    for attention in attention_of_images(lvlm, asked(), recipe=recipe, max_tokens=max_tokens):
+    for attention in attention_of_encoded(lvlm, encoded(), recipe=recipe, max_tokens=max_tokens):
         group = waiting.popleft()
-        both = head_table(head_statistics(attention, recipe), attention.heads, shape)
-        ious = np.full(both[0].shape, np.nan, dtype=np.float32)
-        if any(sample.mask is not None for sample in group):
-            foreground = ops.binarize(attention.maps, cut=recipe.cut).cpu().numpy()
-            for i, sample in enumerate(group):
-                if sample.mask is not None:
-                    iou = map_iou(foreground[i], sample.mask, attention.layout, sample.ignore)
-                    ious[i] = on_table(iou, attention.heads, shape, 0)
-        for column, values in zip(pieces.values(), (*both, ious), strict=True):
-            column.append(values)
+        if not coming:
+            check_finite(lvlm, attention.sums)  # at once, not after a thousand samples
+        stats = head_statistics(attention, recipe, nan="propagate")
+        coming.append(HeadStats(*(part.to("cpu", non_blocking=True) for part in stats)))
+        ious.append(_ious(attention, group, recipe, shape))
         keys += map(key, group)
         watch.count(len(group))
-    nothing = np.zeros((0, *shape), dtype=np.float32)
-    matrices = {name: np.concatenate([nothing, *column]) for name, column in pieces.items()}
+    if not coming:
+        nothing = np.zeros((0, *shape), dtype=np.float32)
+        return keys, skipped, {"sums": nothing, "entropies": nothing}
+    if attention.maps.is_cuda:
+        torch.cuda.synchronize(attention.maps.device)
+    sums, entropies = (torch.cat(parts) for parts in zip(*coming, strict=True))
+    check_finite(lvlm, sums)
+    table = head_table(HeadStats(sums, entropies), attention.heads, shape)
+    matrices = {"sums": table[0], "entropies": table[1], "ious": np.concatenate(ious)}
     if np.isnan(matrices["ious"]).all():
         del matrices["ious"]
     return keys, skipped, matrices
 
 
-def _decoded(groups: Iterable[list[Sample]]) -> Iterator[tuple[list[Sample], Any]]:
-    """Each image's samples with the image in RGB, or with the error that tells why there is none.
-
-    Images are decoded a few ahead, in threads: Pillow lets others run meanwhile.
-    """
-    ahead: deque[tuple[list[Sample], Future[Any]]] = deque()
-    pool = ThreadPoolExecutor(DECODERS)
-    try:
-        for group in groups:
-            ahead.append((group, pool.submit(_read, group[0].image)))
-            if len(ahead) > AHEAD:
-                first, image = ahead.popleft()
-                yield first, image.result()
-        for first, image in ahead:
-            yield first, image.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _read(image: Any) -> Any:
-    try:
-        return read_image(image)
-    except (ValueError, OSError, SyntaxError, DecompressionBombError) as error:
-        return error
+def _ious(
+    attention: AttentionMaps, group: list[Sample], recipe: Recipe, shape: tuple[int, int]
+) -> np.ndarray:
+    """(samples, layers, heads) float32: each head's IoU with the mask; nan where there is none."""
+    ious = np.full((len(group), *shape), np.nan, dtype=np.float32)
+    masks = [sample.mask for sample in group]
+    if any(mask is not None for mask in masks):
+        foreground = ops.binarize(attention.maps, cut=recipe.cut).cpu().numpy()
+        for i, (sample, mask) in enumerate(zip(group, masks, strict=True)):
+            if mask is not None:
+                iou = map_iou(foreground[i], mask, attention.layout, sample.ignore)
+                ious[i] = on_table(iou, attention.heads, shape, 0)
+    return ious

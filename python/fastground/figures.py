@@ -1,7 +1,7 @@
-"""Pictures: a map over its image, regions, boxes, one grounding as a strip; charts of a ranking.
+"""Pictures: a map over its image, regions, boxes, one grounding as a strip, many on a sheet.
 
-Panels are PIL images; charts and figures are matplotlib's, drawn without a display. Both libraries
-are imported on use.
+Panels are PIL images; figures are matplotlib's, drawn without a display. Both libraries are
+imported on use.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fastground.result import Grounding
-    from fastground.types import HeadRanking, ImageLayout
+    from fastground.types import ImageLayout
 
 BOX = (255, 122, 26)
 """The colour of what was found: orange, which stays apart from blue for every kind of sight."""
@@ -27,21 +27,6 @@ TRUTH = (64, 196, 255)
 """The colour of the truth, always dashed."""
 PANEL = 384
 """Least width of a panel with lines in it, in pixels."""
-
-
-class Theme(NamedTuple):
-    """Colours of a chart."""
-
-    ink: str
-    faint: str
-    none: str
-    """Of frequency 0."""
-    full: str
-    """Of frequency 1, and of what was chosen."""
-
-
-LIGHT = Theme("#26282c", "#c9ccd3", "#f1efe9", "#d85f00")
-DARK = Theme("#e4e6ea", "#4a4e57", "#2a2e36", "#ff9a4d")
 
 
 def overlay(image: Image, map: Any, layout: ImageLayout) -> Image:
@@ -155,7 +140,7 @@ def strips(
     """Rows of named pictures under a title, with notes below; None leaves a place empty."""
     columns, lines = max(map(len, rows)), notes.count("\n") + bool(notes)
     height = 0.3 + 2.6 * len(rows) + 0.2 * lines
-    drawn, axes = _figure(2.2 * columns, height, columns=columns, rows=len(rows))
+    drawn, axes = canvas(2.2 * columns, height, columns=columns, rows=len(rows))
     for axis in axes:
         axis.axis("off")
     for i, row in enumerate(rows):
@@ -187,7 +172,7 @@ def contact_sheet(
             f"{len(groundings)}, {len(images)} and {len(truths)}"
         )
     rows = math.ceil(len(groundings) / columns)
-    drawn, axes = _figure(2.4 * columns, 2.7 * rows, columns=columns, rows=rows)
+    drawn, axes = canvas(2.4 * columns, 2.7 * rows, columns=columns, rows=rows)
     for axis in axes:
         axis.axis("off")
     for axis, grounding, image, truth in zip(axes, groundings, images, truths, strict=False):
@@ -196,104 +181,57 @@ def contact_sheet(
     return drawn
 
 
-def attention_sum_curve(ranking: HeadRanking, theme: Theme = LIGHT) -> Figure:
-    """The heads' mean attention sums in ascending order, cut at the elbow; chosen heads marked."""
-    from bisect import bisect_left
+def canvas(
+    width: float, height: float, *, columns: int = 1, rows: int = 1, **grid: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure that no display and no pyplot state knows of, and its axes in raster order.
 
-    drawn, (axis,) = _figure(5.2, 3.4)
-    curve = ranking.curve
-    places = range(1, len(curve) + 1)
-    kept = len(curve) - bisect_left(curve, ranking.tau)
-    axis.fill_between(places, curve, color=theme.faint, alpha=0.45, linewidth=0)
-    axis.plot(places, curve, color=theme.ink, linewidth=2)
-    axis.axhline(ranking.tau, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-    axis.annotate(
-        f"τ = {ranking.tau:.2f}: {kept} of {len(curve)} heads reach it",
-        (1, ranking.tau), (2, 4), textcoords="offset points", color=theme.ink, fontsize=10,
-    )  # fmt: skip
-    chosen = ranking.heads[: ranking.recipe.k]
-    sums = [ranked.attention_sum for ranked in chosen]
-    at = [bisect_left(curve, v - 1e-6) + 1 for v in sums]
-    axis.plot(at, sums, "o", color=theme.full, markersize=8)
-    axis.annotate(
-        ",  ".join(str(ranked.head) for ranked in chosen), (min(at), max(sums)), (-10, 0),
-        textcoords="offset points", ha="right", va="center", color=theme.full, fontweight="bold",
-    )  # fmt: skip
-    axis.set_xlabel("heads, by mean attention sum")
-    axis.set_ylabel("mean attention on the image")
-    axis.set_xlim(1, len(curve) + 0.5)
-    axis.set_ylim(0, 1.05 * max((1e-6, *curve)))
-    _dress(axis, theme)
-    return drawn
+    Args:
+        width, height: in inches.
+        columns, rows: of axes.
+        grid: what matplotlib's `Figure.subplots` takes besides, such as height_ratios.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(drawn)
+    return drawn, list(drawn.subplots(rows, columns, squeeze=False, **grid).ravel())
 
 
-def head_matrix(ranking: HeadRanking, theme: Theme = LIGHT) -> Figure:
-    """Layers by heads: how often each head was elected; the chosen ones framed."""
-    import numpy as np
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
+def encoded(drawn: Figure, kind: str = "png") -> bytes:
+    """A figure as a file's bytes, the same for the same figure; an SVG without background.
 
-    layers = int(ranking.architecture["num_layers"])
-    heads = int(ranking.architecture["num_heads"])
-    frequency = np.zeros((layers, heads))
-    for ranked in ranking.heads:
-        frequency[ranked.head] = ranked.frequency
-    drawn, (axis,) = _figure(5.2, max(2.8, min(5.2, 5.2 * layers / heads)))
-    colours = LinearSegmentedColormap.from_list("frequency", [theme.none, theme.full])
-    shown = axis.imshow(frequency, cmap=colours, vmin=0, vmax=1, aspect="auto")
-    axis.set_xticks(np.arange(heads + 1) - 0.5, minor=True)
-    axis.set_yticks(np.arange(layers + 1) - 0.5, minor=True)
-    axis.grid(which="minor", color=theme.faint, linewidth=0.5)
-    axis.tick_params(which="minor", length=0)
-    for skipped in range(min(ranking.recipe.skip_layers, layers)):
-        axis.add_patch(
-            Rectangle(
-                (-0.5, skipped - 0.5), heads, 1, fill=False, hatch="////", linewidth=0,
-                edgecolor=theme.faint,
-            )
+    Args:
+        drawn: the figure.
+        kind: as a path ends that is one of `PICTURES`, without the dot.
+    """
+    import io
+
+    import matplotlib
+
+    written = io.BytesIO()
+    dated = {"svg": "Date", "pdf": "CreationDate"}.get(kind)
+    with matplotlib.rc_context({"svg.hashsalt": "fastground"}):
+        drawn.savefig(
+            written, format=kind, transparent=kind == "svg", dpi=150,
+            metadata={dated: None} if dated else None,
         )  # fmt: skip
-    for ranked in ranking.heads[: ranking.recipe.k]:
-        layer, head = ranked.head
-        axis.add_patch(
-            Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor=theme.ink, linewidth=2)
-        )
-    axis.set_xlabel("head")
-    axis.set_ylabel("layer")
-    axis.set_xticks(range(0, heads, max(1, heads // 8)))
-    axis.set_yticks(range(0, layers, max(1, layers // 8)))
-    bar = drawn.colorbar(shown, ax=axis, fraction=0.04, pad=0.02)
-    bar.set_label("selection frequency", color=theme.ink)
-    bar.ax.tick_params(colors=theme.ink, length=0)
-    bar.outline.set_visible(False)
-    _dress(axis, theme)
-    return drawn
+    return written.getvalue()
 
 
 def save(drawn: Figure, path: Path) -> None:
-    """Write a figure, an SVG without background; the same bytes for the same figure.
+    """Write a figure.
 
     Raises:
         ValueError: the path does not end in one of `PICTURES`.
     """
-    import matplotlib
-
     if path.suffix.lower() not in PICTURES:
         raise ValueError(
             f"path must end in one of {', '.join(PICTURES)} to be a picture, but got {str(path)!r}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": "fastground"}):
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        drawn.savefig(path, transparent=path.suffix == ".svg", dpi=150, metadata=metadata)
-
-
-def png(drawn: Figure) -> bytes:
-    """A figure as a PNG file."""
-    import io
-
-    written = io.BytesIO()
-    drawn.savefig(written, format="png", dpi=150)
-    return written.getvalue()
+    path.write_bytes(encoded(drawn, path.suffix[1:].lower()))
 
 
 def rendered(drawn: Figure) -> Image:
@@ -302,7 +240,7 @@ def rendered(drawn: Figure) -> Image:
 
     from PIL import Image as Images
 
-    return Images.open(io.BytesIO(png(drawn)))
+    return Images.open(io.BytesIO(encoded(drawn)))
 
 
 def enlarged(image: Image) -> Image:
@@ -363,23 +301,3 @@ def _dashes(box: Sequence[float], step: float) -> list[tuple[float, float, float
 
 def _steps(start: float, end: float, step: float) -> list[float]:
     return [start + i * step for i in range(max(0, math.ceil((end - start) / step)))]
-
-
-def _figure(
-    width: float, height: float, *, columns: int = 1, rows: int = 1
-) -> tuple[Figure, list[Axes]]:
-    """A figure that no display and no pyplot state knows of, and its axes in raster order."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(drawn)
-    return drawn, list(drawn.subplots(rows, columns, squeeze=False).ravel())
-
-
-def _dress(axis: Axes, theme: Theme) -> None:
-    axis.tick_params(colors=theme.ink, length=0)
-    for label in (axis.xaxis.label, axis.yaxis.label):
-        label.set_color(theme.ink)
-    for side in axis.spines.values():
-        side.set_visible(False)

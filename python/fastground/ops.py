@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy import empty as new_array
 from numpy import float32
+from torch import Tensor, from_numpy
 
 from fastground import _core, reference
 from fastground.arguments import (
@@ -34,21 +35,18 @@ from fastground.arguments import (
     BORDER,
     CUT,
     EMPTY,
-    NAN,
     REGION,
     WEIGHT,
     Array,
     Shape,
     check_out,
     give,
-    give_boxes,
     give_stats,
     refuse,
     refuse_maps,
     room,
     source,
     take_maps,
-    take_nan,
     take_valid,
     tensor,
     unhashable,
@@ -86,7 +84,7 @@ def attention_sum(maps: Any, *, nan: str = "raise") -> Any:
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    (maps, shape), strict = take_maps(maps), take_nan(nan)
+    maps, shape, strict = take_maps(maps, nan)
     if native(maps):
         sums: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *ANY, sums, None)
@@ -114,7 +112,7 @@ def binarize(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = Non
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
     made_by = _core.binarize, reference.binarize
-    return _foreground(take_maps(maps), cut, nan, out, "bool", *made_by)
+    return _foreground(take_maps(maps, nan), cut, out, "bool", *made_by)
 
 
 def label(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = None) -> Any:
@@ -134,7 +132,7 @@ def label(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = None) 
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
     made_by = _core.label, reference.label
-    return _foreground(take_maps(maps, masks=True), cut, nan, out, "int32", *made_by)
+    return _foreground(take_maps(maps, nan, masks=True), cut, out, "int32", *made_by)
 
 
 def entropy(
@@ -164,11 +162,11 @@ def entropy(
 
     Source: Kang et al., CVPR 2025 (arXiv 2503.06287), equations 3 and 7.
     """
-    maps, shape = take_maps(maps)
+    maps, shape, strict = take_maps(maps, nan)
     try:
-        choices, strict = (WEIGHT[weight], CUT[cut], EMPTY[empty]), NAN[nan]
+        choices = WEIGHT[weight], CUT[cut], EMPTY[empty]
     except TypeError:
-        raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
+        raise unhashable(weight=weight, cut=cut, empty=empty) from None
     if native(maps):
         entropies: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *choices, None, entropies)
@@ -202,11 +200,11 @@ def head_stats(
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    maps, shape = take_maps(maps)
+    maps, shape, strict = take_maps(maps, nan)
     try:
-        choices, strict = (WEIGHT[weight], CUT[cut], EMPTY[empty]), NAN[nan]
+        choices = WEIGHT[weight], CUT[cut], EMPTY[empty]
     except TypeError:
-        raise unhashable(weight=weight, cut=cut, empty=empty, nan=nan) from None
+        raise unhashable(weight=weight, cut=cut, empty=empty) from None
     if native(maps):
         batch = shape[:-2]
         sums: Any = new_array(batch, float32)
@@ -248,7 +246,7 @@ def smooth(
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    (maps, shape), strict = take_maps(maps), take_nan(nan)
+    maps, shape, strict = take_maps(maps, nan)
     try:
         recipe = _filter(kernel_size, sigma, border)
     except TypeError:  # unhashable
@@ -272,8 +270,7 @@ def combine(maps: Any, *, recipe: Recipe | None = None, nan: str = "raise", out:
         TypeError: maps is no array, or not floating.
         ValueError: a shape or, under nan="raise", a value that is refused.
     """
-    (maps, shape), strict = take_maps(maps, heads=True), take_nan(nan)
-    recipe = _take_recipe(recipe)
+    maps, shape, strict = take_maps(maps, nan, heads=True)
     result_shape = (*shape[:-3], *shape[-2:])
     return _combine(maps, shape, result_shape, shape[-3], recipe, strict, out)
 
@@ -300,64 +297,41 @@ def boxes(
         TypeError: maps is no array, or not floating; valid is not bool.
         ValueError: a shape or, under nan="raise", a value that is refused.
     """
-    (maps, shape), strict = take_maps(maps, heads=True), take_nan(nan)
-    batch = shape[:-3]
-    recipe = _take_recipe(recipe)
+    maps, shape, strict = take_maps(maps, nan, heads=True)
+    recipe, taps, border, region = _told(recipe)
     if valid is not None:
-        valid = take_valid(valid, maps, (*batch, *shape[-2:]))
-    if recipe.padding == "include":
-        valid = None
+        valid = take_valid(valid, maps, (*shape[:-3], *shape[-2:]))
+        if recipe.padding == "include":
+            valid = None
     if native(maps):
-        rows: Any = new_array((*batch, 7), float32)
-        suspect = _core.boxes(
-            source(maps, shape),
-            shape[-3],
-            _taps(recipe.kernel_size, recipe.sigma),
-            BORDER[recipe.border],
-            valid if valid is None else source(valid, valid.shape),
-            REGION[recipe.region],
-            rows,
-        )
+        rows: Any = new_array((*shape[:-3], 7), float32)
+        among = valid if valid is None else source(valid, valid.shape)
+        suspect = _core.boxes(source(maps, shape), shape[-3], taps, border, among, region, rows)
         if strict and suspect:
             area, mass = rows[..., 4], rows[..., 5]
             refuse(np.where(area > 0, 0, mass))  # where one is found, a share of a sum of 0
-    else:
-        combined = reference.combine(tensor(maps), recipe=recipe)
-        if strict:
-            refuse_maps(combined)
-        rows = reference.regions(combined, region=recipe.region, valid=valid).rows
-    return give_boxes(rows, maps)
-
-
-_PAPER = Recipe()
-
-
-def _take_recipe(recipe: Any) -> Recipe:
-    if recipe is None:
-        return _PAPER
-    if not isinstance(recipe, Recipe):
-        raise TypeError(
-            f"recipe must be a Recipe or None, but got {recipe!r}; give Recipe(...) or "
-            "Recipe.profile(name)"
-        )
-    return recipe
+        return Boxes(rows, from_numpy) if isinstance(maps, Tensor) else Boxes(rows)
+    combined = reference.combine(tensor(maps), recipe=recipe)
+    if strict:
+        refuse_maps(combined)
+    found = reference.regions(combined, region=recipe.region, valid=valid)
+    return found if isinstance(maps, Tensor) else Boxes(found.rows.numpy())
 
 
 def _foreground(
-    taken: tuple[Array, Shape],
+    taken: tuple[Array, Shape, bool],
     cut: str,
-    nan: str,
     out: Any,
     dtype: str,
     by_core: Callable[..., int],
     by_reference: Callable[..., torch.Tensor],
 ) -> Any:
     """What is made of each map's foreground, a number a cell."""
-    maps, shape = taken
+    maps, shape, strict = taken
     try:
-        level, strict = CUT[cut], NAN[nan]
+        level = CUT[cut]
     except TypeError:
-        raise unhashable(cut=cut, nan=nan) from None
+        raise unhashable(cut=cut) from None
     check_out(out, maps, shape, dtype)
     if native(maps):
         made = room(shape, np.dtype(dtype), out, maps, 1, strict)
@@ -374,15 +348,15 @@ def _combine(
     shape: Shape,
     result_shape: Shape,
     heads: int,
-    recipe: Recipe,
+    recipe: Recipe | None,
     strict: bool,
     out: Any,
 ) -> Any:
+    recipe, taps, border, _ = _told(recipe)
     check_out(out, maps, result_shape, "float32")
     if native(maps):
         combined = room(result_shape, float32, out, maps, heads, strict)
-        taps = _taps(recipe.kernel_size, recipe.sigma)
-        suspect = _core.combine(source(maps, shape), heads, taps, BORDER[recipe.border], combined)
+        suspect = _core.combine(source(maps, shape), heads, taps, border, combined)
     else:
         groups = tensor(maps).reshape(*result_shape[:-2], heads, *shape[-2:])
         combined, suspect = reference.combine(groups, recipe=recipe), True
@@ -399,6 +373,34 @@ def _filter(kernel_size: int, sigma: float, border: str) -> Recipe:
         raise ValueError(str(error).removeprefix("recipe.")) from None
 
 
+def _told(recipe: Recipe | None) -> tuple[Recipe, np.ndarray, int, int]:
+    """A recipe, and its taps, border and region as the native core is told them; of None the
+    paper's. Kept, since the next call's is most often the same."""
+    global _last
+    given, told = _last
+    if given is recipe:
+        return told
+    if recipe is None:
+        told = _tell(Recipe())
+    elif isinstance(recipe, Recipe):
+        told = _tell(recipe)
+    else:
+        raise TypeError(
+            f"recipe must be a Recipe or None, but got {recipe!r}; give Recipe(...) or "
+            "Recipe.profile(name)"
+        )
+    _last = recipe, told
+    return told
+
+
+def _tell(recipe: Recipe) -> tuple[Recipe, np.ndarray, int, int]:
+    taps = _taps(recipe.kernel_size, recipe.sigma)
+    return recipe, taps, BORDER[recipe.border], REGION[recipe.region]
+
+
 @lru_cache
 def _taps(kernel_size: int, sigma: float) -> np.ndarray:
     return np.array(reference.gaussian(kernel_size, sigma))
+
+
+_last: tuple[Recipe | None, tuple[Recipe, np.ndarray, int, int]] = None, _tell(Recipe())

@@ -21,6 +21,9 @@ from fastground.elbow import elbow
 from fastground.table import HeadTable
 from fastground.types import HeadId, HeadRanking, RankedHead, Recipe
 
+OFTEN = 0.01
+"""Heads elected in less than this share of the samples are left out where rank and IoU meet."""
+
 
 def kept_heads(
     attention_sums: np.ndarray,

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_CORNERS = ..., slice(0, 4)
+
+
 def _as_it_is(array: Any) -> Any:
     return array
 
@@ -41,7 +44,7 @@ class Boxes:
     @property
     def xyxy(self) -> torch.Tensor:
         """(..., 4) float32 in grid units, half-open; zeros where nothing was found."""
-        return self._give(self._rows[..., :4])
+        return self._give(self._rows[_CORNERS])
 
     @property
     def area(self) -> torch.Tensor:

@@ -80,7 +80,7 @@ class Grounding:
         """What a notebook shows."""
         from fastground import figures
 
-        return None if self.image is None else figures.png(figures.figure(self, self.image))
+        return None if self.image is None else figures.encoded(figures.figure(self, self.image))
 
     def _image(self) -> Image:
         if self.image is None:

@@ -71,7 +71,7 @@ class Run:
     folder: Path
     about: dict[str, Any]
     shard_samples: int
-    _used: list[Shard] = field(default_factory=list)
+    _used: dict[int, Shard] = field(default_factory=dict)
 
     def holds(self, index: int) -> bool:
         """Whether an earlier run wrote the shard of this number."""
@@ -83,7 +83,7 @@ class Run:
         A shard of fewer samples, which an earlier run ended with, is to be done anew.
 
         Args:
-            index: of a shard that is there; 0, 1, 2, ... in turn.
+            index: of a shard that is there.
             samples: all of it.
 
         Raises:
@@ -112,7 +112,7 @@ class Run:
         shard.rows = len(asked)
         ids = {sample.sample_id for sample in samples}
         shard.skipped = [skipped for skipped in shard.skipped if skipped[0] in ids]
-        self._used.append(shard)
+        self._used[index] = shard
         return shard.skipped
 
     def write(
@@ -130,7 +130,7 @@ class Run:
             OSError: the disk is full, or the like; what was written before is kept.
         """
         path = _path(self.folder, index)
-        done = sum(shard.rows for shard in self._used)
+        done = sum(shard.rows for number, shard in self._used.items() if number < index)
         try:
             shard = Shard.write(path, keys, skipped, matrices, self.about)
         except OSError as error:
@@ -139,11 +139,11 @@ class Run:
                 f"{path} could not be written ({error.strerror}); the {done:,} samples before it "
                 "are kept: make room and run again with the same folder",
             ) from error
-        self._used.append(shard)
+        self._used[index] = shard
 
     def table(self, recipe: Recipe) -> HeadTable:
         """The table of all shards written or kept, read from the disk block by block."""
-        return _table(self._used, self.about, recipe)
+        return _table([shard for _, shard in sorted(self._used.items())], self.about, recipe)
 
 
 @contextmanager

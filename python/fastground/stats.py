@@ -11,7 +11,9 @@ from fastground import ops
 from fastground.types import AttentionMaps, HeadId, HeadStats, Recipe
 
 
-def head_statistics(attention: AttentionMaps, recipe: Recipe = Recipe()) -> HeadStats:
+def head_statistics(
+    attention: AttentionMaps, recipe: Recipe = Recipe(), *, nan: str = "raise"
+) -> HeadStats:
     """Criterion 1 and criterion 2 of every map, by the recipe's switches.
 
     The attention sum is over all of the image's tokens; with `padding_stats="exclude"` both
@@ -21,12 +23,13 @@ def head_statistics(attention: AttentionMaps, recipe: Recipe = Recipe()) -> Head
     Args:
         attention: maps (expressions, heads, grid_h, grid_w) and their layout.
         recipe: weight, cut, empty, bottom_row and padding_stats are read here.
+        nan: "raise" | "propagate", which does not wait for a GPU.
 
     Returns:
         Both (expressions, heads) float32 on the maps' device; the entropy in nats.
 
     Raises:
-        ValueError: a map holds NaN or infinity, or no cell lies in the image.
+        ValueError: under nan="raise" a map holds NaN or infinity; or no cell lies in the image.
 
     Source: Kang et al., CVPR 2025, equations 2, 3 and 7.
     """
@@ -40,7 +43,7 @@ def head_statistics(attention: AttentionMaps, recipe: Recipe = Recipe()) -> Head
                 "image_size, cell_size and origin"
             )
         maps = maps[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    stats = ops.head_stats(maps, weight=recipe.weight, cut=recipe.cut, empty=recipe.empty)
+    stats = ops.head_stats(maps, weight=recipe.weight, cut=recipe.cut, empty=recipe.empty, nan=nan)
     if recipe.padding_stats == "exclude":
         sums = stats.attention_sum
     entropy = stats.entropy

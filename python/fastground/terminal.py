@@ -129,6 +129,36 @@ def ranking_json(ranking: HeadRanking) -> dict[str, Any]:
     return {"top": [list(h) for h in ranking.top()], **asdict(ranking)}
 
 
+def choices_table(ablations: Any) -> Table:
+    """What each other choice of an `Ablations` comes to, one line a choice."""
+    table = _table(
+        "the ranking under other choices",
+        ("choice", "heads", "shared", "pass", "IoU", "own shared", "own IoU"),
+        "shared: heads that the ranking chooses, too; pass: heads that pass the first criterion\n"
+        "own: heads chosen anew for each expression, and the share of them that are the fixed ones",
+    )
+    for choice in (*ablations.by_criteria, *ablations.by_tau, *ablations.by_n):
+        table.add_row(
+            choice.name, ", ".join(map(str, choice.heads)), str(choice.shared), str(choice.kept),
+            _fraction(choice.iou), _percent(choice.own_shared, " %"), _fraction(choice.own_iou),
+        )  # fmt: skip
+    return table
+
+
+def sureness_table(ablations: Any) -> Table:
+    """How sure each head of an `Ablations` is among the first k, the images drawn anew."""
+    note = f"Spearman's rho of frequency and mask IoU {ablations.rho:.2f}"
+    table = _table(
+        "when the images are drawn anew",
+        ("head", "among the first", "elected in (95 %)"),
+        f"{note} ({ablations.rho_heads} heads)" if ablations.rho == ablations.rho else None,
+    )
+    for sure in ablations.sureness:
+        low, high = (100 * v for v in sure.interval)
+        table.add_row(str(sure.head), _percent(sure.in_top, " %"), f"{low:.1f} to {high:.1f} %")
+    return table
+
+
 def comparison_rows(comparison: Any) -> list[list[str]]:
     """A `Comparison` as text, a line a row, the names of the columns first."""
     kinds = list(comparison.rows[0].scores.by_kind)
@@ -240,6 +270,10 @@ def _table(title: str, columns: tuple[str, ...], caption: str | None = None) -> 
     for i, name in enumerate(columns):
         table.add_column(name, justify="right" if i > 0 else "left", no_wrap=i > 0)
     return table
+
+
+def _fraction(number: float) -> str:
+    return f"{number:.3f}" if number == number else "-"
 
 
 def _percent(share: float, unit: str = "") -> str:

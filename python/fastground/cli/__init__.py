@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from fastground import terminal
-from fastground.cli import demo, discover, evaluate, explain, ground, info, report
+from fastground.cli import demo, discover, evaluate, explain, ground, info, rank, report
 from fastground.cli.options import INTERRUPTED
 
 UsageError: Any = typer.BadParameter.__base__
@@ -35,6 +35,7 @@ app.command(epilog='Example: fastground explain tiny photo.png "left circle" --o
 app.command(epilog="Example: fastground discover tiny --num-samples 1000 --out runs/tiny")(
     discover.discover
 )
+app.command(epilog="Example: fastground rank runs/tiny --recipe elbow=0.2 --ablations")(rank.rank)
 app.command(epilog="Example: fastground report runs/tiny --out runs/tiny/report")(report.report)
 app.command(epilog="Example: fastground evaluate tiny --num-samples 1000")(evaluate.evaluate)
 app.command(epilog="Example: fastground demo --out demo --num-samples 1000")(demo.demo)

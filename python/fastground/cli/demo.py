@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fastground import terminal
-from fastground.cli.options import Changes, Json, NumSamples, Profile, Seed, recipe_of
+from fastground.cli.options import Changes, Json, NumSamples, Profile, Seed, Trials, recipe_of
 from fastground.types import Recipe
 
 
@@ -18,7 +18,7 @@ def demo(
         Path("demo")
     ),
     num_samples: NumSamples = 1000,
-    trials: Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")] = 5,
+    trials: Trials = 5,
     seed: Seed = 0,
     profile: Profile = None,
     recipe: Changes = None,

@@ -18,6 +18,8 @@ from fastground.cli.options import (
     Options,
     Profile,
     Seed,
+    Trials,
+    Workers,
     leave,
     options_of,
     recipe_of,
@@ -31,7 +33,7 @@ def discover(
     data: Data = None,
     split: Annotated[str, typer.Option(help="Never the one evaluated on.")] = "train",
     num_samples: NumSamples = 1000,
-    trials: Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")] = 5,
+    trials: Trials = 5,
     seed: Seed = 0,
     out: Annotated[
         Path | None,
@@ -40,6 +42,7 @@ def discover(
     max_bad: Annotated[
         float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")
     ] = 0.01,
+    workers: Workers = None,
     option: Options = None,
     profile: Profile = None,
     recipe: Changes = None,
@@ -61,7 +64,7 @@ def discover(
         ranking = discovery.discover(
             lvlm.model, lvlm.processor, stop.until(samples), recipe=chosen, trials=trials,
             seed=seed, checkpoint=model, dataset=dataset, split=split, progress=advance, out=out,
-            max_bad=max_bad,
+            max_bad=max_bad, workers=workers,
         )  # fmt: skip
     if as_json:
         terminal.print_json(**terminal.ranking_json(ranking))

@@ -1,27 +1,113 @@
-"""fastground report: a page on a ranking."""
+"""fastground report: a page on a run."""
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fastground import terminal
-from fastground.cli.options import Json, ranking_file
+from fastground.cli.options import (
+    Changes,
+    Data,
+    Json,
+    Options,
+    Profile,
+    Seed,
+    options_of,
+    ranking_file,
+    recipe_of,
+)
 from fastground.types import HeadRanking
+
+TRIALS = 5
+PER_IMAGE = 1000
+"""More expressions than an image has."""
 
 
 def report(
-    ranking: Annotated[Path, typer.Argument(help="What discover wrote, file or folder.")],
+    run: Annotated[Path, typer.Argument(help="What discover wrote, its folder or ranking.json.")],
     out: Annotated[Path, typer.Option(help="A folder for index.html.")] = Path("report"),
+    format: Annotated[
+        str, typer.Option(help="Of the charts' files: png, svg or pdf; the page holds its own.")
+    ] = "png",
+    examples: Annotated[
+        int, typer.Option(min=0, help="Images shown with the heads' maps; runs the model.")
+    ] = 0,
+    model: Annotated[str | None, typer.Option(help="Where it lies now; the run's if not.")] = None,
+    data: Data = None,
+    option: Options = None,
+    seed: Seed = 0,
+    profile: Profile = None,
+    recipe: Changes = None,
     as_json: Json = False,
 ) -> None:
-    """Write a page on a ranking: the elbow, the election, the heads."""
+    """Write a page on a run: the elbow, the election, what the choice of heads hangs on."""
     from fastground import report as reports
 
-    path = reports.write(out, HeadRanking.load(ranking_file(ranking)))
+    ranking, evidence = _read(run, profile, recipe, seed)
+    galleries = {}
+    if examples:
+        title = f"Expressions of {ranking.dataset} {ranking.split}, as they came"
+        galleries[title] = _examples(ranking, examples, model, data, option, seed)
+    path = reports.write(out, ranking, galleries=galleries, format=format, **evidence)
     if as_json:
         terminal.print_json(page=str(path))
     else:
         print(f"wrote {path}")
+
+
+def _read(
+    path: Path, profile: str | None, changes: list[str] | None, seed: int
+) -> tuple[HeadRanking, dict[str, Any]]:
+    """A ranking and, where its table is there, what else the page tells from it.
+
+    The run's own ranking is taken where it is of the whole table and no other choice is asked for.
+    """
+    from fastground import runs
+    from fastground.ablations import ablate
+    from fastground.ranking import rank_table
+
+    other = profile is not None or bool(changes)
+    if not (path / runs.MANIFEST).is_file():
+        ranking = HeadRanking.load(ranking_file(path))
+        if other:
+            raise ValueError(
+                f"--profile and --recipe need a run's table, but {path} has none; give the folder "
+                "that discover wrote with --out"
+            )
+        return ranking, {}
+    table = runs.load(path)
+    own = path / "ranking.json"
+    made = HeadRanking.load(own) if own.is_file() and not other else None
+    if made is not None and made.num_samples == table.num_samples:
+        ranking = made
+    else:
+        chosen = recipe_of(table.recipe, profile, changes)
+        trials = min(TRIALS, table.num_samples)
+        ranking = rank_table(table, chosen, trials=trials, seed=seed)
+    return ranking, {"ablations": ablate(table, ranking, seed=seed), "ious": table.mean_ious}
+
+
+def _examples(
+    ranking: HeadRanking,
+    count: int,
+    model: str | None,
+    data: Path | None,
+    option: list[str] | None,
+    seed: int,
+) -> list[Any]:
+    """The first expression of so many images of the run's own data, grounded."""
+    from fastground import datasets, models
+    from fastground.datasets.images import by_image
+    from fastground.grounder import Grounder
+    from fastground.report.examples import grounded
+
+    samples = datasets.load(
+        ranking.dataset, data=data, split=ranking.split, num_samples=PER_IMAGE * count, seed=seed,
+        **options_of(ranking.dataset, option),
+    )  # fmt: skip
+    grounder = Grounder(models.load(model or ranking.checkpoint), ranking)
+    return list(grounded(grounder, islice((group[0] for group in by_image(samples)), count)))

@@ -1,7 +1,7 @@
 """Data sets as streams of `Sample`, all samples of an image one after another.
 
-`load` gives the samples of any of them by name. Those in files are first listed, image by image,
-and read as they stream: `annotated` gives that list, which workers can share.
+`load` gives the samples of any of them by name. Those in files are listed, image by image, and
+stream unopened: `Sample.image` and the truth are read from their files when first asked for.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def load(
         split: as that data set calls it.
         num_samples: at most so many, of images in random order; None: all, in the files' order.
         seed: of that order; of shapes, another world.
-        masks: whether true masks are drawn where there are any.
-        on_bad: called with what is wrong with an image, which is then left out; None raises it.
+        masks: whether samples have the true masks, where there are any.
+        on_bad: called with what is wrong with an image, which is then left out; None: it is raised
+            where the image or its truth is asked for.
         options: what that data set takes besides, such as sentences, check_sizes, images.
 
     Raises:

@@ -1,10 +1,11 @@
 """Images of a file data set before they are read: where the pixels are, what is said of them.
 
-    files --list--> AnnotatedImage, ...  --stream--> Sample, Sample, ...
-                    small, picklable                 decoded, drawn, checked, one image at a time
+    files --list--> AnnotatedImage, ...  --stream--> Sample, Sample, ...  --.image, .mask-->
+                    small, picklable                 small, picklable       opened, drawn, checked
 
-Every loader only lists; nothing is decoded before its turn, and memory does not grow with what has
-been streamed. Workers can share the list, each calling `AnnotatedImage.samples` on a part of it.
+Every loader only lists, and a stream only names: an image is opened, a mask drawn when it is first
+asked for, once for all samples of the image, and gone when these are. So who goes on with what was
+done before passes it by without opening it, and workers are sent what is still to be opened.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastground.datasets.masks import Drawn, box_of
-from fastground.datasets.photos import Stored, open_image
+from fastground.datasets.photos import Photo, Stored
 from fastground.types import Sample
 
 SLACK = 2.0
@@ -50,46 +52,95 @@ class AnnotatedImage:
     """(height, width) as the annotations say; None where they do not."""
 
     def samples(self, *, masks: bool = True) -> list[Sample]:
-        """The image decoded once, and a sample for every phrase.
+        """A sample for every phrase; the image is opened when one of them is asked for it.
 
         Args:
-            masks: whether to draw them; a box that only the mask tells is told in any case.
+            masks: whether there are any; a box that only the mask tells is told in any case.
 
         Raises:
-            FileNotFoundError: there is no such image.
-            ValueError: a broken image or one of another size, an empty expression, a box outside
-                the image, a mask that cannot be drawn.
+            ValueError: an empty expression.
         """
-        image = open_image(self.source, self.size)
-        size = (image.height, image.width)
-        out = []
-        for phrase in self.phrases:
-            try:
-                if not phrase.expression.strip():
-                    raise ValueError(f"expression must have words, but is {phrase.expression!r}")
-                drawn = None
-                if phrase.draw is not None and (masks or phrase.box is None):
-                    drawn = phrase.draw(size)
-                box = phrase.box
-                if box is None and drawn is not None:
-                    box = box_of(drawn.mask)
-                if box is not None:
-                    _check_box(box, size)
-            except ValueError as error:
-                raise ValueError(f"{error} (sample {phrase.sample_id}, {self.source})") from error
-            out.append(
-                Sample(
-                    image=image,
-                    expression=phrase.expression,
-                    box=box,
-                    mask=drawn.mask if masks and drawn else None,
-                    image_id=self.image_id,
-                    sample_id=phrase.sample_id,
-                    kind=phrase.kind,
-                    ignore=drawn.ignore if masks and drawn else None,
-                )
-            )
-        return out
+        photo = Photo(self.source, self.size)
+        return [FileSample.of(photo, self.image_id, phrase, masks) for phrase in self.phrases]
+
+
+class FileSample(Sample):
+    """A sample of files, of which `image`, `mask`, `ignore` and `box` are made on first use.
+
+    There, what `open_image` raises, and a ValueError for a mask that cannot be drawn or a box
+    outside the image.
+    """
+
+    photo: Photo | None = None
+    """What it shows, not opened; None in a copy by `dataclasses.replace`, which holds all."""
+    _phrase: Phrase
+    _masks: bool
+
+    @classmethod
+    def of(cls, photo: Photo, image_id: int, phrase: Phrase, masks: bool) -> FileSample:
+        """The sample of a phrase about a photo.
+
+        Raises:
+            ValueError: the expression is empty.
+        """
+        sample = cls.__new__(cls)
+        sample.__dict__.update(
+            photo=photo, expression=phrase.expression, image_id=image_id,
+            sample_id=phrase.sample_id, kind=phrase.kind, answer=(), _phrase=phrase, _masks=masks,
+        )  # fmt: skip
+        if not phrase.expression.strip():
+            raise sample._wrong(f"expression must have words, but is {phrase.expression!r}")
+        return sample
+
+    def __repr__(self) -> str:
+        where = "opened" if self.photo is None else self.photo.source
+        return f"FileSample({self.sample_id}, {self.expression!r}, {where})"
+
+    @cached_property
+    def image(self) -> Any:
+        """The photo, opened."""
+        return self._photo.image
+
+    @cached_property
+    def mask(self) -> Any:
+        """Drawn at the image's size; None without masks."""
+        return self._drawn.mask if self._masks and self._drawn else None
+
+    @cached_property
+    def ignore(self) -> Any:
+        """Drawn with the mask."""
+        return self._drawn.ignore if self._masks and self._drawn else None
+
+    @cached_property
+    def box(self) -> Box | None:
+        """The phrase's, or else the mask's."""
+        box = self._phrase.box
+        try:
+            if box is None and self._drawn is not None:
+                box = box_of(self._drawn.mask)
+            if box is not None:
+                _check_box(box, self._photo.size)
+        except ValueError as error:
+            raise self._wrong(error) from error
+        return box
+
+    @cached_property
+    def _drawn(self) -> Drawn | None:
+        if self._phrase.draw is None:
+            return None
+        size = self._photo.size
+        try:
+            return self._phrase.draw(size)
+        except ValueError as error:
+            raise self._wrong(error) from error
+
+    @property
+    def _photo(self) -> Photo:
+        assert self.photo is not None, "a copy holds all"
+        return self.photo
+
+    def _wrong(self, what: object) -> ValueError:
+        return ValueError(f"{what} (sample {self.sample_id}, {self._photo.source})")
 
 
 @dataclass(frozen=True)
@@ -115,18 +166,19 @@ def stream(
     masks: bool = True,
     on_bad: Callable[[Exception], None] | None = None,
 ) -> Iterator[Sample]:
-    """The samples of images, one image after another, each decoded when its turn comes.
+    """The samples of images, one image after another, each opened when it is first asked for.
 
     Args:
         images: what a loader listed.
         num_samples: at most so many, of images in random order; None: all, in the files' order.
         seed: of that order.
-        masks: whether to draw them.
-        on_bad: called with what is wrong with an image, which is then left out; None raises it.
+        masks: whether there are any.
+        on_bad: each image is opened, all of its truth made, when its turn comes; this is called
+            with what is wrong with one, which is then left out. None: what is wrong is raised where
+            it is asked for.
 
     Raises:
-        ValueError: a negative number of samples; and what `AnnotatedImage.samples` raises.
-        FileNotFoundError: likewise.
+        ValueError: a negative number of samples, or an empty expression.
     """
     if num_samples is not None and num_samples < 0:
         raise ValueError(f"num_samples must be >= 0, but got {num_samples}")
@@ -149,6 +201,8 @@ def _stream(
             return
         try:
             samples = images[index].samples(masks=masks)
+            for sample in samples if on_bad is not None else ():
+                _ = sample.image, sample.box, sample.mask
         except (ValueError, OSError) as error:
             if on_bad is None:
                 raise

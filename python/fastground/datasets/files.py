@@ -49,10 +49,11 @@ def by_id(records: Iterable[Any], key: str, path: Path, what: str) -> dict[Any, 
     found: dict[Any, Any] = {}
     try:
         for record in records:
-            if found.setdefault(record[key], record) is not record:
+            if record[key] in found:
                 raise ValueError(
                     f"{path} must name each {what} once, but has two with {key} {record[key]!r}"
                 )
+            found[record[key]] = record
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path} must list {what}s with {key!r}, but has one without") from error
     return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+from fastground.datasets.photos import Photo
 from fastground.types import Sample
 
 
@@ -19,5 +21,17 @@ def by_image(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         yield run
 
 
+def unopened(sample: Sample) -> Any:
+    """The sample's `Photo` where it has one, which is small and opened by whoever needs pixels.
+
+    Else its image, as it is.
+    """
+    photo: Photo | None = getattr(sample, "photo", None)
+    return sample.image if photo is None else photo
+
+
 def _same_image(a: Sample, b: Sample) -> bool:
-    return a.image_id == b.image_id and (a.image is b.image or a.image == b.image)
+    if a.image_id != b.image_id:
+        return False
+    one, other = unopened(a), unopened(b)
+    return one is other or one == other

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,29 @@ def _images(path: Path, group: int, column: str) -> list[Any]:
     return [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
 
 
+@dataclass(frozen=True)
+class Photo:
+    """An image that has not been opened yet; small, picklable, held once by all of its samples."""
+
+    source: Path | Stored
+    told: tuple[int, int] | None = None
+    """(height, width) as its annotations say; None where they do not."""
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """Opened when first asked for, and kept as long as this is; errors as in `open_image`."""
+        return open_image(self.source, self.told)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), for which the image is opened only where nothing tells."""
+        return self.told or (self.image.height, self.image.width)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the pixels: who is sent this opens it anew."""
+        return {"source": self.source, "told": self.told}
+
+
 def open_image(source: Path | Stored, size: tuple[int, int] | None = None) -> Image.Image:
     """The image, decoded.
 
@@ -82,9 +105,10 @@ def open_image(source: Path | Stored, size: tuple[int, int] | None = None) -> Im
             f"says it has more ({error}); if that is true, scale it down"
         ) from error
     except (OSError, SyntaxError, EOFError, OverflowError, MemoryError) as error:
+        strange = isinstance(error, UnidentifiedImageError)  # would print an address
         raise ValueError(
             f"image must be a file that Pillow can read whole, but {str(source)!r} is not "
-            f"({error}); get it anew"
+            f"({'of no format that it knows' if strange else error}); get it anew"
         ) from error
     if size is None or image.size != (size[1], size[0]):
         return ImageOps.exif_transpose(image)

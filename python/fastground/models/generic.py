@@ -121,11 +121,11 @@ class Generic(LVLM):
             return seen
         import torch
 
-        ids = torch.tensor([seen.ids], device=self.model.device)
+        ids = torch.tensor([seen.ids])
         takes = signature(count).parameters
         given = {**seen.inputs, **self.token_inputs(ids), "input_ids": ids}
         positions = count(**{name: value for name, value in given.items() if name in takes})[0]
-        return seen._replace(positions=positions[:, 0].cpu())
+        return seen._replace(positions=positions[:, 0])
 
     def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """1 where a token is the image's, under the name that the model takes it by."""

@@ -120,14 +120,14 @@ def read_image(image: Any) -> Image.Image:
 
     Args:
         image: a path, whose image is turned upright as its EXIF data says; or, taken as it is, a
-            PIL image; an array (height, width, 1, 3 or 4) or (height, width), uint8; or a tensor
-            (1, 3 or 4, height, width) or (height, width), uint8 or floating in [0, 1]. Of an
-            animation the frame that it stands at, the first in a file; where it is transparent,
-            white shines through.
+            PIL image; an array (height, width, 1, 3 or 4) or (height, width), uint8 or uint16; or a
+            tensor (1, 3 or 4, height, width) or (height, width), uint8 or floating in [0, 1]. Of
+            16 bits the brightest, 65535, becomes 255. Of an animation the frame that it stands at,
+            the first in a file; where it is transparent, white shines through.
 
     Raises:
         ValueError: `image` is none of these, or the file holds no image or is cut off, or it has no
-            pixels, or its brightness has no known range (16 bits, integers, floats).
+            pixels, or its brightness has no known range (32 bits, floats).
         FileNotFoundError: there is no such file.
     """
     if isinstance(image, torch.Tensor):
@@ -154,12 +154,14 @@ def read_image(image: Any) -> Image.Image:
         )
     if 0 in image.size:
         raise ValueError(f"image must have pixels, but its (width, height) is {image.size}")
-    if image.mode.startswith(("I", "F")):  # Pillow would clip them to 255
+    if image.mode in ("I", "F"):  # Pillow would clip them to 255
         raise ValueError(
-            f"image must have 8 bits a channel, but its mode is {image.mode!r}; scale its values "
-            "to 0-255 first, with Image.fromarray(values.astype('uint8'))"
+            f"image must have 8 or 16 bits a channel, but its mode is {image.mode!r}; scale its "
+            "values to 0-255 first, with Image.fromarray(values.astype('uint8'))"
         )
     try:
+        if image.mode.startswith("I;16"):  # likewise
+            image = Image.fromarray(_of_sixteen_bits(np.asarray(image)))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -172,6 +174,8 @@ def read_image(image: Any) -> Image.Image:
 
 def _of_array(array: np.ndarray) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype.newbyteorder("=") == np.uint16:
+        array = _of_sixteen_bits(array)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise ValueError(
             "image must be (height, width, 3) or (height, width) uint8 where it is an array, but "
@@ -181,6 +185,11 @@ def _of_array(array: np.ndarray) -> Image.Image:
     if 0 in array.shape:
         raise ValueError(f"image must have pixels, but its shape is {array.shape}")
     return Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array)
+
+
+def _of_sixteen_bits(array: np.ndarray) -> np.ndarray:
+    """The nearest of 8 bits: 65535 / 255 = 257."""
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _array_of_tensor(tensor: torch.Tensor) -> np.ndarray:

@@ -122,10 +122,9 @@ class LVLM(ABC):
         return made["input_ids"][0].tolist(), self.placed(made)
 
     def placed(self, made: Any) -> dict[str, torch.Tensor]:
-        """What a processor made of an image, on the model's device and in its dtype."""
-        device, dtype = self.model.device, self.model.dtype
+        """What a processor made of an image, in the model's dtype and the host's memory."""
         return {
-            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            name: value.to(self.model.dtype) if value.is_floating_point() else value
             for name, value in made.items()
             if name not in _OF_WORDS
         }
@@ -146,6 +145,8 @@ class LVLM(ABC):
 
     def encode(self, image: Any, expressions: list[str], recipe: Recipe) -> Encoded:
         """One image and its expressions as token ids, with the tokens that ask.
+
+        No device is touched, so that processes without one may do it.
 
         Args:
             image: PIL image, or a path to one.

@@ -1,0 +1,210 @@
+"""Images read ahead of the model: opened, resized, turned into what it takes, in other processes.
+
+    images in order --> worker | worker | worker --> in the same order, pinned --> the model
+                        each AHEAD images at most, then it waits
+
+torch's DataLoader does it. The workers are forked, so that they have the processor and the model's
+configuration without a copy of its weights; no device is touched in them. Ctrl-C is the parent's
+affair. When it ends they end, and when it is killed they notice within some seconds and leave.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from PIL.Image import DecompressionBombError
+from torch.utils.data import DataLoader, Dataset
+
+from fastground.datasets.images import unopened
+from fastground.datasets.photos import Photo
+from fastground.models import LVLM
+from fastground.models.geometry import read_image
+from fastground.types import Encoded, Recipe, Sample
+
+AHEAD = 4
+"""Images that a worker reads before they are asked for, at most; memory grows with it."""
+MOST_WORKERS = 8
+"""By default: an H200 with LLaVA-1.5-7B asks for some 30 images a second, a core reads as many."""
+
+FORK = "fork"
+
+Tag = TypeVar("Tag")
+
+
+class Unreadable(NamedTuple):
+    """Why there is no image."""
+
+    reason: str
+
+
+class _Wrong(NamedTuple):
+    """A ValueError on its way from a worker: its message, which names the samples."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a worker is sent; small where the image is a photo, whose pixels it reads itself."""
+
+    image: Any
+    expressions: tuple[str, ...]
+    name: str
+
+
+class _Read(NamedTuple):
+    """What a worker sends back: arrays by value, and the image's tensors in shared memory."""
+
+    encoded: Encoded
+    inputs: dict[str, torch.Tensor]
+
+
+def default_workers(device: torch.device) -> int:
+    """As many as there are cores for beside a GPU; 0 where the model itself takes the cores.
+
+    Args:
+        device: the model's.
+    """
+    if device.type != "cuda" or FORK not in multiprocessing.get_all_start_methods():
+        return 0
+    return min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) - 1))
+
+
+def read_ahead(
+    lvlm: LVLM, images: Iterable[tuple[Tag, list[Sample]]], recipe: Recipe, workers: int
+) -> Generator[tuple[Tag, list[Sample], Encoded | Unreadable]]:
+    """Images as the model reads them, in order; close it to end the workers.
+
+    Args:
+        lvlm: the model, from `fastground.models`.
+        images: of each anything by which the caller knows it, and its samples; taken as far ahead
+            as is read.
+        recipe: as in `LVLM.encode`.
+        workers: processes that read; 0: each image is read when it is asked for.
+
+    Yields:
+        What was given, with the image and its expressions in the host's memory, or with the reason
+        why the image cannot be read.
+
+    Raises:
+        ValueError: an expression or image that the model does not take, named by its samples; a
+            number of workers that cannot be.
+        RuntimeError: something else went wrong with an image, named likewise, or a worker was
+            killed.
+    """
+    if not isinstance(workers, int) or workers < 0:
+        raise ValueError(f"workers must be an integer >= 0, but got {workers!r}")
+    if workers and FORK not in multiprocessing.get_all_start_methods():
+        raise ValueError(f"workers must be 0 where processes cannot be forked, but got {workers}")
+    given: deque[tuple[Tag, list[Sample]]] = deque()
+
+    def asked() -> Iterator[_Asked]:
+        for tag, group in images:
+            given.append((tag, group))
+            yield _Asked(unopened(group[0]), tuple(s.expression for s in group), _name(group))
+
+    reader = _Reader(lvlm, recipe)
+    pinned = lvlm.model.device.type == "cuda"
+    found_all = _by_others(reader, asked(), workers, pinned) if workers else map(reader, asked())
+    for found in found_all:
+        tag, group = given.popleft()
+        if isinstance(found, _Wrong):
+            raise ValueError(found.message)
+        if isinstance(found, Unreadable):
+            yield tag, group, found
+        else:
+            yield tag, group, _with_tensors(found)
+
+
+def _by_others(
+    reader: _Reader, asked: Iterable[_Asked], workers: int, pinned: bool
+) -> Iterator[Any]:
+    loader = DataLoader(
+        reader,
+        sampler=asked,  # what it draws is what a worker is sent
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        collate_fn=_as_it_is,
+        pin_memory=pinned,
+        worker_init_fn=_begin,
+        multiprocessing_context=FORK,
+        generator=torch.Generator(),  # else it draws from the caller's
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
+            raise
+        raise RuntimeError(
+            f"workers must live while images are read, but {' '.join(str(error).split())} What was "
+            "written is kept; if memory ran out, take fewer workers"
+        ) from error
+
+
+class _Reader(Dataset[Any]):
+    """What a worker does with each image it is sent."""
+
+    def __init__(self, lvlm: LVLM, recipe: Recipe) -> None:
+        self.lvlm, self.recipe = lvlm, recipe
+
+    def __getitem__(self, asked: _Asked) -> _Read | Unreadable | _Wrong:
+        return self(asked)
+
+    def __call__(self, asked: _Asked) -> _Read | Unreadable | _Wrong:
+        try:
+            image = asked.image.image if isinstance(asked.image, Photo) else asked.image
+            image = read_image(image)
+        except (ValueError, OSError, SyntaxError, DecompressionBombError) as error:
+            return Unreadable(" ".join(str(error).split()))
+        try:
+            encoded = self.lvlm.encode(image, list(asked.expressions), self.recipe)
+        except ValueError as error:
+            return _Wrong(f"{error} ({asked.name})")
+        except Exception as error:
+            raise RuntimeError(
+                f"{asked.name} must be read, but {type(error).__name__}: {error}"
+            ) from error
+        return _without_tensors(encoded)
+
+
+def _begin(worker: int) -> None:
+    """Ctrl-C goes to all processes of a terminal; what it means is for the first one to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+def _without_tensors(encoded: Encoded) -> _Read:
+    """A few words' tokens as arrays: a tensor costs a file of shared memory, however small."""
+    ids: Any = tuple(ids.numpy() for ids in encoded.token_ids)
+    places: Any = encoded.prefix_positions
+    places = None if places is None else places.numpy()
+    bare = replace(encoded, token_ids=ids, prefix_positions=places, image_inputs={})
+    return _Read(bare, encoded.image_inputs)
+
+
+def _with_tensors(found: _Read) -> Encoded:
+    bare = found.encoded
+    places: Any = bare.prefix_positions
+    return replace(
+        bare,
+        token_ids=tuple(torch.from_numpy(ids) for ids in bare.token_ids),
+        prefix_positions=None if places is None else torch.from_numpy(places),
+        image_inputs=found.inputs,
+    )
+
+
+def _name(group: Sequence[Sample]) -> str:
+    first, last = group[0].sample_id, group[-1].sample_id
+    ids = f"{first} to {last}" if len(group) > 1 else f"{first}"
+    return f"image_id {group[0].image_id}, sample_id {ids}"

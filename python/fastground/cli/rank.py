@@ -1,0 +1,48 @@
+"""fastground rank: the heads of a run under other choices, without its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastground import terminal
+from fastground.cli.options import Changes, Json, Profile, Seed, Trials, recipe_of
+
+
+def rank(
+    run: Annotated[Path, typer.Argument(help="The folder that discover wrote.")],
+    trials: Trials = 5,
+    seed: Seed = 0,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Beside other N, thresholds and criteria.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="A file for the ranking, which ground and evaluate take.")
+    ] = None,
+    profile: Profile = None,
+    recipe: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Rank a run's heads anew from its table: any choice of how heads are chosen, in seconds."""
+    from fastground import runs
+    from fastground.ablations import ablate
+    from fastground.ranking import rank_table
+
+    table = runs.load(run)
+    chosen = recipe_of(table.recipe, profile, recipe)
+    ranking = rank_table(table, chosen, trials=trials, seed=seed)
+    others = ablate(table, ranking, seed=seed) if ablations else None
+    if out is not None:
+        ranking.save(out)
+    if as_json:
+        told: dict[str, Any] = {} if others is None else {"ablations": others.to_dict()}
+        terminal.print_json(**terminal.ranking_json(ranking), **told)
+        return
+    terminal.show(terminal.ranking_table(ranking))
+    if others is not None:
+        terminal.show(terminal.choices_table(others))
+        terminal.show(terminal.sureness_table(others))
+    if out is not None:
+        print(f"wrote {out}")
