@@ -19,6 +19,9 @@ NUMBA, OPENCV, SCIPY = "numba, union-find of cells", "OpenCV BBDT, tiled", "SciP
 CAPTURE, PACKED = "capture", "capture, packed"
 HALF = "capture, half of the layers"
 PLAIN, EAGER = "plain forwards", "eager, output_attentions"
+ROWS, COPY, SDPA = "attention_rows", "a copy of the keys", "sdpa, no weights"
+STACK, THREE, PACKED_ROWS = "all heads", "three heads", "all heads, packed"
+ONE, SEVEN = "1 expression", "7 expressions"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ GOALS = (
     Goal("boxes", "attention", "SciPy, per map", 50, 130),
     *of_capture("capture", 1.10, 2.5),
     *of_capture("capture-gpu", 1.03, None),
+    Goal("rows-gpu", STACK, COPY, 1.2, 1.5, ours=ROWS),  # 60 and 75 % of the copy's bandwidth
+    Goal("rows-gpu", STACK, EAGER, 20, ours=ROWS),
+    Goal("rows-gpu", STACK, EAGER, 300, ours=ROWS, of="kept_mb"),
+    Goal("rows-gpu", THREE, within_us=15, ours=ROWS),
+    Goal("rows-gpu", PACKED_ROWS, ONE, at_most=1.3, ours=SEVEN),
     *(Goal("calls", kind, within_us=5, ours=call) for kind in ("torch", "numpy") for call in CALLS),
 )
 
