@@ -113,9 +113,8 @@ def test_goals_are_judged(harness, monkeypatch):
 
     least = goals.Goal("entropy", "attention", "peer", 10, 18, ours="ours")
     most = goals.Goal("entropy", "attention", "peer", at_most=1.05, ours="ours")
-    clock = goals.Goal(
-        "entropy", "attention", within_us=3, beyond="attention, one of many", ours="ours"
-    )
+    many = "attention, one of many"
+    clock = goals.Goal("entropy", "attention", within_us=3, beyond=many, ours="ours")
     monkeypatch.setattr(goals, "GOALS", (clock,))
     work = made_up(many, ours=0.5)
     for time_us, word in ((3.25, "reached"), (3.75, "not reached")):
