@@ -15,6 +15,7 @@ goes on: each shard is held to their ids and expressions.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,20 @@ DISCOVER = "discover"
 """The command whose runs hold the head-statistics table."""
 NEEDED = {DISCOVER: ("sums", "entropies")}
 """Columns without which a shard of a command's is damaged."""
+
+_locks: set[Any] = set()
+"""Files by which this process holds folders. Its forks, such as workers, let go of them: whoever
+goes on with a run that was killed must not wait until the last of them has noticed."""
+
+
+def _let_go() -> None:
+    for file in _locks:
+        file.close()  # of the fork's own; the lock is its parent's as before
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @dataclass
@@ -402,4 +417,8 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"out must be a folder that no other process writes, but {folder} is in use; "
                 "choose another, or wait"
             ) from error
-        yield
+        _locks.add(file)
+        try:
+            yield
+        finally:
+            _locks.discard(file)

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from fastground.types import HeadRanking, Sample
@@ -70,13 +72,35 @@ def interruptible() -> Iterator[Stop]:
         signal.signal(signal.SIGINT, before)
 
 
+def gpu_share(device: torch.device) -> Callable[[], int] | None:
+    """A function that says how busy a GPU is, in percent of the last moments.
+
+    Returns:
+        The function; None on the CPU, where its share would say nothing, and where the package
+        nvidia-ml-py is not installed or the driver does not tell.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return None
+    share = partial(torch.cuda.utilization, device)
+    try:
+        share()
+    except (ImportError, RuntimeError):
+        return None
+    return share
+
+
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(
+    what: str, total: int, share: Callable[[], int] | None = None
+) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left on stderr while the block runs, where stderr is a terminal.
 
     Args:
         what: is being done.
         total: how much of it.
+        share: from `gpu_share`; shown, if there is one.
 
     Yields:
         A function to call with how many are done.
@@ -97,11 +121,19 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:,.1f}/s" if task.speed else "")
 
+    class Share(ProgressColumn):
+        max_refresh = 1.0  # the driver knows no better
+
+        def render(self, task: Task) -> Text:
+            return Text(f"GPU {share()} %" if share else "")
+
     console = Console(stderr=True)
-    columns = (
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
         TimeRemainingColumn(),
-    )  # fmt: skip
+    ]  # fmt: skip
+    if share is not None:
+        columns.append(Share())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
