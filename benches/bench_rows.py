@@ -26,8 +26,18 @@ import readme_tables
 import torch
 from fastground import ops
 from goals import (
-    BFLOAT16, COPY, EAGER, ONE, PACKED_ROWS, ROWS, SDPA, SDPA_ROWS, SEVEN, STACK, THREE,
-)  # fmt: skip
+    BFLOAT16,
+    COPY,
+    EAGER,
+    ONE,
+    PACKED_ROWS,
+    ROWS,
+    SDPA,
+    SDPA_ROWS,
+    SEVEN,
+    STACK,
+    THREE,
+)
 
 IMAGE = range(35, 611)
 EXPRESSION, EXPRESSIONS = 16, 7
