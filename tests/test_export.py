@@ -130,7 +130,7 @@ def test_discover_and_evaluate_on_files(capsys, made, model, tmp_path):
         (["--dataset", "shapes", "--data", "{data}"], "must have no data"),
         (["--option", "sentences=first"], "a name of none for shapes, but got 'sentences"),
         (["--option", "masks=false"], "a name of none for shapes"),
-        (["--dataset", "png", "--option", "check_sizes=false"], "a name of masks for png"),
+        (["--dataset", "png", "--option", "check_sizes=false"], "a name of masks, in_place for png"),
         (["--dataset", "refcoco", "--option", "check_sizes=no"], "must be true or false"),
         (["--dataset", "refcoco", "--option", "seed=3"], "exclude_eval_images, check_sizes"),
     ],
@@ -194,7 +194,6 @@ FIRST = "train2014/COCO_train2014_000000000001.jpg"
         (instances("images", height=999), "999 high"),
         (bomb, "pixels"),
         (refs(lambda found: found[0]["sentences"][0].update(sent=" ")), "must have words"),
-        (instances("annotations", bbox=[150, 10, 192, 20]), "must lie in the image"),
         (refs(lambda found: found.append(found[0])), "has two with ref_id 0"),
         (refs(lambda found: found[0].update(sent_ids=Opens("executed"))), "nothing of it was run"),
     ],
@@ -215,6 +214,24 @@ def test_bad_files_end_a_run_in_one_clear_line(
     assert last.startswith("fastground: ") and says in last
     assert not (tmp_path / "run" / "ranking.json").exists()
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_box_outside_its_image_is_said_where_boxes_are_read(capsys, made, model, tmp_path):
+    """By evaluate; discover reads none."""
+    data = shutil.copytree(made[0], tmp_path / "data")
+    instances("annotations", bbox=[150, 10, 192, 20])(data)
+    where = ("--dataset", "refcoco", "--data", data, "--option", "masks=false")
+    code, *_ = run(
+        capsys, "discover", model, *where, "--num-samples", 1000, "--trials", 1, "--out", tmp_path
+    )
+    assert code == 0
+    code, out, err = run(
+        capsys, "evaluate", model, *where, "--num-samples", 1000, "--split", "train",
+        "--ranking", tmp_path,
+    )  # fmt: skip
+    last = err.splitlines()[-1]
+    assert code == 2 and not out and "Traceback" not in err
+    assert "must lie in the image of 192 x 192" in last and "000000000001.jpg" in last
 
 
 def test_masks_are_a_third_column_of_the_same_pass(capsys, made, model, tmp_path):
