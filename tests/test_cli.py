@@ -18,7 +18,7 @@ from fastground.ranking import rank_table
 from fastground.types import HeadRanking, Recipe
 from random_sam import random_sam
 
-COMMANDS = ("ground", "discover", "evaluate", "rank", "report", "demo", "info")
+COMMANDS = ("ground", "explain", "discover", "evaluate", "rank", "report", "demo", "info")
 
 
 def run(capsys, *arguments):
@@ -192,6 +192,19 @@ def test_evaluate_keeps_rows_in_a_folder_and_asks_for_boxes(capsys, model, heads
     assert code == 2 and "baseline must be 'text-box'" in err
 
 
+def test_explain_tells_and_draws_every_step(capsys, model, heads, photo, tmp_path):
+    picture = tmp_path / "why.svg"
+    options = (model, photo, "the red thing", "--ranking", heads)
+    code, out, _ = run(capsys, "explain", *options, "--out", picture, "--truth", "5,5,60,40")
+    assert code == 0 and picture.stat().st_size > 10000
+    assert out.count("attention sum") == 3 and "\nkept " in out and "with the truth" in out
+    code, out, _ = run(capsys, "explain", *options, "--recipe", "k=1", "--json")
+    told = strict(out)
+    assert code == 0 and len(told["heads"]) == 1 and told["truth"] is None and told["iou"] is None
+    assert sum(region["kept"] for region in told["regions"]) == 1
+    assert told["recipe"]["k"] == 1 and told["expression"] == "the red thing"
+
+
 def test_rank_asks_the_table_anew(capsys, monkeypatch, heads, tmp_path):
     """Any choice of how heads are chosen, and the model is never loaded."""
     monkeypatch.delattr("fastground.models.load")
@@ -295,6 +308,11 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["ground", "{photo}", "left circle", "--checkpoint", "{model}", "--ranking", "{heads}",
           "--segmenter", "scissors"], "grabcut, sam:FOLDER"),
         (["ground", "{photo}", "left circle", "--in-place"], "--phrases"),
+        (["explain", "{model}", "{photo}", "left circle", "--ranking", "{heads}",
+          "--truth", "1,2,3"], "X1,Y1,X2,Y2"),
+        (["explain", "{model}", "{photo}", "left circle", "--ranking", "{heads}",
+          "--truth", "1,2,3,9999"], "truth must be"),
+        (["explain", "{model}", "{photo}", "left circle", "--out", "why.txt"], ".png"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--table", "4", "--segmenter", "none"],
          "--segmenter"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--table", "4", "--out", "x"], "--out"),

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "python" / "fastground"
 
 ROWS = (
     # layer 0, nouns and binary
-    {"types", "regions", "_core"},
+    {"types", "regions", "english", "_core"},
     # layer 1, implementations
     {"reference", "kernels"},
     # layer 2, the doors
@@ -28,15 +28,15 @@ ROWS = (
     {"ops"},
     # layer 3, stages
     {"layouts", "layers", "visibility", "seam", "figures", "chunks"},
-    {"asking", "elbow", "objects", "phrases", "result", "table"},
+    {"asking", "elbow", "objects", "phrases", "published", "result", "table"},
     {
         "models", "packing", "capture", "stats", "shards", "ranking", "grounding", "datasets",
-        "metrics", "sam",
+        "metrics", "sam", "sinks",
     },
     # layer 4, pipelines
     {"attention", "runs", "segmentation", "scoring", "settings", "charts"},
     {"textboxes", "ahead"},
-    {"grounder", "discovery", "evaluation", "comparison", "ablations", "report"},
+    {"grounder", "discovery", "evaluation", "comparison", "ablations", "report", "explain"},
     # layer 5, commands
     {"terminal", "info", "tiny"},
     {"demo"},

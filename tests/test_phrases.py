@@ -10,6 +10,7 @@ import small_world
 import torch
 from fastground import datasets
 from fastground.attention import attention_maps
+from fastground.evaluation import evaluate
 from fastground.grounder import Grounder
 from fastground.phrases import Phrase, noun_phrases, standalone
 from fastground.types import Recipe
@@ -156,3 +157,20 @@ def test_png_asks_phrases_in_their_place_in_the_caption(tmp_path):
         assert [phrase.start for phrase in read] == [sentence.index(str(p)) for p in read]
     alone = list(datasets.load("png", data=data, split="val", in_place=False))
     assert [type(s.expression) for s in alone] == [str] * 3
+
+
+def test_a_narrative_is_grounded_phrase_by_phrase(tmp_path):
+    data = narrative(tmp_path)
+    path = data / "annotations" / "png_coco_val2017.json"
+    text = path.read_text().replace("two dogs", "the red mug").replace('"in"', '"on the"')
+    path.write_text(text.replace("grass", "left"))
+    samples = list(datasets.load("png", data=data, split="val"))
+    assert {s.expression.sentence for s in samples} == {"the red mug a dog on the left"}
+    grounder = Grounder(small_world.lvlm(), small_world.ranking())
+    found = grounder(samples[0].image, [s.expression for s in samples])
+    assert [g.expression for g in found] == ["the red mug", "a dog", "left"]
+    alone = grounder(samples[0].image, [str(s.expression) for s in samples])
+    assert not any(torch.allclose(a.map, b.map) for a, b in zip(found, alone, strict=True))
+    scores = evaluate(grounder, samples)
+    assert scores.num_samples == 3
+    assert set(scores.by_kind) == {"thing, plural", "thing, singular", "stuff, singular"}

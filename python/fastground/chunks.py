@@ -26,60 +26,20 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-DETERMINERS = _set(
-    "the a an this these those my your his her its their our some any each every both all another "
-    "no several many few two three four five six seven eight nine ten"
-)
-PRONOUNS = _set("it them him me us you itself themselves himself herself each-other")
-SUBJECTS = _set("he she they i we you it")
-OBJECTS = _set("it them him her they he she")
-PREPOSITIONS = _set(
-    "of in on at by with without near beside besides behind under underneath beneath below above "
-    "over between among inside outside within around against along across from to toward towards "
-    "through into onto upon off past opposite beyond than"
-)
-RELATIVES = _set("that who which whose whom where")
-JOINTS = _set("and or but & plus nor")
-AUXILIARIES = _set(
-    "is are was were be been being am has have had do does did can could will would should may "
-    "might must isn't aren't wasn't weren't there's"
-)
-VERBS = _set(
-    "sits sit stands stand holds hold wears wear rides ride looks look walks walk plays play eats "
-    "eat runs run lies lay shows show sees see rests rest leans lean hangs hang flies fly carries "
-    "carry pulls pull throws throw hits hit watches watch contains contain faces covers touches "
-    "find locate point segment detect ground mark highlight select identify give tell describe "
-    "chases chase reads drinks sleeps swims jumps smiles seems appears belongs"
-)
-SKIPPED = _set(
-    "there here please then also too while as so if because not only just me now when what how why "
-    "let let's away together"
-)
-"""Words outside of phrases."""
-PLACES = _set(
-    "left right top bottom front back middle center centre rear side corner edge leftmost "
-    "rightmost topmost far upper lower very most hand foreground background distance"
-)
-ADJECTIVES = _set(
-    "red orange yellow green blue purple violet pink brown black white grey gray gold "
-    "golden silver beige tan dark light bright pale big small large little tiny huge tall short "
-    "long wide narrow "
-    "thin thick fat old young new round square empty full open closed wet dry dirty clean blurry "
-    "visible wooden metal plastic striped plain dotted spotted checkered first second third last "
-    "next closest nearest farthest furthest biggest smallest largest tallest shortest more less "
-    "colourful colorful happy sad cute nice good bad hot cold"
-)
-PICTURES = _set("image picture photo photograph scene")
-"""What is shown as a whole: "in this picture" names no thing in it."""
-NOUNS_IN_ING = _set(
-    "building ceiling thing something anything nothing everything king ring wing string swing "
-    "spring painting clothing evening morning awning railing sibling duckling pudding earring "
-    "frosting topping icing"
+from fastground.english import (
+    ADJECTIVES,
+    AUXILIARIES,
+    DETERMINERS,
+    JOINTS,
+    NOUNS_IN_ING,
+    PICTURES,
+    PLACES,
+    PREPOSITIONS,
+    PRONOUNS,
+    RELATIVES,
+    SKIPPED,
+    SUBJECTS,
+    VERBS,
 )
 
 _TOKEN = re.compile(
@@ -223,10 +183,10 @@ def _chunks(words: list[_Word]) -> list[_Chunk]:
         if current is None:
             return
         while current.words and current.words[-1].kind not in ("open", "number", "pronoun"):
-            last = current.words.pop()
-            if last.kind == "participle":  # "the man standing": it says something by itself
-                current.words.append(last)
-                break
+            last = current.words[-1].kind
+            if last == "participle" or (last == "preposition" and current.clause == 2):
+                break  # "the man standing", "the car whose lights are on"
+            current.words.pop()
         if current.words and current.words[0].text == "both":
             del current.words[0]
         said = {w.text for w in current.words if w.kind in ("open", "number", "participle")}
@@ -266,7 +226,12 @@ def _chunks(words: list[_Word]) -> list[_Chunk]:
             current.clause = 1
             current.words.append(word._replace(kind="relative"))
         elif word.kind in ("auxiliary", "verb"):
-            if current.clause == 1:
+            if current.clause == 1 or (
+                current.clause == 2
+                and word.kind == "auxiliary"
+                and before is not None
+                and before.kind == "auxiliary"
+            ):
                 current.clause = 2
                 current.words.append(word._replace(kind="auxiliary"))
             elif word.kind == "verb" and not current.names:
@@ -299,6 +264,12 @@ def _goes_on(current: _Chunk, words: list[_Word], i: int) -> bool:
     after = words[i + 1] if i + 1 < len(words) else None
     if after is not None and after.text in RELATIVES - {"that"}:
         return True  # "its mother, who is asleep"
+    if (
+        words[i].kind == "comma"
+        and after is not None
+        and after.kind in ("participle", "preposition")
+    ):
+        return True  # "the elephant, with tusks"
     if after is None or after.kind not in ("open", "number"):
         return False
     run = current.run

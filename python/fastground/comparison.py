@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastground import settings
+from fastground import settings, sinks
 from fastground.attention import attention_maps, right_answers
 from fastground.datasets.images import by_image
 from fastground.grounding import cell_coverage, ground
@@ -181,7 +181,7 @@ def _scored(
     progress: Callable[[int], None] | None,
     whole: bool = False,
 ) -> Comparison:
-    """Every setting on every sample; the recipe's statistics and asking token hold for all.
+    """Every setting on every sample; the recipe's statistics, asking token and sinks hold for all.
 
     The whole comparison has the grid's ceiling, too, and asks for the answers.
     """
@@ -192,19 +192,22 @@ def _scored(
     heads = None
     if all(s.heads is not None for s in chosen):
         numbers = np.unique(np.concatenate([np.ravel(s.heads) for s in chosen]))  # type: ignore
-        heads = [HeadId(*map(int, divmod(i, shape[1]))) for i in numbers]
+        named = [HeadId(*map(int, divmod(i, shape[1]))) for i in numbers]
+        heads = sinks.read(named, shape[1], recipe)
     right: list[bool] = []
     done = 0
     for group in by_image(samples):
         expressions = [s.expression for s in group]
-        attention = attention_maps(lvlm, group[0].image, expressions, recipe=recipe, heads=heads)
+        asked = sinks.asked(expressions, recipe)
+        attention = attention_maps(lvlm, group[0].image, asked, recipe=recipe, heads=heads)
+        captured, cleared = sinks.cleared(attention, recipe)
         for setting in chosen:
-            places = attention.positions(_numbers(setting, attention, shape), shape[1])
-            each = _ground_draws(attention, places, expressions, setting.recipe)
+            places = captured.positions(_numbers(setting, captured, shape), shape[1])
+            each = _ground_draws(cleared, places, expressions, setting.recipe)
             for draw, found in enumerate(each):
                 tallies[setting.name, draw].add(measured(group, found, setting.recipe))
         if whole and all(s.mask is not None for s in group):
-            truth = ground(_of_masks(group, attention), expressions, recipe=recipe)
+            truth = ground(_of_masks(group, captured), expressions, recipe=recipe)
             tallies[CEILING, 0].add(measured(group, truth, recipe))
         if whole and all(s.answer for s in group):
             right += right_answers(lvlm, group, recipe=recipe)

@@ -131,12 +131,26 @@ def figure(grounding: Grounding, image: Image, truth: Sequence[float] | None = N
     if grounding.others:
         title = f"{len(grounding.objects)} objects"
     panels.append((title, _outcome(grounding, image, truth, masks=True)))
-    drawn, axes = canvas(2.2 * len(panels), 2.9, columns=len(panels))
-    for axis, (name, panel) in zip(axes, panels, strict=True):
-        axis.imshow(panel)
-        axis.set_title(name, fontsize=9)
+    return strips([panels], grounding.expression)
+
+
+def strips(
+    rows: Sequence[Sequence[tuple[str, Image] | None]], title: str, notes: str = ""
+) -> Figure:
+    """Rows of named pictures under a title, with notes below; None leaves a place empty."""
+    columns, lines = max(map(len, rows)), notes.count("\n") + bool(notes)
+    height = 0.3 + 2.6 * len(rows) + 0.2 * lines
+    drawn, axes = canvas(2.2 * columns, height, columns=columns, rows=len(rows))
+    for axis in axes:
         axis.axis("off")
-    drawn.suptitle(grounding.expression, fontsize=12, parse_math=False)
+    for i, row in enumerate(rows):
+        for axis, panel in zip(axes[i * columns :], row, strict=False):
+            if panel is not None:
+                axis.set_title(panel[0], fontsize=9)
+                axis.imshow(panel[1])
+    drawn.suptitle(title, fontsize=12, parse_math=False)
+    if notes:
+        drawn.supxlabel(notes, x=0.01, ha="left", fontsize=9, parse_math=False)
     return drawn
 
 

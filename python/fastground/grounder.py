@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 
-from fastground import models, segmentation
+from fastground import models, segmentation, sinks
 from fastground.attention import attention_maps
 from fastground.grounding import ground
 from fastground.models import LVLM
 from fastground.models.geometry import read_image
+from fastground.published import RANKINGS, PublishedRanking
 from fastground.ranking import greedy, kept_heads
 from fastground.result import Grounding
 from fastground.segmentation import Segmenter
@@ -78,6 +80,8 @@ class Grounder:
         if isinstance(segmenter, str):
             segmenter = segmentation.load(segmenter, device=lvlm.model.device)
         self.segmenter = segmenter
+        if isinstance(ranking, PublishedRanking):
+            _check_known(ranking, self.recipe)
         self.heads: tuple[HeadId, ...] = ranking.top(self.recipe.k)
 
     @classmethod
@@ -96,7 +100,8 @@ class Grounder:
         Args:
             checkpoint: "tiny" (the embedded model), a folder, or a name on the hub.
             ranking: a head ranking or the file of one; the checkpoint's own, which "tiny" has and
-                a folder may have as ranking.json, unless given.
+                a folder may have as ranking.json, unless given. For some checkpoints heads are
+                published; a warning then says by whom, and what is unsure.
             segmenter: as in the constructor.
             recipe: as in the constructor.
             device: a GPU where there is one, else the CPU.
@@ -111,6 +116,12 @@ class Grounder:
         """
         if ranking is None:
             ranking = _own_ranking(str(checkpoint))
+        if isinstance(ranking, PublishedRanking):
+            warnings.warn(
+                f"the heads of {checkpoint} are as published, not discovered: {ranking.provenance};"
+                f" to measure them: fastground discover {checkpoint}",
+                stacklevel=2,
+            )
         if not isinstance(ranking, HeadRanking):
             ranking = HeadRanking.load(ranking)
         lvlm = models.load(checkpoint, device=device, dtype=dtype)
@@ -146,14 +157,7 @@ class Grounder:
         expressions = [expression] if isinstance(expression, str) else list(expression)
         if not expressions:
             return []
-        if self.recipe.selection == "greedy":
-            attention = attention_maps(self.lvlm, image, expressions, recipe=self.recipe)
-            chosen = self._greedy(attention)
-        else:
-            attention = attention_maps(
-                self.lvlm, image, expressions, recipe=self.recipe, heads=self.heads
-            )
-            chosen = None
+        attention, chosen = self._look(image, expressions)
         found = ground(attention, expressions, recipe=self.recipe, chosen=chosen)
         found = self._with_masks(image, found)
         return found[0] if one else found
@@ -163,6 +167,18 @@ class Grounder:
         every = [replace(g, image=image, others=()) for one in found for g in (one, *one.others)]
         made = iter(segmentation.segmented(self.segmenter, every, self.recipe))
         return [replace(next(made), others=tuple(islice(made, len(g.others)))) for g in found]
+
+    def _look(
+        self, image: Image, expressions: list[str]
+    ) -> tuple[AttentionMaps, torch.Tensor | None]:
+        """The maps that ground, and (expressions, k) positions of each expression's own heads."""
+        asked = sinks.asked(expressions, self.recipe)
+        greedily = self.recipe.selection == "greedy"
+        width = self.lvlm.architecture["num_heads"]
+        heads = None if greedily else sinks.read(self.heads, width, self.recipe)
+        attention = attention_maps(self.lvlm, image, asked, recipe=self.recipe, heads=heads)
+        captured, cleared = sinks.cleared(attention, self.recipe)
+        return (cleared, self._greedy(captured)) if greedily else (cleared.select(self.heads), None)
 
     def _greedy(self, attention: AttentionMaps) -> torch.Tensor:
         """(expressions, k) positions of each expression's own best heads."""
@@ -179,8 +195,27 @@ class Grounder:
         return torch.from_numpy(attention.positions(chosen, shape[1]))
 
 
-def _own_ranking(checkpoint: str) -> Path:
-    """The ranking that lies beside a checkpoint's weights.
+def _check_known(ranking: PublishedRanking, recipe: Recipe) -> None:
+    """Refuse what only a measured ranking can give.
+
+    Raises:
+        ValueError: more heads than are published, or a choice by numbers that are not.
+    """
+    discover = f"discover them: fastground discover {ranking.checkpoint} --out runs/heads"
+    if recipe.k > len(ranking.heads):
+        raise ValueError(
+            f"recipe.k must be at most {len(ranking.heads)} for {ranking.checkpoint!r}, but got "
+            f"{recipe.k}: {ranking.provenance}; give k={len(ranking.heads)}, or {discover}"
+        )
+    if recipe.selection == "greedy" and recipe.scope == "mean":
+        raise ValueError(
+            "recipe.selection 'greedy' needs every head's mean attention sum, but of "
+            f"{ranking.checkpoint!r} only heads are published; give scope='sample', or {discover}"
+        )
+
+
+def _own_ranking(checkpoint: str) -> Path | PublishedRanking:
+    """The ranking that lies beside a checkpoint's weights, or what is published of it.
 
     Raises:
         ValueError: there is none.
@@ -188,10 +223,12 @@ def _own_ranking(checkpoint: str) -> Path:
     folder = Path(checkpoint)
     if checkpoint == "tiny":
         folder = Path(models.__file__).parent.parent / "tiny" / "checkpoint"
-    if not (folder / _RANKING).is_file():
-        raise ValueError(
-            f"ranking must be given for {checkpoint!r}, which has none of its own; discover its "
-            f"heads first: fastground discover {checkpoint} --out runs/heads, then pass "
-            "ranking='runs/heads/ranking.json'"
-        )
-    return folder / _RANKING
+    if (folder / _RANKING).is_file():
+        return folder / _RANKING
+    if checkpoint in RANKINGS:
+        return RANKINGS[checkpoint]
+    raise ValueError(
+        f"ranking must be given for {checkpoint!r}, which has none of its own; discover its heads "
+        f"first: fastground discover {checkpoint} --out runs/heads, then pass "
+        "ranking='runs/heads/ranking.json'"
+    )

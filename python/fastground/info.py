@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fastground import dispatch, models
+from fastground.published import RANKINGS
 from fastground.types import HeadRanking
 
 PACKAGES = ("fastground", "torch", "transformers", "triton", "numpy", "pillow")
@@ -33,7 +34,10 @@ def facts() -> dict[str, Any]:
         "cuda": _cuda(),
         "operations": dispatch.implementations(),
         "models": sorted(models.ADAPTERS),
-        "rankings": [_summary(p) for p in sorted(_folder().glob("*/ranking.json"))],
+        "rankings": [
+            *(_summary(HeadRanking.load(p)) for p in sorted(_folder().glob("*/ranking.json"))),
+            *({**_summary(r), "provenance": r.provenance} for r in RANKINGS.values()),
+        ],
     }
 
 
@@ -60,8 +64,7 @@ def _folder() -> Path:
     return Path(__file__).parent / "tiny"
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    ranking = HeadRanking.load(path)
+def _summary(ranking: HeadRanking) -> dict[str, Any]:
     return {
         "checkpoint": ranking.checkpoint,
         "heads": [str(h) for h in ranking.top()],

@@ -40,7 +40,7 @@ class Grounding:
     map: torch.Tensor
     """(grid_h, grid_w) float32: the smoothed maps, summed."""
     maps: torch.Tensor
-    """(k, grid_h, grid_w) float32: each head's map as captured."""
+    """(k, grid_h, grid_w) float32: each head's map, as captured but for `Recipe.sinks`."""
     heads: tuple[HeadId, ...]
     layout: ImageLayout
     others: tuple[Grounding, ...] = field(default=(), repr=False)

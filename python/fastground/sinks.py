@@ -34,18 +34,18 @@ def asked(expressions: Sequence[str], recipe: Recipe) -> list[str]:
     return [*expressions, recipe.generic] if recipe.sinks == "relative" else list(expressions)
 
 
-def read(heads: Sequence[HeadId], every: Sequence[HeadId], recipe: Recipe) -> tuple[HeadId, ...]:
+def read(heads: Sequence[HeadId], width: int, recipe: Recipe) -> tuple[HeadId, ...]:
     """The heads to read: with all others of their layers where their mean is needed.
 
     Args:
         heads: those that ground.
-        every: all that the model has.
+        width: how many heads a layer has.
         recipe: its sinks.
     """
     if recipe.sinks not in ("centre", "drop"):
         return tuple(heads)
-    layers = {head.layer for head in heads}
-    return tuple(head for head in every if head.layer in layers)
+    layers = sorted({head.layer for head in heads})
+    return tuple(HeadId(layer, head) for layer in layers for head in range(width))
 
 
 def cleared(attention: AttentionMaps, recipe: Recipe) -> tuple[AttentionMaps, AttentionMaps]:

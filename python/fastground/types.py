@@ -91,7 +91,7 @@ class Recipe:
     by the map of a `generic` prompt; subtract the mean map of its layer's heads; or set to 0 the
     cells that hold more than `sink_share` of that mean map."""
     generic: str = "Write a general description of the image."
-    sink_share: float = 0.05
+    sink_share: float = 0.1
     kernel_size: int = 7
     """Taps of the Gaussian smoothing, odd; 1 does not smooth."""
     sigma: float = 1.0
@@ -380,6 +380,15 @@ class HeadStats(NamedTuple):
     """(...) float32."""
     entropy: torch.Tensor
     """(...) float32, nats; +inf where no cell exceeds the cut."""
+
+
+class TokenRows(NamedTuple):
+    """What rows of attention hold of some tokens."""
+
+    rows: torch.Tensor
+    """(batch, rows, heads, tokens) float32; their softmax is that over all visible keys."""
+    sums: torch.Tensor
+    """(batch, rows, heads) float32: of all of these tokens."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from fastground import terminal
-from fastground.cli import demo, discover, evaluate, ground, info, rank, report
+from fastground.cli import demo, discover, evaluate, explain, ground, info, rank, report
 from fastground.cli.options import INTERRUPTED
 
 UsageError: Any = typer.BadParameter.__base__
@@ -28,6 +28,9 @@ app = typer.Typer(
 
 app.command(epilog='Example: fastground ground photo.png "the small red star" --out found.png')(
     ground.ground
+)
+app.command(epilog='Example: fastground explain tiny photo.png "left circle" --out why.png')(
+    explain.explain
 )
 app.command(epilog="Example: fastground discover tiny --num-samples 1000 --out runs/tiny")(
     discover.discover

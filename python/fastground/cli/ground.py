@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastground import terminal
-from fastground.cli.options import Changes, Json, Profile, Ranking, Segmenter, make_grounder
+from fastground.cli.options import (
+    Changes,
+    Json,
+    Profile,
+    Ranking,
+    Segmenter,
+    make_grounder,
+    picture_file,
+)
 from fastground.phrases import noun_phrases, standalone
 
 if TYPE_CHECKING:
@@ -35,10 +43,7 @@ def ground(
     """Find what an expression means in an image."""
     from fastground import figures
 
-    if out is not None and out.suffix.lower() not in figures.PICTURES:
-        raise ValueError(
-            f"--out must end in one of {', '.join(figures.PICTURES)}, but got {str(out)!r}"
-        )
+    picture_file(out)
     if in_place and not phrases:
         raise ValueError("--in-place says how --phrases are asked, but was given alone; add it")
     if phrases:

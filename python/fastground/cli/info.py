@@ -38,8 +38,9 @@ def info(
     print(f"{'CUDA':13} {', '.join(cuda['devices']) or 'no: ' + cuda['why']}")
     print(f"{'models':13} {', '.join(facts['models'])}")
     for ranking in facts["rankings"]:
-        print(
-            f"{'ranking':13} {ranking['checkpoint']}: {', '.join(ranking['heads'])} "
-            f"({ranking['num_samples']:,} expressions of {ranking['dataset']} {ranking['split']})"
+        source = (
+            f"{ranking['num_samples']:,} expressions of {ranking['dataset']} {ranking['split']}"
         )
+        source = ranking.get("provenance", source)
+        print(f"{'ranking':13} {ranking['checkpoint']}: {', '.join(ranking['heads'])} ({source})")
     terminal.show(terminal.operations_table(facts["operations"]))

@@ -152,6 +152,20 @@ def make_grounder(
     return Grounder(grounder.lvlm, grounder.ranking, segmenter=grounder.segmenter, recipe=recipe)
 
 
+def picture_file(out: Path | None) -> None:
+    """Refuse what no picture can be written as.
+
+    Raises:
+        ValueError: another ending.
+    """
+    from fastground import figures
+
+    if out is not None and out.suffix.lower() not in figures.PICTURES:
+        raise ValueError(
+            f"--out must end in one of {', '.join(figures.PICTURES)}, but got {str(out)!r}"
+        )
+
+
 def ranking_file(path: Path) -> Path:
     """The file of a ranking, or of the folder that holds it.
 
