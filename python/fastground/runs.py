@@ -33,7 +33,7 @@ from fastground.types import Recipe, Sample
 MANIFEST, SHARDS, LOCK = "run.json", "shards", "lock"
 SHARD_SAMPLES = 1024
 """Samples of a shard, at least: 8 MB of head statistics at 1,024 heads."""
-FORMAT = 1
+FORMAT = 2
 DISCOVER = "discover"
 """The command whose runs hold the head-statistics table."""
 NEEDED = {DISCOVER: ("sums", "entropies")}
