@@ -77,6 +77,7 @@ GOALS = (
     Goal("boxes", "attention", "SciPy, per map", 50, 130),
     *of_capture("capture", 1.10, 2.5),
     *of_capture("capture-gpu", 1.03, None),
+    Goal("grounder", "LLaVA, 1 expression", PLAIN, at_most=0.55, ours=GROUNDER),
     Goal("grounder-gpu", "LLaVA, 1 expression", PLAIN, at_most=0.55, ours=GROUNDER),
     *(Goal("calls", of, overhead_us=5, ours=call) for of in ("torch", "numpy") for call in CALLS),
 )

@@ -262,7 +262,7 @@ def _caption(card: dict[str, str]) -> str:
     return f"{card.get('gpu', card['cpu'])}, {card['cores']} cores, {card['kernels']}; {versions}"
 
 
-def _commit() -> str:
+def commit() -> str:
     run = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=RESULTS.parent,
@@ -283,7 +283,7 @@ def _save(name: str, description: str, card: dict[str, str], rows: list[Row], th
         "machine": card,
         "threads": threads,
         "command": " ".join(["python", *sys.argv]),
-        "commit": _commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "rows": [asdict(row) for row in rows],
     }

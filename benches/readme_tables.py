@@ -175,13 +175,13 @@ def named_in(readme: str) -> str:
     return found[1] if found else ""
 
 
-def split(readme: str) -> tuple[str, str, str]:
+def split(readme: str, begin: str = BEGIN, end: str = END) -> tuple[str, str, str]:
     """Before the section, the section, after it."""
-    before, found, rest = readme.partition(BEGIN)
-    written, closed, after = rest.partition(END)
+    before, found, rest = readme.partition(begin)
+    written, closed, after = rest.partition(end)
     if not (found and closed):
-        raise SystemExit(f"README.md: needs the lines {BEGIN.strip()} and {END.strip()}")
-    return before + BEGIN, written, END + after
+        raise SystemExit(f"README.md: needs the lines {begin.strip()} and {end.strip()}")
+    return before + begin, written, end + after
 
 
 def newest() -> Path:

@@ -1,6 +1,6 @@
-"""Discovery on shapes by a random model of tiny's kind, killed: a program told line by line.
+"""A run on shapes by a random model of tiny's kind, killed: a program told line by line.
 
-    stdin: FOLDER SECONDS WORKERS       stdout: "done" or "killed"
+    argv: discover | evaluate     stdin: FOLDER SECONDS WORKERS       stdout: "done" or "killed"
 
 Each run is a process of its own, forked when the model is loaded, and is sent SIGKILL after so many
 seconds.
@@ -16,7 +16,8 @@ import torch
 
 torch.set_num_threads(1)
 
-from fastground import datasets, discovery, models  # noqa: E402
+from fastground import datasets, discovery, evaluation, models  # noqa: E402
+from fastground.grounder import Grounder  # noqa: E402
 from fastground.tiny.model import build, processor  # noqa: E402
 
 
@@ -27,16 +28,27 @@ def run(lvlm, folder, workers):
     )
 
 
+def grounder(lvlm):
+    samples = datasets.load("shapes", split="train", num_samples=12, seed=3)
+    return Grounder(lvlm, discovery.discover(lvlm.model, lvlm.processor, samples, trials=2))
+
+
+def evaluated(grounder, folder, _):
+    samples = datasets.load("shapes", split="test", num_samples=60, seed=3)
+    return evaluation.evaluate(grounder, samples, dataset="shapes", out=folder, shard_samples=8)
+
+
 def main():
     warnings.simplefilter("ignore")  # Python's of forks beside threads: these have their own
     torch.manual_seed(0)
     lvlm = models.wrap(build(6).eval(), processor(6), checkpoint="random")
+    made, of = (grounder(lvlm), evaluated) if sys.argv[1] == "evaluate" else (lvlm, run)
     print("ready", flush=True)
     for line in sys.stdin:
         folder, seconds, workers = line.split()
         child = os.fork()
         if not child:
-            run(lvlm, folder, int(workers))
+            of(made, folder, int(workers))
             os._exit(0)
         end = time.monotonic() + float(seconds)
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:

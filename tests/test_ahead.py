@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,15 +10,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_world
 import torch
 from fastground import datasets
 from fastground.ahead import AHEAD, Unreadable, default_workers, read_ahead
-from fastground.datasets.annotated import stream
+from fastground.datasets.annotated import AnnotatedImage, Phrase, stream
 from fastground.datasets.images import by_image
+from fastground.datasets.masks import Drawn
 from fastground.datasets.photos import Photo, open_image
 from fastground.datasets.shapes.export import export
+from fastground.discovery import collect
+from PIL import Image
 from test_runs import gather, same
 
 # Python's of forks beside threads, from 3.12: torch's workers are made for them.
@@ -146,6 +151,39 @@ def test_workers_read_so_far_ahead_and_no_further():
     assert len(begun) == 2
     ahead.close()
     assert not children()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_memory_is_flat_however_long_the_run(tmp_path, workers):
+    """Images and masks that were kept would be 0.3 MB a sample."""
+    Image.effect_noise((320, 240), 64).convert("RGB").save(tmp_path / "one.jpg")
+    images = [
+        AnnotatedImage(tmp_path / "one.jpg", i, (Phrase("the red mug", i, draw=whole),))
+        for i in range(450)
+    ]
+    resident = {}
+
+    def progress(done):
+        if done in (150, 400):
+            resident[done] = [megabytes(pid) for pid in (os.getpid(), *children())]
+
+    collect(
+        small_world.lvlm(), stream(images), recipe=small_world.RECIPE, out=tmp_path / "run",
+        shard_samples=64, workers=workers, progress=progress,
+    )  # fmt: skip
+    early, late = resident[150], resident[400]
+    assert len(early) == len(late) == 1 + workers
+    assert all(b - a < 25 for a, b in zip(early, late, strict=True)), (early, late)
+
+
+def whole(size):
+    return Drawn(np.ones(size, bool))
+
+
+def megabytes(pid):
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024
 
 
 def test_the_callers_random_numbers_are_left_alone():

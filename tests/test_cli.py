@@ -165,8 +165,31 @@ def test_evaluate_scores_and_compares(capsys, model, heads):
     assert code == 0 and scores["num_samples"] == 8 and 0 <= scores["accuracy"] <= 1
     code, out, _ = run(capsys, "evaluate", *options)
     assert code == 0 and "Acc@0.5" in out
-    code, out, _ = run(capsys, "evaluate", *options, "--table")
+    code, out, _ = run(capsys, "evaluate", *options, "--table", "heads")
     assert code == 0 and "3 random heads" in out and "trials" in out
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"), [("4", 5), ("5", 6), ("8", 17)], ids=["table 4", "table 5", "table 8"]
+)
+def test_evaluate_runs_the_tables_of_the_paper(capsys, model, heads, table, rows):
+    options = (model, "--ranking", heads, "--num-samples", 8, "--table", table)
+    code, out, _ = run(capsys, "evaluate", *options, "--json")
+    told = strict(out)["scores"]
+    assert code == 0 and len(told["rows"]) == rows and told["num_samples"] == 8
+
+
+def test_evaluate_keeps_rows_in_a_folder_and_asks_for_boxes(capsys, model, heads, tmp_path):
+    options = (model, "--ranking", heads, "--num-samples", 8, "--out", tmp_path)
+    code, out, _ = run(capsys, "evaluate", *options, "--baseline", "text-box", "--json")
+    first = strict(out)["scores"]
+    assert code == 0 and first["text_boxes"]["parsed"] == 0
+    assert strict((tmp_path / "scores.json").read_text()) == first
+    assert (tmp_path / "shards" / "00000.parquet").is_file()
+    code, out, _ = run(capsys, "evaluate", *options, "--baseline", "text-box")
+    assert code == 0 and "a box in 0.0 % of its texts" in out and "scores.json" in out
+    code, _, err = run(capsys, "evaluate", *options)
+    assert code == 2 and "baseline must be 'text-box'" in err
 
 
 def test_explain_tells_and_draws_every_step(capsys, model, heads, photo, tmp_path):
@@ -293,20 +316,25 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["explain", "{model}", "{photo}", "left circle", "--ranking", "{heads}",
           "--truth", "1,2,3,9999"], "truth must be"),
         (["explain", "{model}", "{photo}", "left circle", "--out", "why.txt"], ".png"),
-        (["evaluate", "{model}", "--ranking", "{heads}", "--table", "--segmenter", "none"],
+        (["evaluate", "{model}", "--ranking", "{heads}", "--table", "4", "--segmenter", "none"],
          "--segmenter"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--table", "4", "--out", "x"], "--out"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--table", "9"], "heads, 4, 5, 8"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--baseline", "x"], "text-box"),
         (["ground", "{photo}", "left circle", "--ranking", "{model}/config.json"], "ranking"),
         (["discover", "{photo}"], "checkpoint"),
         (["discover", "{model}", "--dataset", "nothing"], "dataset"),
         (["discover", "{model}", "--split", "nothing"], "split"),
         (["discover", "{model}", "--num-samples", "0"], "--num-samples"),
+        (["discover", "{model}", "--workers", "-1"], "--workers"),
         (["discover", "{model}", "--num-samples", "3", "--trials", "4"], "trials"),
         (["discover", "{model}", "--recipe", "k"], "name=value"),
         (["discover", "{model}", "--recipe", "k=few"], "recipe.k"),
         (["discover", "{model}", "--recipe", "heads=3"], "no field 'heads'"),
         (["discover", "{model}", "--profile", "mine"], "profile"),
         (["evaluate", "{model}", "--ranking", "nowhere"], "nowhere"),
-        (["evaluate", "{model}", "--table"], "--ranking FOLDER"),
+        (["evaluate", "{model}", "--table", "heads"], "--ranking FOLDER"),
+        (["evaluate", "{model}", "--table", "5"], "--ranking FOLDER"),
         (["report", "nowhere"], "nowhere"),
         (["report", "{heads}", "--format", "bmp"], "png, svg, pdf"),
         (["report", "{heads}/ranking.json", "--recipe", "k=2"], "need a run's table"),
@@ -367,6 +395,21 @@ def test_progress_has_a_rate_on_a_terminal(capsys, monkeypatch):
             time.sleep(0.02)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert "30/40" in shown and re.search(r"\d/s", shown)
+
+
+def test_progress_tells_the_share_of_a_gpu_where_there_is_one(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert terminal.gpu_share(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 80 + device.index)
+    with terminal.progress("", 4, terminal.gpu_share(torch.device("cuda", 7))) as advance:
+        advance(1)
+    assert "GPU 87 %" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+
+    def absent(device):
+        raise ModuleNotFoundError("pynvml")
+
+    monkeypatch.setattr(torch.cuda, "utilization", absent)
+    assert terminal.gpu_share(torch.device("cuda", 7)) is None
 
 
 def test_a_second_ctrl_c_stops_at_once():

@@ -130,7 +130,10 @@ def test_discover_and_evaluate_on_files(capsys, made, model, tmp_path):
         (["--dataset", "shapes", "--data", "{data}"], "must have no data"),
         (["--option", "sentences=first"], "a name of none for shapes, but got 'sentences"),
         (["--option", "masks=false"], "a name of none for shapes"),
-        (["--dataset", "png", "--option", "check_sizes=false"], "a name of masks for png"),
+        (
+            ["--dataset", "png", "--option", "check_sizes=false"],
+            "a name of masks, in_place for png",
+        ),
         (["--dataset", "refcoco", "--option", "check_sizes=no"], "must be true or false"),
         (["--dataset", "refcoco", "--option", "seed=3"], "exclude_eval_images, check_sizes"),
     ],

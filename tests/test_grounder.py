@@ -128,6 +128,14 @@ def test_a_ranking_of_another_architecture_is_refused():
         Grounder(small_world.lvlm(), small_world.ranking(), recipe=recipe)
 
 
+def test_a_segmenter_without_weights_is_refused_at_once(tmp_path):
+    for name, says in (("sam", "hf download facebook/sam"), ("segment-anything", "curl -LO https")):
+        with pytest.raises(FileNotFoundError, match=says):
+            Grounder(
+                small_world.lvlm(), small_world.ranking(), segmenter=f"{name}:{tmp_path / 'none'}"
+            )
+
+
 def test_from_pretrained_takes_the_ranking_that_lies_beside_the_weights(tmp_path):
     lvlm = small_world.lvlm()
     lvlm.model.save_pretrained(tmp_path)

@@ -34,7 +34,8 @@ ROWS = (
         "metrics", "sam", "sinks",
     },
     # layer 4, pipelines
-    {"attention", "runs", "segmentation", "charts", "ahead"},
+    {"attention", "runs", "segmentation", "scoring", "settings", "charts"},
+    {"textboxes", "ahead"},
     {"grounder", "discovery", "evaluation", "comparison", "ablations", "report", "explain"},
     # layer 5, commands
     {"terminal", "info", "tiny"},

@@ -39,6 +39,54 @@ def test_box_iou_of_batches():
     assert metrics.box_iou(boxes[:, None], boxes).tolist() == [[1, 0], [0, 1]]
 
 
+@stable
+@given(pixel_box(), pixel_box())
+def test_box_iou_is_shapelys_and_cocos(a, b):
+    shapely = pytest.importorskip("shapely")
+    outer, inner = shapely.box(*a), shapely.box(*b)
+    union = outer.union(inner).area
+    expected = outer.intersection(inner).area / union if union else 0
+    assert metrics.box_iou(a, b) == pytest.approx(expected)
+    if expected:
+        coco = pytest.importorskip("pycocotools.mask")
+        of_coco = coco.iou(
+            *(np.array([[x, y, p - x, q - y]], dtype=float) for x, y, p, q in (a, b)), [0]
+        )
+        assert metrics.box_iou(a, b) == pytest.approx(of_coco.item())
+
+
+def test_mask_iou_is_cocos():
+    coco = pytest.importorskip("pycocotools.mask")
+    random = np.random.default_rng(2)
+    for _ in range(50):
+        masks = random.random((2, 17, 23)) < random.random((2, 1, 1))
+        a, b = (coco.encode(np.asfortranarray(m.astype(np.uint8))) for m in masks)
+        intersection, union = metrics.mask_overlap(*masks)
+        assert intersection == coco.area(coco.merge([a, b], intersect=True))
+        assert union == coco.area(coco.merge([a, b]))
+        assert intersection / union == pytest.approx(coco.iou([a], [b], [0]).item())
+
+
+def test_mask_iou_of_polygons_is_shapelys():
+    shapely = pytest.importorskip("shapely")
+    from fastground.datasets.masks import labelled
+
+    def drawn(points):  # ten pixels a unit: the outline of a pixel's width weighs little
+        return labelled([("target", [(10 * x, 10 * y) for x, y in points])], (400, 400)).mask
+
+    a, b = [(2, 3), (30, 6), (22, 34)], [(10, 1), (38, 20), (12, 30), (4, 12)]
+    p, q = shapely.Polygon(a), shapely.Polygon(b)
+    intersection, union = metrics.mask_overlap(drawn(a), drawn(b))
+    assert intersection / union == pytest.approx(p.intersection(q).area / p.union(q).area, abs=0.01)
+
+
+def test_acc_at_exactly_one_half_is_a_hit():
+    half = metrics.box_iou([0, 0, 10, 10], [0, 0, 10, 20])  # 100 / 200, exact in binary
+    below = metrics.box_iou([0, 0, 10, 10], [0, 0, 10, 20 + 1e-9])
+    assert half == 0.5 and below < 0.5
+    assert metrics.accuracy([half]) == 1 and metrics.accuracy([below]) == 0
+
+
 def test_accuracy_counts_the_border():
     assert metrics.accuracy([0.5, 0.49999, 1.0, 0.0]) == 0.5
     assert np.isnan(metrics.accuracy([]))
@@ -49,6 +97,36 @@ def test_ciou_and_giou():
     assert metrics.mask_scores([0, 5], [0, 10]) == (0.5, 0.75)  # an empty union counts 1
     assert metrics.mask_scores([0], [0]) == (1.0, 1.0)
     assert np.isnan(metrics.mask_scores([], [])).all()
+
+
+def test_lisas_conventions_by_hand():
+    """An empty union counts 1 in gIoU and nothing in cIoU; ignored pixels count neither way."""
+    empty, whole = np.zeros((4, 4), bool), np.ones((4, 4), bool)
+    left, top = whole.copy(), whole.copy()
+    left[:, 2:] = top[2:] = False
+    assert metrics.mask_overlap(empty, empty) == (0, 0)
+    assert metrics.mask_overlap(left, top) == (4, 12)
+    assert metrics.mask_overlap(left, top, ignore=~top) == (4, 8)
+    assert metrics.mask_overlap(left, top, ignore=whole) == (0, 0)
+    assert metrics.mask_overlap(empty, left) == (0, 8)
+    pairs = [(0, 0), (4, 12), (4, 8), (0, 8)]
+    ciou, giou = metrics.mask_scores(*zip(*pairs, strict=True))
+    assert ciou == (0 + 4 + 4 + 0) / (0 + 12 + 8 + 8)
+    assert giou == pytest.approx((1 + 1 / 3 + 1 / 2 + 0) / 4)
+
+
+def test_average_recall_is_the_area_under_recall():
+    ious = np.random.default_rng(1).random(300) ** 2
+    thresholds = (np.arange(20_000) + 0.5) / 20_000
+    recall = [(ious >= t).mean() for t in thresholds]
+    assert metrics.average_recall(ious) == pytest.approx(np.mean(recall), abs=1e-4)
+    assert np.isnan(metrics.average_recall([]))
+
+
+def test_sizes_are_cocos():
+    areas = [0, 1023.9, 1024, 5000, 9216, 9216.5]
+    expected = ["small", "small", "medium", "medium", "medium", "large"]
+    assert metrics.size_class(areas).tolist() == expected
 
 
 def test_points_inside_the_mask():
@@ -96,6 +174,17 @@ def test_spearman_is_scipys(pairs):
 
 def test_spearman_of_too_few():
     assert np.isnan(metrics.spearman([], [])) and np.isnan(metrics.spearman([1], [2]))
+
+
+def test_bootstrap_of_a_ratio_draws_both_sums_together():
+    random = np.random.default_rng(0)
+    unions = random.integers(1, 100, 400)
+    low, high = metrics.bootstrap_interval(unions / 4, weights=unions)
+    assert low == pytest.approx(0.25) and high == pytest.approx(0.25)
+    inter = (unions * random.random(400)).astype(int)
+    low, high = metrics.bootstrap_interval(inter, weights=unions)
+    assert low < inter.sum() / unions.sum() < high
+    assert metrics.bootstrap_interval([0], weights=[0]) == (1, 1)
 
 
 def test_bootstrap_holds_the_mean_and_is_wider_by_image():

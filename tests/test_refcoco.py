@@ -352,6 +352,8 @@ def test_an_image_is_opened_when_it_is_asked_for_and_once(data, monkeypatch):
     assert len({id(s.image) for s in first}) == 1 and len(opened) == 1
     sent = pickle.loads(pickle.dumps(unopened(first[0])))
     assert sent == unopened(first[0]) and len(pickle.dumps(sent)) < 1000
+    other = pickle.loads(pickle.dumps(second[0]))
+    assert len(opened) == 1 and np.array_equal(other.mask, second[0].mask)
     copy = dataclasses.replace(first[0], expression="the mug")
     assert copy.image is first[0].image and np.array_equal(copy.mask, first[0].mask)
     assert unopened(copy) is copy.image and "the mug" in repr(copy)

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +176,7 @@ def flip(path):
 def test_a_damaged_shard_is_named_and_the_others_are_kept(run, damage):
     folder, table = run
     damage(shards(folder)[1])
-    says = r"00001.parquet is damaged .*; delete it and run discover again"
+    says = r"00001.parquet is damaged .*; delete it and run again"
     with pytest.raises(ValueError, match=says):
         runs.load(folder).sums  # noqa: B018
     with pytest.raises(ValueError, match=says):
@@ -244,6 +245,26 @@ def test_one_process_writes_a_folder(run):
         gather(run[0])
 
 
+def test_a_fork_does_not_hold_the_folder(run):
+    about = json.loads((run[0] / runs.MANIFEST).read_text())
+    waits, wakes = os.pipe()
+    with warnings.catch_warnings(), runs.begin(run[0], about):
+        warnings.simplefilter("ignore")  # Python's of forks beside threads
+        child = os.fork()
+        if not child:
+            os.read(waits, 1)
+            os._exit(0)
+        with pytest.raises(ValueError, match="in use"):
+            gather(run[0])
+    try:
+        assert same(gather(run[0]), run[1])
+    finally:
+        os.write(wakes, b"!")
+        os.waitpid(child, 0)
+        os.close(waits)
+        os.close(wakes)
+
+
 def test_what_is_no_run_is_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"has no run\.json"):
         runs.load(tmp_path)
@@ -276,11 +297,11 @@ def test_discover_goes_on_and_ranks_the_whole(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_twenty_moments_it_ends_as_if_never_killed(tmp_path, workers):
     program = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("killed_runs.py")],
+        [sys.executable, Path(__file__).with_name("killed_runs.py"), "discover"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
     )  # fmt: skip
     with program:

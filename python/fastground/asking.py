@@ -119,7 +119,7 @@ class Asking:
         self._visible: dict[Any, tuple[Any, torch.Tensor | None]] = {}
 
     def _on(self, device: torch.device) -> _Indices:
-        """The indices on a device: moved once a forward, since a GPU waits for every move."""
+        """The indices on a device: moved once a forward, since every move costs a call."""
         if device not in self._there:
             self._there[device] = self._host.to(device)
         return self._there[device]
@@ -178,8 +178,10 @@ class _Places(NamedTuple):
         return cls(index, None if (counts == most).all() else torch.arange(most) < counts[:, None])
 
     def to(self, device: torch.device) -> _Places:
-        """The same on a device."""
-        return _Places(self.places.to(device), None if self.real is None else self.real.to(device))
+        """The same on a device, which is not waited for."""
+        places = self.places.to(device, non_blocking=True)
+        real = None if self.real is None else self.real.to(device, non_blocking=True)
+        return _Places(places, real)
 
     def take(self, rows: torch.Tensor, gone: int) -> torch.Tensor:
         """(N, heads, most places) of rows (N, heads, keys), whose first `gone` keys are gone."""
@@ -204,12 +206,12 @@ class _Indices(NamedTuple):
     """All of the image's tokens, where they are more than the cells."""
 
     def to(self, device: torch.device) -> _Indices:
-        """The same on a device."""
+        """The same on a device, which is not waited for."""
         return _Indices(
-            self.batch.to(device),
-            self.positions.to(device),
-            self.elements.to(device),
-            self.slots.to(device),
+            self.batch.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True),
+            self.elements.to(device, non_blocking=True),
+            self.slots.to(device, non_blocking=True),
             self.cells.to(device),
             None if self.image is None else self.image.to(device),
         )

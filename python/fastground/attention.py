@@ -159,19 +159,49 @@ def answers(
     Returns:
         Per expression its words, split at white space.
     """
+    ids = _said_ids(lvlm, image, expressions, recipe or Recipe(), max_new_tokens, packed)
+    decode = lvlm.processor.tokenizer.decode
+    return [tuple(decode(each, skip_special_tokens=True).split()) for each in ids]
+
+
+@torch.no_grad()
+def said(
+    lvlm: LVLM,
+    image: Any,
+    expressions: Sequence[str],
+    *,
+    recipe: Recipe | None = None,
+    max_new_tokens: int,
+    packed: bool = True,
+) -> list[str]:
+    """What the model says to each expression, greedily, as text with its special tokens.
+
+    Args:
+        lvlm, image, expressions, recipe, max_new_tokens, packed: as in `answers`.
+    """
+    ids = _said_ids(lvlm, image, expressions, recipe or Recipe(), max_new_tokens, packed)
+    decode = lvlm.processor.tokenizer.decode
+    return [decode(each, skip_special_tokens=False) for each in ids]
+
+
+def _said_ids(
+    lvlm: LVLM,
+    image: Any,
+    expressions: Sequence[str],
+    recipe: Recipe,
+    max_new_tokens: int,
+    packed: bool,
+) -> Iterator[list[int]]:
+    """The tokens that the model says to each expression, up to its end token."""
     packed = packed and _packs(lvlm)
-    encoded = lvlm.encode(image, list(expressions), recipe or Recipe())
-    tokenizer = lvlm.processor.tokenizer
-    words = []
+    encoded = lvlm.encode(image, list(expressions), recipe)
+    end = lvlm.processor.tokenizer.eos_token_id
     # Prompts that are not packed go alone: recurrent layers would carry padding into the answer.
     for part in packing.split(
         encoded, packed=packed, max_tokens=packing.MAX_TOKENS if packed else 1
     ):
         for ids in _answer(lvlm, [part], packed, max_new_tokens).tolist():
-            if tokenizer.eos_token_id in ids:
-                ids = ids[: ids.index(tokenizer.eos_token_id)]
-            words.append(tuple(tokenizer.decode(ids, skip_special_tokens=True).split()))
-    return words
+            yield ids[: ids.index(end)] if end in ids else ids
 
 
 def right_answers(

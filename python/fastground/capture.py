@@ -148,9 +148,11 @@ class Capture:
         """
         elements, maps, sums = self._found()
         layouts = self._forwards[0][0].layouts
-        order = elements.argsort(stable=True).to(maps.device)
         counts = elements.bincount(minlength=len(layouts)).tolist()
-        parts = zip(maps[order].split(counts), sums[order].split(counts), layouts, strict=True)
+        if bool((elements.diff() < 0).any()):  # to move the order to a GPU would wait for it
+            order = elements.argsort(stable=True).to(maps.device)
+            maps, sums = maps[order], sums[order]
+        parts = zip(maps.split(counts), sums.split(counts), layouts, strict=True)
         return [
             AttentionMaps(
                 own[..., : len(layout.tokens)].unflatten(-1, layout.grid), whole, self.heads, layout

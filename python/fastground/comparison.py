@@ -1,25 +1,30 @@
-"""The method beside what it must beat, scored on the same maps.
+"""Settings beside each other, scored on the same maps: the method and what it must beat.
 
 `compare` reads every head's map of each held-out sample once and scores from it the method, its
-ablations, random heads, the oracle and the grid's ceiling. Heads are chosen on the training split
-alone; nothing here is fitted to a score.
+ablations, random heads, the oracle and the grid's ceiling; `paper_table` the paper's tables in the
+same way. What a row does is a `Setting`.
+
+    maps of all heads --take each setting's--> smooth, sum, cut, box, pseudo-mask --> a row a sample
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from fastground import ops, sinks
+from fastground import settings, sinks
 from fastground.attention import attention_maps, right_answers
 from fastground.datasets.images import by_image
-from fastground.grounding import boxes_in_pixels, boxes_on_grid, peaks, truth_boxes
-from fastground.metrics import BoxScores, BoxTally, bootstrap_interval, mean, spearman
-from fastground.ranking import OFTEN, greedy, kept_heads, rank_table
+from fastground.grounding import cell_coverage, ground
+from fastground.metrics import mean, spearman
+from fastground.ranking import OFTEN, greedy
+from fastground.result import Grounding
+from fastground.scoring import Columns, Scores, measured, scored
+from fastground.settings import Setting
 from fastground.stats import head_statistics, head_table
 from fastground.table import HeadTable
 from fastground.types import AttentionMaps, HeadId, HeadRanking, Recipe, Sample
@@ -29,15 +34,17 @@ if TYPE_CHECKING:
 
 MOST_NAMED = 8
 """A row of more heads than these does not list them."""
+CEILING = "ceiling: the true mask"
+TABLES = ("heads", "4", "5", "8")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One choice of heads, scored."""
+    """One setting, scored."""
 
     name: str
-    scores: BoxScores
-    """Means over the draws, for random heads."""
+    scores: Scores
+    """Over all draws together, for random heads."""
     heads: tuple[HeadId, ...] = ()
     """The heads, where they are the same for all samples."""
     accuracy_std: float = 0.0
@@ -46,23 +53,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The method beside its ablations, chance, the oracle and the ceiling, on the same maps."""
+    """Settings beside each other, on the same maps."""
 
     rows: tuple[Row, ...]
-    """The method first."""
+    """In `compare` the method first."""
     num_samples: int
     answer_accuracy: float
     """Share of questions that greedy decoding answers right; nan without answers."""
-    rho: float
+    recipe: Recipe
+    rho: float = float("nan")
     """Spearman's correlation of selection frequency and mean mask IoU on the training split, over
     the heads elected in at least 1 % of the samples; nan without masks."""
-    rho_heads: int
+    rho_heads: int = 0
     """How many heads those are."""
-    agreement: tuple[int, int]
+    agreement: tuple[int, int] = (0, 0)
     """Trials whose first k heads are the ranking's, as a set; and trials."""
-    shared_with_oracle: int
+    shared_with_oracle: int = 0
     """How many of the method's k heads are among the oracle's."""
-    recipe: Recipe
 
     def row(self, name: str) -> Row:
         """The row of that name.
@@ -108,153 +115,166 @@ def compare(
         ValueError: no samples, one without a box, a table that is not the ranking's, fewer heads
             than k in the layers that may be chosen, or no draws.
     """
-    recipe = ranking.recipe
-    table.check(recipe)
-    shape = table.shape
-    sets = _fixed_sets(table, ranking, draws, seed)
-    oracle = sets.get(_named(recipe.k, "oracle "))
-    kept = None
-    if recipe.scope == "mean":
-        kept = kept_heads(table.mean_sums, recipe, tau=ranking.tau)
-    own = f"{_named(recipe.k)}, own for each sample"
-    ceiling = "ceiling: the true mask"
-    tallies = {name: [BoxTally() for _ in members] for name, members in sets.items()}
-    tallies |= {own: [BoxTally()], ceiling: [BoxTally()]}
+    table.check(ranking.recipe)
+    chosen = settings.of_heads(table, ranking, draws=draws, seed=seed)
+    found = _scored(lvlm, chosen, samples, ranking.recipe, seed, progress, whole=True)
+    best = set(ranking.top())
+    frequent = [h for h in ranking.heads if h.frequency >= OFTEN]
+    rho = float("nan")
+    if (ious := table.mean_ious) is not None:
+        rho = spearman([h.frequency for h in frequent], [ious[h.head] for h in frequent])
+    oracles = [row.heads for row in found.rows if row.name == settings.oracle(ranking.recipe.k)]
+    return replace(
+        found,
+        rho=rho,
+        rho_heads=len(frequent),
+        agreement=(sum(set(t) == best for t in ranking.trials), len(ranking.trials)),
+        shared_with_oracle=len(best & set(*oracles)),
+    )
+
+
+def paper_table(
+    number: str,
+    lvlm: LVLM,
+    ranking: HeadRanking,
+    samples: Iterable[Sample],
+    *,
+    table: HeadTable | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Comparison:
+    """One of the paper's tables, from one reading of the maps.
+
+    Args:
+        number: "4" (k from 1 to 5), "5" (criteria, fixed and greedy) or "8" (sigma and kernel).
+        lvlm: the model.
+        ranking: its heads.
+        samples: held-out, with true boxes; those of an image one after another.
+        table: the head statistics that the ranking was made from; needed for 5.
+        seed: of the intervals.
+        progress: called with the number of samples done.
+
+    Raises:
+        ValueError: no such table, no samples, one without a box, or no table where it is needed.
+    """
+    if number not in TABLES[1:]:
+        raise ValueError(f"number must be one of {', '.join(TABLES[1:])}, but got {number!r}")
+    if number == "5":
+        if table is None:
+            raise ValueError(
+                "table must be given for table 5, whose rankings by one criterion are made from "
+                "it; runs.load the folder that discover wrote"
+            )
+        table.check(ranking.recipe)
+        chosen = settings.of_criteria(table, ranking)
+    else:
+        chosen = {"4": settings.of_counts, "8": settings.of_smoothing}[number](ranking)
+    return _scored(lvlm, chosen, samples, ranking.recipe, seed, progress)
+
+
+def _scored(
+    lvlm: LVLM,
+    chosen: Sequence[Setting],
+    samples: Iterable[Sample],
+    recipe: Recipe,
+    seed: int,
+    progress: Callable[[int], None] | None,
+    whole: bool = False,
+) -> Comparison:
+    """Every setting on every sample; the recipe's statistics, asking token and sinks hold for all.
+
+    The whole comparison has the grid's ceiling, too, and asks for the answers.
+    """
+    shape = lvlm.architecture["num_layers"], lvlm.architecture["num_heads"]
+    draws = {s.name: 1 if s.heads is None else len(s.heads) for s in chosen}
+    tallies = {(name, draw): _Tally() for name, count in draws.items() for draw in range(count)}
+    tallies[CEILING, 0] = _Tally()
+    heads = None
+    if all(s.heads is not None for s in chosen):
+        numbers = np.unique(np.concatenate([np.ravel(s.heads) for s in chosen]))  # type: ignore
+        named = [HeadId(*map(int, divmod(i, shape[1]))) for i in numbers]
+        heads = sinks.read(named, shape[1], recipe)
     right: list[bool] = []
     done = 0
     for group in by_image(samples):
-        asked = sinks.asked([s.expression for s in group], recipe)
-        attention, ground = sinks.cleared(
-            attention_maps(lvlm, group[0].image, asked, recipe=recipe), recipe
-        )
-        stats = head_statistics(attention, recipe)
-        sums, entropies = head_table(stats, attention.heads, shape)
-        chosen = greedy(sums, entropies, recipe, kept=kept)
-        all_sets = {**sets, own: chosen[:, None]}
-        places = {name: attention.positions(s, shape[1]) for name, s in all_sets.items()}
-        found = _score_sets(ground, places, recipe)
-        for name, (boxes, points) in found.items():
-            for i, tally in enumerate(tallies[name]):
-                tally.add(group, boxes[:, i], points[:, i])
-        if all(s.mask is not None for s in group):
-            masks = torch.stack([torch.as_tensor(s.mask, dtype=torch.bool) for s in group])
-            boxes = truth_boxes(masks, attention.layout, recipe).numpy()
-            tallies[ceiling][0].add(group, boxes)
-        if all(s.answer for s in group):
+        expressions = [s.expression for s in group]
+        asked = sinks.asked(expressions, recipe)
+        attention = attention_maps(lvlm, group[0].image, asked, recipe=recipe, heads=heads)
+        captured, cleared = sinks.cleared(attention, recipe)
+        for setting in chosen:
+            places = captured.positions(_numbers(setting, captured, shape), shape[1])
+            each = _ground_draws(cleared, places, expressions, setting.recipe)
+            for draw, found in enumerate(each):
+                tallies[setting.name, draw].add(measured(group, found, setting.recipe))
+        if whole and all(s.mask is not None for s in group):
+            truth = ground(_of_masks(group, captured), expressions, recipe=recipe)
+            tallies[CEILING, 0].add(measured(group, truth, recipe))
+        if whole and all(s.answer for s in group):
             right += right_answers(lvlm, group, recipe=recipe)
         done += len(group)
         if progress is not None:
             progress(done)
     if not done:
         raise ValueError("samples must hold at least one sample, but are empty")
-    order = [*[*sets][:3], own, *[*sets][3:], ceiling]
-    best = set(ranking.top())
-    frequent = [h for h in ranking.heads if h.frequency >= OFTEN]
-    rho = float("nan")
-    ious = table.mean_ious
-    if ious is not None:
-        rho = spearman([h.frequency for h in frequent], [ious[h.head] for h in frequent])
-    return Comparison(
-        rows=tuple(_row(n, tallies[n], sets.get(n), shape, seed) for n in order if tallies[n][0]),
-        num_samples=done,
-        answer_accuracy=mean(right),
-        rho=rho,
-        rho_heads=len(frequent),
-        agreement=(sum(set(t) == best for t in ranking.trials), len(ranking.trials)),
-        shared_with_oracle=0 if oracle is None else len(best & set(_head_ids(oracle[0], shape))),
-        recipe=recipe,
-    )
+    rows = []
+    for setting in chosen:
+        own = [tallies[setting.name, draw] for draw in range(draws[setting.name])]
+        rows.append(_row(setting, own, shape, seed))
+    if tallies[CEILING, 0].pieces:
+        rows.append(Row(CEILING, scored(tallies[CEILING, 0].columns(), seed)))
+    return Comparison(tuple(rows), done, mean(right), recipe)
 
 
-def _fixed_sets(
-    table: HeadTable, ranking: HeadRanking, draws: int, seed: int
-) -> dict[str, np.ndarray]:
-    """By row name (sets, k): the flat numbers of heads that are the same for all samples."""
-    recipe, (layers, heads) = ranking.recipe, table.shape
-    k = recipe.k
-    seeing = (table.mean_sums != 0).reshape(-1)  # of the others some layers have none
+class _Tally:
+    """The rows of one setting and draw, image by image."""
 
-    def flat(of: HeadRanking, count: int) -> np.ndarray:
-        return np.array([[h.layer * heads + h.head for h in of.top(count)]])
+    def __init__(self) -> None:
+        self.pieces: list[Columns] = []
 
-    def alone(criterion: str) -> HeadRanking:
-        changed = recipe.replace(criteria=criterion)
-        return rank_table(table, changed, trials=1)
+    def add(self, piece: Columns) -> None:
+        self.pieces.append(piece)
 
-    sets = {
-        f"{_named(k)}, both criteria": flat(ranking, k),
-        f"{_named(k)}, attention sum only": flat(alone("attention_sum"), k),
-        f"{_named(k)}, entropy only": flat(alone("entropy"), k),
-        "1 head, both criteria": flat(ranking, 1),
-        "5 heads, both criteria": flat(ranking, 5),
-        "all heads": np.flatnonzero(seeing)[None],
-    }
-    random = np.random.default_rng(seed)
-    pool = np.flatnonzero(seeing & (np.arange(layers * heads) >= recipe.skip_layers * heads))
-    if k > len(pool) or draws < 1:
-        raise ValueError(
-            f"recipe.k must be at most the {len(pool)} heads that may be chosen and draws at least "
-            f"1, but got {k} and {draws}"
-        )
-    sets[_named(k, "random ")] = np.stack(
-        [random.choice(pool, k, replace=False) for _ in range(draws)]
-    )
-    if table.mean_ious is not None:
-        best = np.argsort(-table.mean_ious.reshape(-1), kind="stable")
-        sets[_named(k, "oracle ")] = best[None, :k]
-    return sets
+    def columns(self) -> Columns:
+        names = self.pieces[0]
+        return {name: np.concatenate([piece[name] for piece in self.pieces]) for name in names}
 
 
-def _named(k: int, kind: str = "") -> str:
-    return f"1 {kind}head" if k == 1 else f"{k} {kind}heads"
+def _numbers(setting: Setting, attention: AttentionMaps, shape: tuple[int, int]) -> np.ndarray:
+    """(n, draws, k) flat numbers of the heads that each expression's box is made of."""
+    if setting.heads is not None:
+        return np.broadcast_to(setting.heads, (len(attention.maps), *setting.heads.shape))
+    stats = head_statistics(attention, setting.recipe)
+    sums, entropies = head_table(stats, attention.heads, shape)
+    return greedy(sums, entropies, setting.recipe, kept=setting.kept)[:, None]
 
 
-def _score_sets(
-    attention: AttentionMaps, sets: dict[str, np.ndarray], recipe: Recipe
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By row name boxes (n, sets, 4) and peaks (n, sets, 2) in pixels; one call for each k."""
-    n = len(attention.maps)
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for k in {members.shape[-1] for members in sets.values()}:
-        names = [name for name, members in sets.items() if members.shape[-1] == k]
-        index = np.concatenate(
-            [np.broadcast_to(sets[name], (n, *sets[name].shape[-2:])) for name in names], axis=1
-        )
-        chosen = torch.from_numpy(index).to(attention.maps.device)
-        maps = torch.take_along_dim(
-            attention.maps[:, None], chosen[..., None, None], dim=2
-        )  # (n, sets, k, grid_h, grid_w)
-        boxes = boxes_in_pixels(boxes_on_grid(maps, attention.layout, recipe), attention.layout)
-        points = peaks(ops.combine(maps, recipe=recipe), attention.layout, recipe)
-        parts = np.cumsum([sets[name].shape[-2] for name in names])[:-1]
-        each = (np.split(x.cpu().numpy(), parts, axis=1) for x in (boxes, points))
-        found |= dict(zip(names, zip(*each, strict=True), strict=True))
-    return found
+def _ground_draws(
+    attention: AttentionMaps, places: np.ndarray, expressions: list[str], recipe: Recipe
+) -> list[list[Grounding]]:
+    """By draw the groundings of all expressions, by the heads at these (n, draws, k) places."""
+    n, draws, _ = places.shape
+    again = np.repeat(np.arange(n), draws)
+    repeated = replace(attention, maps=attention.maps[again], sums=attention.sums[again])
+    chosen = torch.from_numpy(places.reshape(n * draws, -1))
+    found = ground(repeated, [expressions[i] for i in again], recipe=recipe, chosen=chosen)
+    return [found[draw::draws] for draw in range(draws)]
 
 
-def _row(
-    name: str,
-    tallies: list[BoxTally],
-    members: np.ndarray | None,
-    shape: tuple[int, ...],
-    seed: int,
-) -> Row:
-    scores = [tally.scores(seed) for tally in tallies]
-    if len(scores) == 1:
-        if members is None or members.size > MOST_NAMED:
-            return Row(name, scores[0])
-        return Row(name, scores[0], _head_ids(members[0], shape))
-    hits = np.mean([np.array(tally.ious) >= 0.5 for tally in tallies], axis=0)
-    each = [s.accuracy for s in scores]
-    means = BoxScores(
-        accuracy=mean(each),
-        interval=bootstrap_interval(hits, tallies[0].images, seed=seed),
-        mean_iou=mean([s.mean_iou for s in scores]),
-        pointing=mean([s.pointing for s in scores]),
-        by_kind={k: mean([s.by_kind[k] for s in scores]) for k in scores[0].by_kind},
-    )
-    return Row(name, means, accuracy_std=float(np.std(each, ddof=1)))
+def _of_masks(group: list[Sample], attention: AttentionMaps) -> AttentionMaps:
+    """The maps that perfect heads would give: the true masks, averaged by area onto the grid."""
+    masks = torch.stack([torch.as_tensor(s.mask, dtype=torch.bool) for s in group])
+    maps = cell_coverage(masks, attention.layout)[:, None]
+    return AttentionMaps(maps, maps.sum(dim=(-2, -1)), (HeadId(0, 0),), attention.layout)
 
 
-def _head_ids(flat: np.ndarray, shape: tuple[int, ...]) -> tuple[HeadId, ...]:
-    return tuple(HeadId(int(i) // shape[1], int(i) % shape[1]) for i in flat)
+def _row(setting: Setting, tallies: list[_Tally], shape: tuple[int, int], seed: int) -> Row:
+    each = [tally.columns() for tally in tallies]
+    if len(each) == 1:
+        heads: tuple[HeadId, ...] = ()
+        if setting.heads is not None and setting.heads.size <= MOST_NAMED:
+            heads = tuple(HeadId(*map(int, divmod(i, shape[1]))) for i in setting.heads[0])
+        return Row(setting.name, scored(each[0], seed), heads)
+    # All draws together: their mean, and an image is resampled with all of them.
+    whole = {name: np.concatenate([columns[name] for columns in each]) for name in each[0]}
+    accuracies = [scored(columns, seed).accuracy for columns in each]
+    return Row(setting.name, scored(whole, seed), accuracy_std=float(np.std(accuracies, ddof=1)))

@@ -24,7 +24,6 @@ import torch
 from fastground import models, ops, packing, runs
 from fastground.ahead import Unreadable, default_workers, read_ahead
 from fastground.attention import attention_of_encoded, check_finite
-from fastground.datasets.images import by_image
 from fastground.metrics import map_iou
 from fastground.models import LVLM
 from fastground.ranking import rank_table
@@ -145,7 +144,7 @@ def collect(
     if out is not None:
         place = runs.begin(out, about, resume=resume, shard_samples=shard_samples)
     with place as run:
-        left = _left(run, samples, watch)
+        left = runs.left(run, samples, watch.kept)
         with closing(read_ahead(lvlm, left, recipe, workers)) as read:
             for index, images in groupby(read, key=lambda one: one[0]):
                 watch.begin(index)
@@ -153,20 +152,6 @@ def collect(
                 run.write(index, keys, skipped, **matrices)
         watch.end()
         return run.table(recipe)
-
-
-def _left(run: Any, samples: Iterable[Sample], watch: _Watch) -> Iterator[tuple[int, list[Sample]]]:
-    """The images that no earlier run has done, each with the number of its shard."""
-    for index, groups in enumerate(_shards(by_image(samples), run.shard_samples)):
-        if run.holds(index):
-            groups = list(groups)
-            asked = [sample for group in groups for sample in group]
-            skipped = run.kept(index, asked)
-            if skipped is not None:
-                watch.kept(index, len(asked), skipped)
-                continue
-        for group in groups:
-            yield index, group
 
 
 @dataclass
@@ -220,20 +205,6 @@ class _Watch:
                 f"{len(self.skipped)} of {self.done} were not; the first is sample_id {sample_id}, "
                 f"image_id {image_id}: {reason}; mend the images or raise max_bad"
             )
-
-
-def _shards(groups: Iterator[list[Sample]], size: int) -> Iterator[Iterable[list[Sample]]]:
-    """The images in parts of at least so many samples; each is read before the next one."""
-
-    def part(group: list[Sample] | None) -> Iterator[list[Sample]]:
-        count = 0
-        while group is not None:
-            yield group
-            count += len(group)
-            group = next(groups, None) if count < size else None
-
-    for first in groups:
-        yield part(first)
 
 
 def _measure(

@@ -1,97 +1,183 @@
-"""Evaluation: the groundings of a data set against the truth."""
+"""Evaluation: the groundings of a data set against the truth.
+
+    samples --image by image--> grounder --groundings--> a row a sample (`scoring.py`) --> Scores
+                                                             |
+                                                         RUN/shards/00000.parquet, RUN/scores.json
+
+With a folder every row is kept, boxes and masks too, and a run that is stopped goes on where it was
+(`runs.py`). A row hangs on its own image alone, so the scores are the same as of a run that never
+stopped.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastground import runs
 from fastground.attention import right_answers
-from fastground.datasets.images import by_image
-from fastground.grounding import mask_box, peaks
-from fastground.metrics import BoxTally, accuracy, box_iou, mask_overlap, mask_scores, mean
 from fastground.result import Grounding
+from fastground.scoring import Columns, Scores, encoded, measured, scored
+from fastground.shards import Key, key, write_whole
+from fastground.table import installed_versions
+from fastground.textboxes import written_boxes
 from fastground.types import Recipe, Sample
 
-
-@dataclass(frozen=True)
-class Scores:
-    """How well boxes and masks match the truth; nan where the data set lacks that truth."""
-
-    num_samples: int
-    accuracy: float
-    """Acc@0.5: share of expressions whose box has IoU >= 0.5; a box not found is a miss."""
-    interval: tuple[float, float]
-    """95 % of the accuracy, images resampled."""
-    by_box: dict[str, float]
-    """Acc@0.5 of the map's box and of the mask's, whichever of them `Recipe.box_from` has taken."""
-    mean_iou: float
-    """Of the boxes."""
-    pointing: float
-    """Share whose combined map peaks inside the true mask."""
-    ciou: float
-    """Of the masks: sum of intersections over sum of unions."""
-    giou: float
-    """Of the masks: mean of the samples."""
-    by_kind: dict[str, float]
-    """Acc@0.5 by what the expressions use."""
-    answer_accuracy: float
-    """Share of questions that greedy decoding answers right, word for word."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field by name, as JSON keeps it."""
-        return asdict(self)
+SCORES_FILE = "scores.json"
+COMMAND = "evaluate"
+BASELINES = ("text-box",)
+SHARD_SAMPLES = 256
+"""Samples of a shard, at least."""
 
 
 def evaluate(
     grounder: Callable[[Any, list[str]], list[Grounding]],
     samples: Iterable[Sample],
     *,
+    dataset: str = "",
+    split: str = "",
+    baseline: str | None = None,
+    out: str | Path | None = None,
+    resume: bool = True,
     progress: Callable[[int], None] | None = None,
     seed: int = 0,
+    shard_samples: int = SHARD_SAMPLES,
 ) -> Scores:
     """The scores of a grounder on samples with true boxes.
 
     Args:
         grounder: a `Grounder`, or anything that takes an image and a list of expressions.
         samples: those of an image one after another; masks and answers are scored where given.
+        dataset: what a run is labelled with.
+        split: likewise.
+        baseline: "text-box" asks the model for coordinates, too.
+        out: a folder for the scores and, sample by sample, for what they are made of; stopped at
+            any instant, the next evaluation with the same folder goes on. Needs a `Grounder`,
+            pyarrow and pycocotools.
+        resume: whether the folder may hold shards of an earlier run.
         progress: called with the number of samples done.
-        seed: of the interval's resampling.
+        seed: of the intervals' resampling.
+        shard_samples: samples of a shard, at least; an earlier run's own where it goes on.
 
     Returns:
         Every score with its interval; nan where the samples lack that truth.
 
     Raises:
-        ValueError: no samples, or one without a box.
+        ValueError: no samples, one without a box, an unknown baseline, a folder with a run of
+            something else, or a grounder without a model where one is needed.
+        OSError: the folder cannot be written.
     """
-    tally = BoxTally()
-    overlaps: list[tuple[int, int]] = []
-    by_box: dict[str, list[float]] = {"map": [], "mask": []}
-    right: list[bool] = []
+    if baseline is not None and baseline not in BASELINES:
+        raise ValueError(f"baseline must be {' or '.join(BASELINES)}, but got {baseline!r}")
     lvlm = getattr(grounder, "lvlm", None)
-    for group in by_image(samples):
-        found = grounder(group[0].image, [s.expression for s in group])
-        recipe = getattr(grounder, "recipe", Recipe())
-        points = [peaks(g.map, g.layout, recipe).tolist() for g in found]
-        tally.add(group, np.stack([g.box.cpu().numpy() for g in found]), np.array(points))
-        for sample, grounding in zip(group, found, strict=True):
-            of_mask = mask_box(grounding.mask) if grounding.mask.any() else grounding.map_box
-            for name, box in (("map", grounding.map_box), ("mask", of_mask)):
-                by_box[name].append(float(box_iou(box.cpu(), sample.box)))
-            if sample.mask is not None:
-                overlaps.append(mask_overlap(grounding.mask.cpu(), sample.mask, sample.ignore))
-        if lvlm is not None and all(s.answer for s in group):
-            right += right_answers(lvlm, group, recipe=recipe)
+    if lvlm is None and (out is not None or baseline is not None):
+        raise ValueError(
+            f"grounder must be a fastground.Grounder where out or baseline is given, but got "
+            f"{type(grounder).__name__}; leave them out"
+        )
+    recipe = getattr(grounder, "recipe", Recipe())
+    done = 0
+
+    def count(samples: int) -> None:
+        nonlocal done
+        done += samples
         if progress is not None:
-            progress(len(tally))
-    ciou, giou = mask_scores(*zip(*overlaps, strict=True)) if overlaps else (float("nan"),) * 2
-    return Scores(
-        num_samples=len(tally),
-        **vars(tally.scores(seed)),
-        by_box={name: accuracy(ious) for name, ious in by_box.items()},
-        ciou=ciou,
-        giou=giou,
-        answer_accuracy=mean(right),
+            progress(done)
+
+    def measure(groups: Iterable[list[Sample]]) -> tuple[list[Key], Columns]:
+        keys: list[Key] = []
+        pieces: list[Columns] = []
+        for group in groups:
+            found = grounder(group[0].image, [s.expression for s in group])
+            piece = measured(group, found, recipe)
+            if out is not None:
+                piece |= encoded(group, found)
+            if lvlm is not None:
+                piece["rights"] = np.full(len(group), -1)
+                if all(s.answer for s in group):
+                    piece["rights"] = np.array(right_answers(lvlm, group, recipe=recipe), dtype=int)
+            if baseline is not None and lvlm is not None:
+                piece |= written_boxes(lvlm, group[0].image, [s.expression for s in group])
+            pieces.append(piece)
+            keys += map(key, group)
+            count(len(group))
+        columns = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
+        del columns["image_ids"]  # a key has it
+        return keys, columns
+
+    place: Any = nullcontext(runs.InMemory({}, shard_samples))
+    if out is not None:
+        about = _about(grounder, dataset, split, baseline)
+        place = runs.begin(out, about, resume=resume, shard_samples=shard_samples, command=COMMAND)
+    with place as run:
+        left = runs.left(run, samples, lambda _, many, __: count(many))
+        for index, images in groupby(left, key=lambda one: one[0]):
+            keys, columns = measure(group for _, group in images)
+            run.write(index, keys, (), **columns)
+        scores = scored(run.columns(), seed)
+    if out is not None:
+        # What JSON lacks, nan, becomes null.
+        told = json.loads(json.dumps(scores.to_dict()), parse_constant=lambda _: None)
+        write_whole(Path(out) / SCORES_FILE, json.dumps(told, indent=1).encode() + b"\n")
+    return scores
+
+
+def load(folder: str | Path, *, seed: int = 0) -> Scores:
+    """The scores of a run's folder, made anew from its rows; no model is asked.
+
+    Args:
+        folder: what `evaluate` wrote into.
+        seed: of the intervals' resampling.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: a shard is missing or damaged.
+    """
+    return scored(runs.load_columns(folder, COMMAND)[0], seed)
+
+
+def references(checkpoint: str, dataset: str, split: str) -> str:
+    """What others have published of the same model on the same data, or nothing.
+
+    Source: Kang et al., CVPR 2025; GroundVLP, AAAI 2024; two reports from outside.
+    """
+    if "llava-1.5-7b" not in checkpoint.lower() or (dataset, split) != ("refcoco", "val"):
+        return ""
+    return (
+        "published, Acc@0.5: 86.5 (the paper), 46 and 26 (attempts from outside), 56.2 (the same "
+        "model's own text boxes, on a mixed val), 65.0 (GroundVLP)"
     )
+
+
+def _about(grounder: Any, dataset: str, split: str, baseline: str | None) -> dict[str, Any]:
+    """What decides the numbers of a run."""
+    lvlm, recipe = grounder.lvlm, grounder.recipe
+    about = {
+        "checkpoint": lvlm.checkpoint,
+        "architecture": dict(lvlm.architecture),
+        "weights": runs.fingerprint(lvlm.model.named_parameters()),
+        "dataset": dataset,
+        "split": split,
+        "heads": [list(head) for head in grounder.heads],
+        "segmenter": _named(grounder.segmenter),
+        "baseline": baseline,
+        "recipe": recipe.to_dict(),
+        "versions": installed_versions(),
+    }
+    if recipe.selection == "greedy":
+        about["tau"] = grounder.ranking.tau
+    return about
+
+
+def _named(segmenter: Any) -> str:
+    """A segmenter by what it says of itself, and by its weights where it has any."""
+    weights = getattr(getattr(getattr(segmenter, "model", None), "model", None), "state_dict", None)
+    if weights is None:
+        return repr(segmenter)
+    return f"{segmenter!r} {runs.fingerprint(weights().items())}"

@@ -243,24 +243,6 @@ def cell_coverage(masks: torch.Tensor, layout: ImageLayout) -> torch.Tensor:
     return (share_y @ masks.double() @ share_x.T).float()
 
 
-def truth_boxes(masks: torch.Tensor, layout: ImageLayout, recipe: Recipe) -> torch.Tensor:
-    """The boxes that perfect maps would give: the grid's ceiling.
-
-    The true mask, averaged onto the grid, takes the way of the combined map: smoothing, cut,
-    region, box.
-
-    Args:
-        masks: (..., height, width) bool.
-        layout: where the cells lie.
-        recipe: smoothing, border, region and padding.
-
-    Returns:
-        (..., 4) float32 in pixels.
-    """
-    maps = cell_coverage(masks, layout)[..., None, :, :]
-    return boxes_in_pixels(boxes_on_grid(maps, layout, recipe), layout)
-
-
 def mask_box(mask: torch.Tensor) -> torch.Tensor:
     """(4,) float32: the tight half-open box of a (height, width) mask; zeros where it is empty."""
     rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()

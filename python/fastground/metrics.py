@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastground.types import ImageLayout, Sample
+from fastground.types import ImageLayout
+
+SMALL, LARGE = 32**2, 96**2
+"""Pixels below which COCO calls an object small, and above which large."""
 
 
 def box_iou(boxes: Any, truth: Any) -> np.ndarray:
@@ -76,6 +77,34 @@ def mask_scores(intersections: Any, unions: Any) -> tuple[float, float]:
         return float("nan"), float("nan")
     each = np.divide(inter, union, out=np.ones(union.shape), where=union > 0)
     return (float(inter.sum() / union.sum()) if union.sum() > 0 else 1.0), float(each.mean())
+
+
+def average_recall(ious: Any) -> float:
+    """Share of samples that reach an IoU threshold, averaged over all thresholds in [0, 1].
+
+    Args:
+        ious: (samples,) of masks.
+
+    Returns:
+        The area under the curve of recall over thresholds; nan without samples. Each sample counts
+        up to its own IoU, so that the area is the mean IoU.
+
+    Source: Gonzalez et al., Panoptic Narrative Grounding, ICCV 2021.
+    """
+    return mean(np.asarray(ious, dtype=np.float64))
+
+
+def size_class(areas: Any) -> np.ndarray:
+    """COCO's class of objects by their area.
+
+    Args:
+        areas: (...) pixels of the original image.
+
+    Returns:
+        (...) text: "small" below 32 x 32, "large" above 96 x 96, "medium" between.
+    """
+    areas = np.asarray(areas, dtype=np.float64)
+    return np.select([areas < SMALL, areas > LARGE], ["small", "large"], "medium")
 
 
 def points_inside(points: Any, mask: Any) -> np.ndarray:
@@ -159,34 +188,39 @@ def bootstrap_interval(
     values: Any,
     groups: Any = None,
     *,
+    weights: Any = None,
     draws: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a mean under resampling.
+    """Percentile interval of a mean, or of a ratio of sums, under resampling.
 
     Args:
         values: (n,) numbers or bools.
         groups: (n,) labels drawn together, such as image ids, since the expressions of one image
             are no independent samples; None draws single values.
+        weights: (n,) what each value is a share of, so that the mean is sum of values over sum of
+            weights, as cIoU; None: of 1.
         draws: resamplings.
         confidence: of the interval, in (0, 1).
         seed: of the draws.
 
     Returns:
-        The lower and the upper end; nan without values.
+        The lower and the upper end; nan without values. A draw without weight counts 1, as an
+        empty union does.
     """
     values = np.asarray(values, dtype=np.float64)
     if not values.size:
         return float("nan"), float("nan")
     labels = np.arange(len(values)) if groups is None else np.asarray(groups)
     _, group = np.unique(labels, return_inverse=True)
-    total, size = np.bincount(group, values), np.bincount(group)
+    total, size = np.bincount(group, values), np.bincount(group, weights)
     random = np.random.default_rng(seed)
     means = np.empty(draws)
     for i in range(draws):
         drawn = random.integers(len(size), size=len(size))
-        means[i] = total[drawn].sum() / size[drawn].sum()
+        whole = size[drawn].sum()
+        means[i] = total[drawn].sum() / whole if whole > 0 else 1.0
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -194,71 +228,3 @@ def bootstrap_interval(
 def mean(values: Any) -> float:
     """The mean; nan without values."""
     return float(np.mean(values)) if len(values) else float("nan")
-
-
-@dataclass(frozen=True)
-class BoxScores:
-    """How well boxes and peaks match the truth."""
-
-    accuracy: float
-    """Acc@0.5: share of boxes with IoU >= 0.5; a box not found is a miss."""
-    interval: tuple[float, float]
-    """95 % of the accuracy, images resampled."""
-    mean_iou: float
-    pointing: float
-    """Share of peaks inside the true mask; nan without masks."""
-    by_kind: dict[str, float]
-    """Accuracy by what the expressions use."""
-
-
-class BoxTally:
-    """Boxes and peaks against the truth, gathered sample by sample."""
-
-    def __init__(self) -> None:
-        self.ious: list[float] = []
-        self.hits: list[bool] = []
-        self.kinds: list[str] = []
-        self.images: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.ious)
-
-    def add(self, samples: Sequence[Sample], boxes: Any, points: Any = None) -> None:
-        """Count samples in.
-
-        Args:
-            samples: n of them, with true boxes.
-            boxes: (n, 4) in pixels.
-            points: (n, 2) peaks in pixels, counted where a sample has a mask; or None.
-
-        Raises:
-            ValueError: a sample without a box.
-        """
-        for i, sample in enumerate(samples):
-            if sample.box is None:
-                raise ValueError(
-                    f"samples must have true boxes to be scored, but sample {sample.sample_id} "
-                    f"({sample.expression!r}) has none"
-                )
-            self.ious.append(float(box_iou(boxes[i], sample.box)))
-            self.kinds.append(sample.kind)
-            self.images.append(sample.image_id)
-            if points is not None and sample.mask is not None:
-                self.hits.append(bool(points_inside(points[i], sample.mask)))
-
-    def scores(self, seed: int = 0) -> BoxScores:
-        """The scores of what was counted; `seed` is the interval's.
-
-        Raises:
-            ValueError: nothing was.
-        """
-        if not self.ious:
-            raise ValueError("samples must hold at least one sample, but are empty")
-        ious, kinds = np.array(self.ious), np.array(self.kinds)
-        return BoxScores(
-            accuracy=accuracy(ious),
-            interval=bootstrap_interval(ious >= 0.5, self.images, seed=seed),
-            mean_iou=mean(ious),
-            pointing=mean(self.hits),
-            by_kind={str(k): accuracy(ious[kinds == k]) for k in np.unique(kinds) if k},
-        )

@@ -96,9 +96,7 @@ class Grounding:
         Raises:
             ModuleNotFoundError: pycocotools is not installed.
         """
-        masks = _library("pycocotools.mask", "eval")
-        encoded = masks.encode(np.asfortranarray(self.mask.cpu().numpy().astype(np.uint8)))
-        return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+        return rle(self.mask.cpu().numpy())
 
     def to_coco(self, image_id: int = 0, category_id: int = 1) -> dict[str, Any]:
         """One entry of a COCO results file, ready for `json.dump`.
@@ -148,6 +146,17 @@ class Grounding:
                 "score": np.array([self.score], dtype=np.float32),
             },
         )
+
+
+def rle(mask: Any) -> dict[str, Any]:
+    """A (height, width) bool array in COCO's run-length encoding, `counts` as text.
+
+    Raises:
+        ModuleNotFoundError: pycocotools is not installed.
+    """
+    masks = _library("pycocotools.mask", "eval")
+    encoded = masks.encode(np.asfortranarray(np.asarray(mask).astype(np.uint8)))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
 def _library(name: str, extra: str) -> Any:

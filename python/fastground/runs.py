@@ -1,9 +1,9 @@
-"""A run of discovery as a folder, which may be killed at any instant and goes on from there.
+"""A run as a folder, which may be killed at any instant and goes on from there.
 
-    RUN/run.json                what the run is: model, data set, recipe, versions
-        shards/00000.parquet    the first thousand samples' rows of the head-statistics table
-        shards/00001.parquet    the next: zstd, fixed-size lists of float32, checksums
-        ranking.json            what came of it
+    RUN/run.json                what the run is: command, model, data set, recipe, versions
+        shards/00000.parquet    the first thousand samples: discovery's rows of the head-statistics
+        shards/00001.parquet        table, or evaluation's boxes and masks; zstd, checksums
+        ranking.json            what came of it; of an evaluation scores.json
 
 A shard is there whole or not at all: it is written beside its place, forced to the disk and then
 renamed. It holds all samples of some images that follow one another, and is made by forwards of its
@@ -15,7 +15,8 @@ goes on: each shard is held to their ids and expressions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -24,14 +25,33 @@ from typing import Any
 
 import numpy as np
 
+from fastground.datasets.images import by_image
 from fastground.shards import IDS, MATRICES, Key, Shard, Skipped, columns_of, key, write_whole
 from fastground.table import DECIDED_BY, HeadTable
 from fastground.types import Recipe, Sample
 
 MANIFEST, SHARDS, LOCK = "run.json", "shards", "lock"
 SHARD_SAMPLES = 1024
-"""Samples of a shard, at least: 8 MB at 1,024 heads."""
+"""Samples of a shard, at least: 8 MB of head statistics at 1,024 heads."""
 FORMAT = 1
+DISCOVER = "discover"
+"""The command whose runs hold the head-statistics table."""
+NEEDED = {DISCOVER: ("sums", "entropies")}
+"""Columns without which a shard of a command's is damaged."""
+
+_locks: set[Any] = set()
+"""Files by which this process holds folders. Its forks, such as workers, let go of them: whoever
+goes on with a run that was killed must not wait until the last of them has noticed."""
+
+
+def _let_go() -> None:
+    for file in _locks:
+        file.close()  # of the fork's own; the lock is its parent's as before
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @dataclass
@@ -48,11 +68,16 @@ class InMemory:
         return False
 
     def write(
-        self, index: int, keys: Sequence[Key], skipped: Sequence[Skipped], **matrices: np.ndarray
+        self, index: int, keys: Sequence[Key], skipped: Sequence[Skipped], **columns: np.ndarray
     ) -> None:
         """Add a shard; as `Run.write`."""
-        self.pieces.append(columns_of(keys, matrices))
+        self.pieces.append(columns_of(keys, columns))
         self.skipped += skipped
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """All columns of all samples, by name."""
+        names = self.pieces[0] if self.pieces else {}
+        return {name: np.concatenate([piece[name] for piece in self.pieces]) for name in names}
 
     def table(self, recipe: Recipe) -> HeadTable:
         """The table of all shards."""
@@ -90,7 +115,7 @@ class Run:
             ValueError: the shard is of other samples, or its file is damaged.
         """
         path = _path(self.folder, index)
-        shard = Shard.open(path)
+        shard = Shard.open(path, NEEDED.get(self.about["command"], ()))
         absent = {skipped[0] for skipped in shard.skipped}
         asked = [key(sample) for sample in samples if sample.sample_id not in absent]
         there = shard.keys()
@@ -116,7 +141,7 @@ class Run:
         return shard.skipped
 
     def write(
-        self, index: int, keys: Sequence[Key], skipped: Sequence[Skipped], **matrices: np.ndarray
+        self, index: int, keys: Sequence[Key], skipped: Sequence[Skipped], **columns: np.ndarray
     ) -> None:
         """Write a shard, whole or not at all.
 
@@ -124,7 +149,8 @@ class Run:
             index: its number.
             keys: of the samples that were read.
             skipped: the others.
-            matrices: sums and entropies (N, L, H) float32, and where there are masks, ious.
+            columns: (N, ...) each, by name; of discovery sums and entropies (N, L, H) float32, and
+                where there are masks, ious.
 
         Raises:
             OSError: the disk is full, or the like; what was written before is kept.
@@ -132,7 +158,7 @@ class Run:
         path = _path(self.folder, index)
         done = sum(shard.rows for number, shard in self._used.items() if number < index)
         try:
-            shard = Shard.write(path, keys, skipped, matrices, self.about)
+            shard = Shard.write(path, keys, skipped, columns, self.about)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -141,9 +167,55 @@ class Run:
             ) from error
         self._used[index] = shard
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """All columns of all samples written or kept, by name."""
+        return _columns([shard for _, shard in sorted(self._used.items())])
+
     def table(self, recipe: Recipe) -> HeadTable:
         """The table of all shards written or kept, read from the disk block by block."""
         return _table([shard for _, shard in sorted(self._used.items())], self.about, recipe)
+
+
+def left(
+    run: Run | InMemory,
+    samples: Iterable[Sample],
+    kept: Callable[[int, int, list[Skipped]], None],
+) -> Iterator[tuple[int, list[Sample]]]:
+    """The images that no earlier run has done, each with the number of its shard.
+
+    Args:
+        run: where the shards go.
+        samples: those of an image one after another.
+        kept: told of each shard that is there its number, how many samples it is of, and which of
+            them were skipped.
+
+    Raises:
+        ValueError: an earlier run was of other samples.
+    """
+    for index, groups in enumerate(_parts(by_image(samples), run.shard_samples)):
+        if run.holds(index):
+            groups = list(groups)
+            asked = [sample for group in groups for sample in group]
+            skipped = run.kept(index, asked)  # type: ignore[union-attr]
+            if skipped is not None:
+                kept(index, len(asked), skipped)
+                continue
+        for group in groups:
+            yield index, group
+
+
+def _parts(groups: Iterator[list[Sample]], size: int) -> Iterator[Iterable[list[Sample]]]:
+    """The images in parts of at least so many samples; each is read before the next one."""
+
+    def part(group: list[Sample] | None) -> Iterator[list[Sample]]:
+        count = 0
+        while group is not None:
+            yield group
+            count += len(group)
+            group = next(groups, None) if count < size else None
+
+    for first in groups:
+        yield part(first)
 
 
 @contextmanager
@@ -153,15 +225,17 @@ def begin(
     *,
     resume: bool = True,
     shard_samples: int = SHARD_SAMPLES,
+    command: str = DISCOVER,
 ) -> Iterator[Run]:
     """A run's folder, new or to go on with; no other process may write it meanwhile.
 
     Args:
         folder: made where it is not there.
-        about: checkpoint, architecture, weights, dataset, split, recipe, versions, as JSON has
-            them.
+        about: checkpoint, architecture, weights, dataset, split, recipe, versions, and whatever
+            else decides the numbers, as JSON has them.
         resume: whether there may be shards already.
         shard_samples: samples of a shard, at least; of an earlier run's folder, that run's.
+        command: whose run it is.
 
     Raises:
         ValueError: pyarrow is not installed, the folder holds a run of something else or is in use,
@@ -177,6 +251,7 @@ def begin(
     folder = Path(folder)
     (folder / SHARDS).mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        about = {"command": command, **about}
         manifest = {"format": FORMAT, "shard_samples": shard_samples, **about}
         if (folder / MANIFEST).exists():
             if not resume:
@@ -184,7 +259,7 @@ def begin(
                     f"out must hold no run where resume is False, but {folder} does; choose "
                     "another folder, or delete it"
                 )
-            made = _manifest(folder)
+            made = _manifest(folder, command)
             _same(folder, made, about)
             manifest = made
         elif any((folder / SHARDS).glob("*.parquet")):
@@ -206,19 +281,19 @@ def load(folder: str | Path) -> HeadTable:
         FileNotFoundError: there is no run.
         ValueError: a shard is missing or damaged.
     """
-    folder = Path(folder)
-    about = _manifest(folder)
-    recipe = Recipe(**about["recipe"])
-    paths = sorted((folder / SHARDS).glob("*.parquet"))
-    for index, path in enumerate(paths):
-        if path != _path(folder, index):
-            raise ValueError(
-                f"{folder} must hold all shards, but {_path(folder, index).name} is missing; run "
-                "discover again with the same folder, and it alone is done anew"
-            )
-    if not paths:
-        raise ValueError(f"{folder} must hold shards, but has none yet; run discover to its end")
-    return _table([Shard.open(path) for path in paths], about, recipe)
+    shards, about = _opened(Path(folder), DISCOVER)
+    return _table(shards, about, Recipe(**about["recipe"]))
+
+
+def load_columns(folder: str | Path, command: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """All columns of all samples of a command's run, and what its manifest says.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: a shard is missing or damaged, or the run is another command's.
+    """
+    shards, about = _opened(Path(folder), command)
+    return _columns(shards), about
 
 
 def fingerprint(parameters: Iterable[tuple[str, Any]]) -> str:
@@ -238,18 +313,49 @@ def fingerprint(parameters: Iterable[tuple[str, Any]]) -> str:
 def _table(shards: Sequence[Shard], about: dict[str, Any], recipe: Recipe) -> HeadTable:
     shape = (about["architecture"]["num_layers"], about["architecture"]["num_heads"])
     shards = list(shards)
+
+    def columns(shard: Shard, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+        there = [n for n in names if n not in MATRICES or n in shard.names]
+        found = dict(zip(there, shard.columns(there), strict=True))
+        nothing = np.full((shard.rows, *shape), np.nan, dtype=np.float32)
+        matrices = {n: found.get(n, nothing).reshape(-1, *shape) for n in names if n in MATRICES}
+        return tuple((found | matrices)[n] for n in names)
+
     return HeadTable(
         num_samples=sum(shard.rows for shard in shards),
-        read=lambda names: (shard.columns(names, shape) for shard in shards if shard.rows),
+        read=lambda names: (columns(shard, names) for shard in shards if shard.rows),
         recipe=recipe,
         checkpoint=about["checkpoint"],
         architecture=about["architecture"],
         dataset=about["dataset"],
         split=about["split"],
         versions=about["versions"],
-        has_ious=any(shard.has_ious for shard in shards),
+        has_ious=any("ious" in shard.names for shard in shards),
         skipped=tuple(skipped for shard in shards for skipped in shard.skipped),
     )
+
+
+def _opened(folder: Path, command: str) -> tuple[list[Shard], dict[str, Any]]:
+    about = _manifest(folder, command)
+    paths = sorted((folder / SHARDS).glob("*.parquet"))
+    for index, path in enumerate(paths):
+        if path != _path(folder, index):
+            raise ValueError(
+                f"{folder} must hold all shards, but {_path(folder, index).name} is missing; run "
+                f"{command} again with the same folder, and it alone is done anew"
+            )
+    if not paths:
+        raise ValueError(f"{folder} must hold shards, but has none yet; run {command} to its end")
+    return [Shard.open(path, NEEDED.get(command, ())) for path in paths], about
+
+
+def _columns(shards: Sequence[Shard]) -> dict[str, np.ndarray]:
+    shards = [shard for shard in shards if shard.rows]
+    if not shards:
+        return {}
+    names = (*IDS, *shards[0].names)
+    pieces = [shard.columns(names) for shard in shards]
+    return dict(zip(names, map(np.concatenate, zip(*pieces, strict=True)), strict=True))
 
 
 def _column(piece: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -262,22 +368,21 @@ def _path(folder: Path, index: int) -> Path:
     return folder / SHARDS / f"{index:05d}.parquet"
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path, command: str) -> dict[str, Any]:
     path = folder / MANIFEST
+    needed = f"run must be a folder written by fastground {command} --out"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"run must be a folder written by fastground discover --out, but {folder} has no "
-            f"{MANIFEST}"
-        )
+        raise FileNotFoundError(f"{needed}, but {folder} has no {MANIFEST}")
     try:
         manifest = json.loads(path.read_text())
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}")
+        if manifest["command"] != command:
+            raise ValueError(f"it was written by fastground {manifest['command']}")
         return manifest
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"run must be a folder written by fastground discover --out, but {path} is not "
-            f"({type(error).__name__}: {error}); choose another folder"
+            f"{needed}, but {path} is not ({type(error).__name__}: {error}); choose another folder"
         ) from error
 
 
@@ -287,9 +392,10 @@ def _same(folder: Path, made: dict[str, Any], asked: dict[str, Any]) -> None:
     Raises:
         ValueError: something differs that decides the numbers.
     """
-    names = ("checkpoint", "architecture", "weights", "dataset", "split")
+    recipe = DECIDED_BY if asked["command"] == DISCOVER else tuple(asked["recipe"])
+    names = [name for name in asked if name not in ("recipe", "versions")]
     pairs = [(name, made.get(name), asked[name]) for name in names]
-    pairs += [(f"recipe.{n}", made["recipe"].get(n), asked["recipe"][n]) for n in DECIDED_BY]
+    pairs += [(f"recipe.{n}", made["recipe"].get(n), asked["recipe"][n]) for n in recipe]
     for name, before, now in pairs:
         if before != now:
             raise ValueError(
@@ -311,4 +417,8 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"out must be a folder that no other process writes, but {folder} is in use; "
                 "choose another, or wait"
             ) from error
-        yield
+        _locks.add(file)
+        try:
+            yield
+        finally:
+            _locks.discard(file)

@@ -1,7 +1,8 @@
-"""Some samples' rows of the head-statistics table as a Parquet file, whole or not there at all.
+"""What a run keeps of some samples as a Parquet file, whole or not there at all.
 
     sample_ids, image_ids, expressions    int64, the last a hash by which samples are recognised
-    sums, entropies[, ious]               fixed-size lists of L * H float32, zstd
+    discovery: sums, entropies[, ious]    fixed-size lists of L * H float32, zstd
+    evaluation: boxes, masks, truth, ...  as `scoring.py` names them
     metadata                              what the run is; skipped: whose image is unreadable
 
 Every page has a checksum, so that a damaged file is an error and never a number.
@@ -45,11 +46,16 @@ class Shard:
     path: Path
     rows: int
     skipped: list[Skipped]
-    has_ious: bool
+    names: tuple[str, ...]
+    """Of its columns, those of `Key` left out."""
 
     @classmethod
-    def open(cls, path: Path) -> Shard:
+    def open(cls, path: Path, needed: Sequence[str] = ()) -> Shard:
         """What is in a file.
+
+        Args:
+            path: of the file.
+            needed: columns that it must have.
 
         Raises:
             ValueError: it is damaged.
@@ -57,11 +63,12 @@ class Shard:
 
         def look(file: Any) -> Shard:
             names = file.schema_arrow.names
-            if not {*IDS, *MATRICES[:2], EXPRESSIONS} <= set(names):
+            if not {*IDS, EXPRESSIONS, *needed} <= set(names):
                 raise ValueError(f"its columns are {', '.join(names)}")
             skipped = json.loads(file.schema_arrow.metadata[b"skipped"])
             rows = file.metadata.num_rows
-            return cls(path, rows, [tuple(s) for s in skipped], "ious" in names)
+            own = tuple(n for n in names if n not in (*IDS, EXPRESSIONS))
+            return cls(path, rows, [tuple(s) for s in skipped], own)
 
         return read(path, look)
 
@@ -71,7 +78,7 @@ class Shard:
         path: Path,
         keys: Sequence[Key],
         skipped: Sequence[Skipped],
-        matrices: dict[str, np.ndarray],
+        columns: dict[str, np.ndarray],
         about: dict[str, Any],
     ) -> Shard:
         """Write a file, whole or not at all.
@@ -80,7 +87,7 @@ class Shard:
             path: of the file.
             keys: of the samples that were read.
             skipped: the others.
-            matrices: sums and entropies (N, L, H) float32, and where there are masks, ious.
+            columns: (N, ...) numbers, bools or texts by name.
             about: what the run is, as JSON has it; into the file's metadata.
 
         Raises:
@@ -90,7 +97,7 @@ class Shard:
         from pyarrow import parquet
 
         arrays = {}
-        for name, values in columns_of(keys, matrices).items():
+        for name, values in columns_of(keys, columns).items():
             flat = pa.array(np.ascontiguousarray(values).reshape(-1))
             if values.ndim > 1:
                 flat = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
@@ -103,7 +110,7 @@ class Shard:
             table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True
         )
         write_whole(path, sink.getvalue())
-        return cls(path, len(keys), list(skipped), "ious" in matrices)
+        return cls(path, len(keys), list(skipped), tuple(columns))
 
     def keys(self) -> list[Key]:
         """Of each row the key of the sample it was made from."""
@@ -111,30 +118,27 @@ class Shard:
         there = read(self.path, lambda file: file.read(columns=names).to_pydict())
         return list(zip(*(there[name] for name in names), strict=True))
 
-    def columns(self, names: Sequence[str], shape: tuple[int, int]) -> Columns:
-        """These columns of the rows that count; without masks, IoUs that are nan."""
+    def columns(self, names: Sequence[str]) -> Columns:
+        """These columns of the rows that count: (rows,) each, (rows, size) where it is of lists."""
 
         def take(file: Any) -> Columns:
-            there = file.read(columns=[n for n in names if n != "ious" or self.has_ious])
-            found = {}
-            for name in there.column_names:
-                values = there[name].combine_chunks()
-                if name in MATRICES:
-                    values = values.flatten().to_numpy().reshape(-1, *shape)
-                else:
-                    values = values.to_numpy()
-                found[name] = values[: self.rows]
-            if "ious" in names and not self.has_ious:
-                found["ious"] = np.full((self.rows, *shape), np.nan, dtype=np.float32)
-            return tuple(found[name] for name in names)
+            there = file.read(columns=list(dict.fromkeys(names)))
+            return tuple(_array(there[name].combine_chunks())[: self.rows] for name in names)
 
         return read(self.path, take)
 
 
-def columns_of(keys: Sequence[Key], matrices: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _array(values: Any) -> np.ndarray:
+    size = getattr(values.type, "list_size", None)
+    if size is None:
+        return values.to_numpy(zero_copy_only=False)
+    return values.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
+
+
+def columns_of(keys: Sequence[Key], columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns of these samples by name."""
     ids = np.array(keys, dtype=np.int64).reshape(-1, 3).T
-    return dict(zip((*IDS, EXPRESSIONS), ids, strict=True)) | matrices
+    return dict(zip((*IDS, EXPRESSIONS), ids, strict=True)) | columns
 
 
 def read(path: Path, reader: Callable[[Any], Any]) -> Any:
@@ -148,7 +152,7 @@ def read(path: Path, reader: Callable[[Any], Any]) -> Any:
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"shard must be as it was written, but {path} is damaged ({error}); delete it and run "
-            "discover again with the same folder: its samples alone are done anew"
+            "again with the same folder: its samples alone are done anew"
         ) from error
 
 

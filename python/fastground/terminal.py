@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from fastground.types import HeadRanking, Sample
@@ -70,13 +72,35 @@ def interruptible() -> Iterator[Stop]:
         signal.signal(signal.SIGINT, before)
 
 
+def gpu_share(device: torch.device) -> Callable[[], int] | None:
+    """A function that says how busy a GPU is, in percent of the last moments.
+
+    Returns:
+        The function; None on the CPU, where its share would say nothing, and where the package
+        nvidia-ml-py is not installed or the driver does not tell.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return None
+    share = partial(torch.cuda.utilization, device)
+    try:
+        share()
+    except (ImportError, RuntimeError):
+        return None
+    return share
+
+
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(
+    what: str, total: int, share: Callable[[], int] | None = None
+) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left on stderr while the block runs, where stderr is a terminal.
 
     Args:
         what: is being done.
         total: how much of it.
+        share: from `gpu_share`; shown, if there is one.
 
     Yields:
         A function to call with how many are done.
@@ -97,11 +121,19 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:,.1f}/s" if task.speed else "")
 
+    class Share(ProgressColumn):
+        max_refresh = 1.0  # the driver knows no better
+
+        def render(self, task: Task) -> Text:
+            return Text(f"GPU {share()} %" if share else "")
+
     console = Console(stderr=True)
-    columns = (
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
         TimeRemainingColumn(),
-    )  # fmt: skip
+    ]  # fmt: skip
+    if share is not None:
+        columns.append(Share())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
@@ -162,20 +194,25 @@ def sureness_table(ablations: Any) -> Table:
 def comparison_rows(comparison: Any) -> list[list[str]]:
     """A `Comparison` as text, a line a row, the names of the columns first."""
     kinds = list(comparison.rows[0].scores.by_kind)
-    lines = [["", "Acc@0.5", "mean IoU", "pointing", *kinds]]
+    lines = [["", "Acc@0.5", "mean IoU", "pointing", *kinds, "cIoU", "gIoU"]]
     for row in comparison.rows:
         scores = row.scores
         spread = f" ± {100 * row.accuracy_std:.1f}" if row.accuracy_std else ""
         by_kind = [_percent(scores.by_kind.get(k, _NONE)) for k in kinds]
         accuracy, iou = f"{100 * scores.accuracy:.1f}{spread}", f"{scores.mean_iou:.3f}"
-        lines.append([row.name, accuracy, iou, _percent(scores.pointing), *by_kind])
+        masks = [_percent(scores.ciou), _percent(scores.giou)]
+        lines.append([row.name, accuracy, iou, _percent(scores.pointing), *by_kind, *masks])
     return lines
 
 
 def comparison_table(comparison: Any) -> Table:
-    """The method, bold, beside what it must beat."""
+    """The method, bold, beside what it must beat; or the rows of a paper's table."""
     names, *lines = comparison_rows(comparison)
-    table = _table(f"{comparison.num_samples:,} held-out expressions", tuple(names))
+    low, high = (100 * v for v in comparison.rows[0].scores.interval)
+    table = _table(
+        f"{comparison.num_samples:,} held-out expressions", tuple(names),
+        f"percent, but for the mean IoU; 95 % of the first row's Acc@0.5: {low:.1f} to {high:.1f}",
+    )  # fmt: skip
     for i, line in enumerate(lines):
         table.add_row(*line, style="bold" if i == 0 else None)
     return table
@@ -190,7 +227,7 @@ def comparison_markdown(comparison: Any) -> str:
 
 
 def comparison_facts(comparison: Any) -> list[tuple[str, str]]:
-    """What a comparison says besides its rows, name and value."""
+    """What a comparison of heads says besides its rows, name and value."""
     same, trials = comparison.agreement
     k = comparison.recipe.k
     return [
@@ -204,22 +241,43 @@ def comparison_facts(comparison: Any) -> list[tuple[str, str]]:
     ]
 
 
-def scores_table(scores: Any, title: str) -> Table:
-    """One line a number of `Scores`."""
-    table = _table(title, ("", ""))
-    low, high = (100 * v for v in scores.interval)
-    lines = [
-        ("expressions", f"{scores.num_samples:,}"),
-        ("Acc@0.5", f"{100 * scores.accuracy:.1f} % (95 %: {low:.1f} to {high:.1f})"),
-        *((f"  box from the {k}", _percent(v, " %")) for k, v in scores.by_box.items()),
-        *((f"  {kind}", _percent(value, " %")) for kind, value in scores.by_kind.items()),
-        ("mean box IoU", f"{scores.mean_iou:.3f}"),
-        ("pointing game", _percent(scores.pointing, " %")),
-        ("mask cIoU, gIoU", f"{scores.ciou:.3f}, {scores.giou:.3f}"),
-        ("answers right", _percent(scores.answer_accuracy, " %")),
+def scores_table(scores: Any, title: str, references: str = "") -> Table:
+    """`Scores`: all samples, and each part of them, with what else was asked below.
+
+    Args:
+        scores: of `fastground.evaluation`.
+        title: what they are of.
+        references: what others have published, a line below the table.
+    """
+    columns = ("", "n", "Acc@0.5", "95 %", "mean IoU", "pointing", "mask cIoU", "95 %", "gIoU")
+    low, high = scores.giou_interval
+    facts = [
+        *(f"Acc@0.5, box from the {k}: {_percent(v, ' %')}" for k, v in scores.by_box.items()),
+        f"95 % of gIoU: {_span((low, high))}",
+        f"answers right: {_percent(scores.answer_accuracy, ' %')}",
     ]
-    for name, value in lines:
-        table.add_row(name, value)
+    if (texts := scores.text_boxes) is not None:
+        facts.append(
+            f"boxes that the model writes itself: Acc@0.5 {_percent(texts.accuracy, ' %')} "
+            f"({_span(texts.interval)}), a box in {_percent(texts.parsed, ' %')} of its texts"
+        )
+    kinds = scores.parts["kind"]
+    if {"thing", "stuff"} & set(kinds):
+        each = {"all": scores, **kinds}
+        told = (f"{name} {_percent(part.average_recall)}" for name, part in each.items())
+        facts.append(f"average recall: {', '.join(told)}")
+    facts += [references] * bool(references)
+    table = _table(title, columns, "\n".join(facts))
+    parts = [("all", scores)]
+    for of, members in scores.parts.items():
+        shown = {"size": "{} (COCO)", "sentence": "{} sentences"}.get(of, "{}")
+        parts += [(f"  {shown.format(name)}", part) for name, part in members.items()]
+    for name, part in parts:
+        table.add_row(
+            name, f"{part.num_samples:,}", _percent(part.accuracy), _span(part.interval),
+            f"{part.mean_iou:.3f}", _percent(part.pointing), _percent(part.ciou),
+            _span(part.ciou_interval), _percent(part.giou),
+        )  # fmt: skip
     return table
 
 
@@ -278,6 +336,11 @@ def _fraction(number: float) -> str:
 
 def _percent(share: float, unit: str = "") -> str:
     return f"{100 * share:.1f}{unit}" if share == share else "-"
+
+
+def _span(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * low:.1f} to {100 * high:.1f}" if low == low else "-"
 
 
 def _json(content: dict[str, Any]) -> str:

@@ -491,3 +491,5 @@ class Sample:
     """What a model trained on the data set should answer."""
     ignore: Any = None
     """(height, width) bool array: pixels that count neither way; None where all count."""
+    first: bool = True
+    """Whether it is the first sentence about its object: published scores take all or these."""

@@ -1,5 +1,6 @@
 """The same questions to every supported family: tokens, maps, packs, early ends, geometry."""
 
+import re
 from functools import cache
 
 import pytest
@@ -196,6 +197,19 @@ def test_attentions_of_the_model_are_not_made_beside_capture(family):
         capture(lvlm.model, rows=rows, layouts=layouts),
     ):
         lvlm.model(**inputs, output_attentions=True)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 1), (1, 4000)], ids=str)
+@pytest.mark.parametrize(("family", "blocks"), CASES)
+def test_an_image_of_any_shape_is_read_or_refused_in_words(family, blocks, size):
+    lvlm, recipe = made(family), Recipe(blocks=blocks)
+    try:
+        found = attention_maps(lvlm, picture(size), TEXTS[:1], recipe=recipe)
+    except ValueError as error:
+        assert re.match(r"image must .* but .*; (where|enlarge|use)", str(error)), error
+        return
+    assert found.layout.image_size == size[::-1] and found.layout.valid().any()
+    assert bool(found.sums.isfinite().all()) and found.sums.min() > 0
 
 
 class _Seen(Exception):

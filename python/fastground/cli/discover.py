@@ -58,7 +58,9 @@ def discover(
     )  # fmt: skip
     lvlm = models.load(model)
     with (
-        terminal.progress("discovering heads", num_samples) as advance,
+        terminal.progress(
+            "discovering heads", num_samples, terminal.gpu_share(lvlm.model.device)
+        ) as advance,
         terminal.interruptible() as stop,
     ):
         ranking = discovery.discover(

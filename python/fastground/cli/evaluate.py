@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -35,28 +37,44 @@ def evaluate(
     ranking: Ranking = None,
     segmenter: Segmenter = None,
     table: Annotated[
-        bool,
+        str | None,
         typer.Option(
-            "--table", help="Beside ablations and chance; --ranking is discover's folder."
+            metavar="heads|4|5|8",
+            help="Beside ablations and chance; or a table of the paper. heads and 5 need discover's"
+            " folder as --ranking.",
         ),
-    ] = False,
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="text-box", help="Also ask the model for coordinates.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A folder for scores and every sample's row; run again, it goes on."),
+    ] = None,
     option: Options = None,
     profile: Profile = None,
     recipe: Changes = None,
     as_json: Json = False,
 ) -> None:
     """Score a model's groundings on held-out expressions."""
-    if table and (ranking is None or not ranking.is_dir()):
-        raise ValueError(
-            "--table needs --ranking FOLDER, what discover wrote with --out; make it with: "
-            f"fastground discover {model} --out FOLDER"
-        )
-    if table and segmenter is not None:
-        raise ValueError(
-            "--table compares boxes of maps, which no --segmenter changes; leave one of them out"
-        )
     from fastground import comparison, datasets, evaluation, runs
     from fastground.ranking import rank_table
+
+    if table is not None and table not in comparison.TABLES:
+        raise ValueError(
+            f"--table must be one of {', '.join(comparison.TABLES)}, but got {table!r}"
+        )
+    if table in ("heads", "5") and (ranking is None or not ranking.is_dir()):
+        raise ValueError(
+            f"--table {table} needs --ranking FOLDER, what discover wrote with --out; make it "
+            f"with: fastground discover {model} --out FOLDER"
+        )
+    for name, value in (("segmenter", segmenter), ("baseline", baseline), ("out", out)):
+        if table is not None and value is not None:
+            raise ValueError(
+                f"--table scores many choices of heads by their maps alone, without --{name}; "
+                "leave one of them out"
+            )
 
     samples = datasets.load(
         dataset, data=data, split=split, num_samples=num_samples, seed=seed,
@@ -67,24 +85,43 @@ def evaluate(
         terminal.progress("evaluating", num_samples) as advance,
         terminal.interruptible() as stop,
     ):
-        if table:
-            heads = runs.load(ranking)  # type: ignore[arg-type]
-            found = rank_table(heads, grounder.recipe, seed=seed)
-            scores: Any = comparison.compare(
-                grounder.lvlm, heads, found, stop.until(samples), seed=seed, progress=advance
-            )
+        left = stop.until(samples)
+        if table is None:
+            scores: Any = evaluation.evaluate(
+                grounder, left, dataset=dataset, split=split, baseline=baseline, out=out,
+                progress=advance, seed=seed,
+            )  # fmt: skip
         else:
-            scores = evaluation.evaluate(grounder, stop.until(samples), progress=advance)
+            found, heads = grounder.ranking, None
+            if ranking is not None and ranking.is_dir() and (ranking / runs.MANIFEST).exists():
+                heads = runs.load(ranking)
+                found = rank_table(heads, grounder.recipe, seed=seed)
+            elif found.recipe != grounder.recipe:
+                found = replace(found, recipe=grounder.recipe)
+            if table == "heads":
+                assert heads is not None, "asked for above"
+                scores = comparison.compare(
+                    grounder.lvlm, heads, found, left, seed=seed, progress=advance
+                )
+            else:
+                scores = comparison.paper_table(
+                    table, grounder.lvlm, found, left, table=heads, seed=seed, progress=advance
+                )
     if as_json:
         terminal.print_json(
             model=model, dataset=dataset, split=split, recipe=grounder.recipe.to_dict(),
             scores=scores.to_dict(),
         )  # fmt: skip
-    elif table:
+    elif table is not None:
         terminal.show(terminal.comparison_table(scores))
-        for name, value in terminal.comparison_facts(scores):
-            print(f"{name}: {value}")
+        if table == "heads":
+            for name, value in terminal.comparison_facts(scores):
+                print(f"{name}: {value}")
     else:
         heads_used = ", ".join(map(str, grounder.heads))
-        terminal.show(terminal.scores_table(scores, f"{model} on {dataset} {split}: {heads_used}"))
+        title = f"{model} on {dataset} {split}: {heads_used}"
+        references = evaluation.references(model, dataset, split)
+        terminal.show(terminal.scores_table(scores, title, references))
+        if out is not None:
+            print(f"wrote {out / evaluation.SCORES_FILE}")
     leave(stop, scores.num_samples)

@@ -39,6 +39,8 @@ class Phrase:
     draw: Callable[[tuple[int, int]], Drawn] | None = None
     """Draws the mask at a size (height, width)."""
     kind: str = ""
+    first: bool = True
+    """Whether it is the first about its object."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class FileSample(Sample):
         sample = cls.__new__(cls)
         sample.__dict__.update(
             photo=photo, expression=phrase.expression, image_id=image_id,
-            sample_id=phrase.sample_id, kind=phrase.kind, answer=(), _phrase=phrase, _masks=masks,
+            sample_id=phrase.sample_id, kind=phrase.kind, first=phrase.first, answer=(),
+            _phrase=phrase, _masks=masks,
         )  # fmt: skip
         if not phrase.expression.strip():
             raise sample._wrong(f"expression must have words, but is {phrase.expression!r}")

@@ -230,13 +230,14 @@ def _by_image(references: Iterable[Reference], sentences: str) -> list[Annotated
         phrases = []
         for reference in members:
             draw = partial(masks.coco, reference.segmentation) if reference.segmentation else None
-            for sent_id, text in reference.sentences[: 1 if sentences == "first" else None]:
+            asked = reference.sentences[: 1 if sentences == "first" else None]
+            for place, (sent_id, text) in enumerate(asked):
                 if sent_id in seen:
                     raise ValueError(
                         f"sentences must have ids of their own, but {sent_id} is twice"
                     )
                 seen.add(sent_id)
-                phrases.append(Phrase(text, sent_id, reference.box, draw))
+                phrases.append(Phrase(text, sent_id, reference.box, draw, first=place == 0))
         if phrases:
             found.append(
                 AnnotatedImage(members[0].source, image_id, tuple(phrases), members[0].size)

@@ -115,10 +115,21 @@ class LVLM(ABC):
         return Seen(inputs, ids, self.layout(image, ids, inputs, recipe), self.positions(inputs))
 
     def read(self, image: Image) -> tuple[list[int], dict[str, torch.Tensor]]:
-        """The image's tokens and the model's inputs beside them, as the processor makes them."""
-        made = self.processor(
-            images=[image], text=[self.mark], add_special_tokens=False, return_tensors="pt"
-        )
+        """The image's tokens and the model's inputs beside them, as the processor makes them.
+
+        Raises:
+            ValueError: the processor cannot, as many cannot with what is 200 times as long as wide.
+        """
+        try:
+            made = self.processor(
+                images=[image], text=[self.mark], add_special_tokens=False, return_tensors="pt"
+            )
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            raise ValueError(
+                f"image must be one that the processor of {self.checkpoint!r} reads, but at "
+                f"{image.width} x {image.height} pixels it fails ({str(error).splitlines()[0]}); "
+                "where an image is very thin or small, pad or enlarge it"
+            ) from error
         return made["input_ids"][0].tolist(), self.placed(made)
 
     def placed(self, made: Any) -> dict[str, torch.Tensor]:

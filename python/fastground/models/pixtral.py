@@ -64,6 +64,11 @@ class Pixtral(LVLM):
                 f"{grid[0]} x {grid[1]} of {height} x {width}, but made {len(tokens)}; its "
                 "patch_size and spatial_merge_size are not the model's"
             )
+        if grid == (1, 1) and self.model.config.model_type == "mistral3":
+            raise ValueError(  # its projector would take the one token's width for tokens
+                f"image must fill two cells at least of {self.cell} pixels a side, but is "
+                f"{image.width} x {image.height}; enlarge it"
+            )
         return ImageLayout(
             grid=grid,
             tokens=tuple(tokens),

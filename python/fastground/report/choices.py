@@ -56,7 +56,7 @@ def robustness(page: Page, ranking: HeadRanking, ablations: Ablations | None) ->
         'alone. Heads of the ranking are in colour.</p>\n<div class="row wide">'
         + chart("by-tau", ablations.by_tau, "threshold τ")
         + chart("by-n", ablations.by_n, "heads elected by an expression, N")
-        + "</div>\n<p></p>\n"
+        + "</div>\n"
         + _criteria(ablations.by_criteria, k)
         + "<p>A threshold can be met by a head&rsquo;s mean, which makes one set of heads for the "
         "model, or by each expression&rsquo;s own attention sum. The last columns leave the fixed "

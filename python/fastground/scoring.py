@@ -1,0 +1,262 @@
+"""Groundings beside the truth as columns, one row a sample; every score is made of these alone.
+
+    sample, grounding --measured--> boxes, map_boxes, mask_boxes, truths, peaks, hits,
+                                    intersections, unions, areas, kinds, firsts, ...
+                      --encoded---> sentences, and the masks themselves, run-length encoded
+    columns --scored--> Scores: of all samples, and of parts of them by kind, size, sentence
+
+So whatever stopped a run, in whatever order its parts were made: the same rows, the same scores.
+Where a sample lacks a truth its number is nan, or -1 in a column of integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fastground.grounding import mask_box, peaks
+from fastground.metrics import (
+    accuracy,
+    average_recall,
+    bootstrap_interval,
+    box_iou,
+    mask_overlap,
+    mask_scores,
+    mean,
+    points_inside,
+    size_class,
+)
+from fastground.result import Grounding, rle
+from fastground.types import Recipe, Sample
+
+Columns = dict[str, np.ndarray]
+THIRDS = ("smallest third", "middle third", "largest third")
+NO_BOX = (float("nan"),) * 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """How well boxes and masks match the truth; nan where it is not known.
+
+    Every interval is of 95 %, images resampled: the expressions of an image are no independent
+    samples.
+    """
+
+    num_samples: int
+    accuracy: float
+    """Acc@0.5: share of expressions whose box has IoU >= 0.5; a box not found is a miss."""
+    interval: tuple[float, float]
+    """Of the accuracy."""
+    by_box: dict[str, float]
+    """Acc@0.5 of the map's box and of the mask's, whichever of them `Recipe.box_from` has taken."""
+    mean_iou: float
+    """Of the boxes."""
+    pointing: float
+    """Share whose combined map peaks inside the true mask."""
+    ciou: float
+    """Of the masks: sum of intersections over sum of unions."""
+    ciou_interval: tuple[float, float]
+    giou: float
+    """Of the masks: mean of the samples; an empty union counts 1."""
+    giou_interval: tuple[float, float]
+    average_recall: float
+    """Of the masks, over all IoU thresholds; an empty union counts 0."""
+
+
+@dataclass(frozen=True)
+class TextBoxes:
+    """The boxes that the model itself writes when it is asked for coordinates."""
+
+    accuracy: float
+    """Acc@0.5; a text that holds no box is a miss."""
+    interval: tuple[float, float]
+    parsed: float
+    """Share of texts that hold a box."""
+
+
+@dataclass(frozen=True)
+class Scores(Part):
+    """The scores of all samples, and of parts of them."""
+
+    parts: dict[str, dict[str, Part]]
+    """kind: what the expressions use, as attribute, long query, thing; size: COCO's small, medium,
+    large; third: by share of the image; sentence: first, where others follow."""
+    answer_accuracy: float
+    """Share of questions that greedy decoding answers right, word for word."""
+    text_boxes: TextBoxes | None
+    """The text-box baseline, where it was asked for."""
+
+    @property
+    def by_kind(self) -> dict[str, float]:
+        """Acc@0.5 by what the expressions use."""
+        return {name: part.accuracy for name, part in self.parts["kind"].items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name, as JSON keeps it."""
+        return asdict(self)
+
+
+def measured(samples: Sequence[Sample], found: Sequence[Grounding], recipe: Recipe) -> Columns:
+    """The rows of one image's samples.
+
+    Args:
+        samples: n of them, with true boxes.
+        found: their groundings.
+        recipe: padding is read, for the peaks.
+
+    Returns:
+        (n, ...) arrays by name: image_ids, kinds, firsts, sizes (height, width), truths, boxes,
+        map_boxes and mask_boxes (n, 4), peaks (n, 2) x, y, hits, intersections and unions in
+        pixels that count, truth_areas in pixels, found, scores, masses.
+
+    Raises:
+        ValueError: a sample without a box, or a mask of another size than the true one.
+    """
+    for sample in samples:
+        if sample.box is None:
+            raise ValueError(
+                f"samples must have true boxes to be scored, but sample {sample.sample_id} "
+                f"({sample.expression!r}) has none"
+            )
+    rows = [_row(s, g, recipe) for s, g in zip(samples, found, strict=True)]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _row(sample: Sample, grounding: Grounding, recipe: Recipe) -> dict[str, Any]:
+    mask = grounding.mask.cpu()
+    map_box = grounding.map_box.tolist()
+    peak = peaks(grounding.map, grounding.layout, recipe).tolist()
+    hit, area, (intersection, union) = -1, -1, (-1, -1)
+    if sample.mask is not None:
+        hit = int(points_inside(peak, sample.mask))
+        area = int(np.count_nonzero(sample.mask))
+        intersection, union = mask_overlap(mask, sample.mask, sample.ignore)
+    return {
+        "image_ids": sample.image_id,
+        "kinds": sample.kind,
+        "firsts": sample.first,
+        "sizes": tuple(mask.shape),
+        "truths": np.array(sample.box, dtype=np.float64),
+        "boxes": grounding.box.tolist(),
+        "map_boxes": map_box,
+        "mask_boxes": mask_box(mask).tolist() if mask.any() else map_box,
+        "peaks": peak,
+        "hits": hit,
+        "intersections": intersection,
+        "unions": union,
+        "truth_areas": area,
+        "found": grounding.found,
+        "scores": grounding.score,
+        "masses": grounding.mass,
+    }
+
+
+def encoded(samples: Sequence[Sample], found: Sequence[Grounding]) -> Columns:
+    """What else a run keeps of these samples, so that other scores can be made of it.
+
+    Args:
+        samples: n of them.
+        found: their groundings.
+
+    Returns:
+        (n,) arrays by name: sentences; masks, true_masks and ignored in COCO's run-length encoding
+        of the image's size, empty where there is none; layers_heads (n, k, 2) of the heads used.
+
+    Raises:
+        ModuleNotFoundError: pycocotools is not installed.
+    """
+    return {
+        "sentences": _texts(sample.expression for sample in samples),
+        "masks": _texts(g.to_rle()["counts"] for g in found),
+        "true_masks": _texts(_runs(sample.mask) for sample in samples),
+        "ignored": _texts(_runs(sample.ignore) for sample in samples),
+        "layers_heads": np.array([g.heads for g in found]).reshape(len(found), -1, 2),
+    }
+
+
+def _texts(words: Any) -> np.ndarray:
+    return np.array(list(words), dtype=object)
+
+
+def _runs(mask: Any) -> str:
+    return "" if mask is None else rle(mask)["counts"]
+
+
+def scored(columns: Columns, seed: int = 0) -> Scores:
+    """The scores of these rows.
+
+    Args:
+        columns: as `measured` names them; with rights (1, 0, -1: not asked) and text_boxes (nan:
+            no box) where the model was asked for these.
+        seed: of the intervals.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not columns or not len(columns["boxes"]):
+        raise ValueError("samples must hold at least one sample, but are empty")
+    everything = np.ones(len(columns["boxes"]), dtype=bool)
+    parts = {
+        of: {name: _part(columns, where, seed) for name, where in members.items() if where.any()}
+        for of, members in _members(columns).items()
+    }
+    rights = columns.get("rights", np.full(len(everything), -1))
+    texts = None
+    if "text_boxes" in columns:
+        parsed = np.isfinite(columns["text_boxes"]).all(axis=1)
+        hits = parsed & (box_iou(np.nan_to_num(columns["text_boxes"]), columns["truths"]) >= 0.5)
+        interval = bootstrap_interval(hits, columns["image_ids"], seed=seed)
+        texts = TextBoxes(mean(hits), interval, mean(parsed))
+    return Scores(
+        **vars(_part(columns, everything, seed)),
+        parts=parts,
+        answer_accuracy=mean(rights[rights >= 0]),
+        text_boxes=texts,
+    )
+
+
+def _members(columns: Columns) -> dict[str, dict[str, np.ndarray]]:
+    """By what, and by name, the rows of each part."""
+    kinds = [set(filter(None, kind.split(", "))) for kind in columns["kinds"].tolist()]
+    height, width = columns["sizes"].T
+    x1, y1, x2, y2 = columns["truths"].T
+    areas = np.where(columns["truth_areas"] >= 0, columns["truth_areas"], (x2 - x1) * (y2 - y1))
+    classes = size_class(areas)
+    shares = areas / (height * width)
+    third = np.searchsorted(np.quantile(shares, (1 / 3, 2 / 3)), shares)
+    firsts = columns["firsts"]
+    return {
+        "kind": {k: np.array([k in kind for kind in kinds]) for k in sorted(set().union(*kinds))},
+        "size": {name: classes == name for name in ("small", "medium", "large")},
+        "third": {name: third == i for i, name in enumerate(THIRDS)},
+        "sentence": {} if firsts.all() else {"first": firsts},
+    }
+
+
+def _part(columns: Columns, where: np.ndarray, seed: int) -> Part:
+    images, truths = columns["image_ids"][where], columns["truths"][where]
+    ious, of_map, of_mask = (
+        box_iou(columns[name][where], truths) for name in ("boxes", "map_boxes", "mask_boxes")
+    )
+    known = where & (columns["unions"] >= 0)
+    inter, union = columns["intersections"][known], columns["unions"][known]
+    each = np.divide(inter, union, out=np.ones(len(union)), where=union > 0)
+    ciou, giou = mask_scores(inter, union)
+    hits = columns["hits"][where]
+    mask_images = columns["image_ids"][known]
+    return Part(
+        num_samples=int(where.sum()),
+        accuracy=accuracy(ious),
+        interval=bootstrap_interval(ious >= 0.5, images, seed=seed),
+        by_box={"map": accuracy(of_map), "mask": accuracy(of_mask)},
+        mean_iou=mean(ious),
+        pointing=mean(hits[hits >= 0]),
+        ciou=ciou,
+        ciou_interval=bootstrap_interval(inter, mask_images, weights=union, seed=seed),
+        giou=giou,
+        giou_interval=bootstrap_interval(each, mask_images, seed=seed),
+        average_recall=average_recall(np.where(union > 0, each, 0)),
+    )

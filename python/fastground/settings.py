@@ -1,0 +1,141 @@
+"""Choices of heads and of smoothing to be scored beside each other: what a table has rows of.
+
+    heads   the method, its ablations, chance, the oracle            `of_heads`
+    4       the number of heads, 1 to 5                              `of_counts`
+    5       each criterion alone and both; fixed or chosen greedily  `of_criteria`
+    8       sigma and kernel size of the smoothing                   `of_smoothing`
+
+The numbers are the paper's own of its tables. Heads are chosen on the training split alone; nothing
+here is fitted to a score.
+
+Source: Kang et al., CVPR 2025 (arXiv 2503.06287), tables 4, 5 and 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastground.ranking import kept_heads, rank_table
+from fastground.table import HeadTable
+from fastground.types import HeadRanking, Recipe
+
+COUNTS = (1, 2, 3, 4, 5)
+CRITERIA = (("attention sum only", "attention_sum"), ("entropy only", "entropy"), ("both", "both"))
+SIGMAS = (0.5, 1.0, 1.5, 2.0)
+KERNEL_SIZES = (3, 5, 7, 9)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one row of a table does."""
+
+    name: str
+    recipe: Recipe
+    heads: np.ndarray | None
+    """(draws, k) flat numbers, layer * heads + head; None: each sample's own ("greedy")."""
+    kept: np.ndarray | None = None
+    """(L, H) bool: the heads that greedy choice may take; None: by each sample's own sums."""
+
+
+def of_heads(
+    table: HeadTable, ranking: HeadRanking, *, draws: int = 10, seed: int = 0
+) -> list[Setting]:
+    """The method, its ablations, random heads, and the oracle where the table has masks.
+
+    Args:
+        table: head statistics on the training split.
+        ranking: made from that table.
+        draws: of random heads, from the layers that may be chosen.
+        seed: of the draws.
+
+    Raises:
+        ValueError: fewer heads than k in the layers that may be chosen, or no draws.
+    """
+    recipe, (layers, heads) = ranking.recipe, table.shape
+    k = recipe.k
+    seeing = (table.mean_sums != 0).reshape(-1)  # of the others some layers have none
+    random = np.random.default_rng(seed)
+    pool = np.flatnonzero(seeing & (np.arange(layers * heads) >= recipe.skip_layers * heads))
+    if k > len(pool) or draws < 1:
+        raise ValueError(
+            f"recipe.k must be at most the {len(pool)} heads that may be chosen and draws at least "
+            f"1, but got {k} and {draws}"
+        )
+    drawn = np.stack([random.choice(pool, k, replace=False) for _ in range(draws)])
+    fixed = {
+        f"{named(k)}, both criteria": flat(ranking, k),
+        f"{named(k)}, attention sum only": flat(_alone(table, recipe, "attention_sum"), k),
+        f"{named(k)}, entropy only": flat(_alone(table, recipe, "entropy"), k),
+        f"{named(k)}, own for each sample": None,
+        "1 head, both criteria": flat(ranking, 1),
+        "5 heads, both criteria": flat(ranking, 5),
+        "all heads": np.flatnonzero(seeing)[None],
+        named(k, "random "): drawn,
+    }
+    if table.mean_ious is not None:
+        best = np.argsort(-table.mean_ious.reshape(-1), kind="stable")
+        fixed[oracle(k)] = best[None, :k]
+    kept = _kept(table, ranking)
+    return [Setting(name, recipe, chosen, kept) for name, chosen in fixed.items()]
+
+
+def of_counts(ranking: HeadRanking) -> list[Setting]:
+    """Table 4: the ranking's first k heads, for k from 1 to 5."""
+    return [
+        Setting(f"k = {k}", ranking.recipe.replace(k=k), flat(ranking, k))
+        for k in COUNTS
+        if k <= len(ranking.heads)
+    ]
+
+
+def of_criteria(table: HeadTable, ranking: HeadRanking) -> list[Setting]:
+    """Table 5: each criterion alone and both, fixed heads and each sample's own."""
+    found = []
+    for name, criteria in CRITERIA:
+        recipe = ranking.recipe.replace(criteria=criteria)
+        own = recipe.replace(selection="greedy")
+        fixed = ranking
+        if criteria != ranking.recipe.criteria:
+            fixed = rank_table(table, recipe, trials=1)
+        found.append(Setting(f"{name}, fixed", recipe, flat(fixed, recipe.k)))
+        found.append(Setting(f"{name}, greedy", own, None, _kept(table, fixed)))
+    return found
+
+
+def of_smoothing(ranking: HeadRanking) -> list[Setting]:
+    """Table 8: no smoothing, then sigma by kernel size."""
+    heads = flat(ranking, ranking.recipe.k)
+    found = [Setting("not smoothed", ranking.recipe.replace(sigma=0.0, kernel_size=1), heads)]
+    for sigma in SIGMAS:
+        for size in KERNEL_SIZES:
+            recipe = ranking.recipe.replace(sigma=sigma, kernel_size=size)
+            found.append(Setting(f"sigma {sigma}, kernel {size}", recipe, heads))
+    return found
+
+
+def flat(ranking: HeadRanking, count: int) -> np.ndarray:
+    """(1, count) flat numbers of a ranking's first heads."""
+    heads = ranking.architecture["num_heads"]
+    return np.array([[h.layer * heads + h.head for h in ranking.top(count)]])
+
+
+def named(k: int, kind: str = "") -> str:
+    """So many heads of a kind, in words."""
+    return f"1 {kind}head" if k == 1 else f"{k} {kind}heads"
+
+
+def oracle(k: int) -> str:
+    """The name of the oracle's row."""
+    return named(k, "oracle ")
+
+
+def _alone(table: HeadTable, recipe: Recipe, criteria: str) -> HeadRanking:
+    return rank_table(table, recipe.replace(criteria=criteria), trials=1)
+
+
+def _kept(table: HeadTable, ranking: HeadRanking) -> np.ndarray | None:
+    if ranking.recipe.scope != "mean":
+        return None
+    return kept_heads(table.mean_sums, ranking.recipe, tau=ranking.tau)

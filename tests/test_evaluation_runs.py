@@ -1,0 +1,169 @@
+"""Evaluation in a folder: killed, it goes on to the same scores; other batches, the same scores."""
+
+import dataclasses
+import functools
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_world
+from fastground import evaluation, grounder, runs
+from fastground.evaluation import evaluate
+from fastground.grounder import Grounder
+
+
+def gather(out, samples=None, **options):
+    """The small world's scores, kept in shards of at least two samples."""
+    samples = small_world.samples() if samples is None else samples
+    made = Grounder(small_world.lvlm(), options.pop("ranking", small_world.ranking()))
+    return evaluate(
+        made, iter(samples), dataset="small", split="test", out=out, shard_samples=2, **options
+    )
+
+
+def same(scores, other):
+    return repr(scores) == repr(other)  # to the last digit; nan is nan
+
+
+def shards(folder):
+    return sorted((folder / runs.SHARDS).iterdir())
+
+
+def test_with_a_folder_and_without_the_scores_are_the_same(tmp_path):
+    kept = gather(tmp_path)
+    assert same(kept, gather(None)) and same(kept, evaluation.load(tmp_path))
+    assert len(shards(tmp_path)) == 3
+    told = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert told["accuracy"] == kept.accuracy and told["text_boxes"] is None
+    columns, about = runs.load_columns(tmp_path, "evaluate")
+    assert columns["sentences"].tolist() == [s.expression for s in small_world.samples()]
+    assert columns["sample_ids"].tolist() == list(range(11))
+    assert about["heads"] == [list(h) for h in small_world.ranking().top()]
+    assert {"mask_boxes", "masks", "true_masks", "unions", "scores", "masses"} <= set(columns)
+
+
+@pytest.mark.parametrize("stop", [0, 3, 5, 8, 10])
+def test_an_evaluation_that_was_interrupted_goes_on(tmp_path, stop):
+    def interrupted():
+        yield from small_world.samples()[:stop]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gather(tmp_path, interrupted())
+    kept = {p: p.stat().st_mtime_ns for p in shards(tmp_path)}
+    assert same(gather(tmp_path), gather(None))
+    assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
+
+
+def test_nothing_is_asked_again_of_what_is_done(tmp_path, monkeypatch):
+    first = gather(tmp_path)
+    monkeypatch.setattr(Grounder, "__call__", None)
+    assert same(gather(tmp_path), first)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"baseline": "text-box"}, "baseline must be None"),
+        ({"resume": False}, "must hold no run where resume is False"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused(tmp_path, change, says):
+    gather(tmp_path)
+    with pytest.raises(ValueError, match=says):
+        gather(tmp_path, **change)
+    other = dataclasses.replace(small_world.ranking(), heads=small_world.ranking().heads[::-1])
+    with pytest.raises(ValueError, match="heads must be"):
+        gather(tmp_path, ranking=other)
+    smoothed = dataclasses.replace(
+        small_world.ranking(), recipe=small_world.RECIPE.replace(sigma=2.0)
+    )
+    with pytest.raises(ValueError, match=r"recipe\.sigma must be 1\.0"):
+        gather(tmp_path, ranking=smoothed)
+    with pytest.raises(ValueError, match=r"written by fastground discover --out, but .*evaluate"):
+        runs.load(tmp_path)
+
+
+def test_a_grounder_without_a_model_keeps_no_folder(tmp_path):
+    def told(image, expressions):
+        raise AssertionError("asked")
+
+    for options in ({"out": tmp_path}, {"baseline": "text-box"}):
+        with pytest.raises(ValueError, match=r"must be a fastground\.Grounder"):
+            evaluate(told, small_world.samples(), **options)
+    with pytest.raises(ValueError, match="baseline must be text-box, but got 'boxes'"):
+        evaluate(told, small_world.samples(), baseline="boxes")
+
+
+@pytest.mark.parametrize("change", [{"packed": False}, {"max_tokens": 60}, {"max_tokens": 1}])
+def test_on_another_batch_size_and_unpacked_the_scores_are_the_same(monkeypatch, change):
+    """Boxes to 1e-3 pixels, so every count is the same and means differ in their last digits."""
+    before, rows = gather(None), []
+    measured = evaluation.measured
+
+    def spied(*given):
+        rows.append(measured(*given))
+        return rows[-1]
+
+    monkeypatch.setattr(evaluation, "measured", spied)
+    gather(None)
+    packed, rows = rows, []
+    whole = functools.partial(grounder.attention_maps, **change)
+    monkeypatch.setattr(grounder, "attention_maps", whole)
+    scores = gather(None)
+    for mine, theirs in zip(packed, rows, strict=True):
+        assert np.abs(mine["boxes"] - theirs["boxes"]).max() < 1e-3
+        assert np.array_equal(mine["hits"], theirs["hits"])
+    assert (scores.accuracy, scores.interval) == (before.accuracy, before.interval)
+    assert scores.mean_iou == pytest.approx(before.mean_iou, abs=1e-6)
+    assert scores.ciou == pytest.approx(before.ciou, abs=2e-3)  # a pixel at the cut may turn
+    assert scores.giou == pytest.approx(before.giou, abs=2e-3)
+
+
+def test_what_others_published_stands_beside_one_model_on_one_split_alone():
+    told = evaluation.references("llava-hf/llava-1.5-7b-hf", "refcoco", "val")
+    assert all(number in told for number in ("86.5", "46", "26", "56.2", "65.0"))
+    assert evaluation.references("llava-hf/llava-1.5-7b-hf", "refcoco", "testA") == ""
+    assert evaluation.references("tiny", "refcoco", "val") == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_killed_at_any_moment_it_ends_with_the_same_scores(tmp_path):
+    program = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("killed_runs.py"), "evaluate"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    )  # fmt: skip
+    with program:
+        assert program.stdout.readline() == "ready\n"
+
+        def ends(folder, seconds):
+            program.stdin.write(f"{folder} {seconds} 0\n")
+            return program.stdout.readline().strip()
+
+        begin = time.monotonic()
+        assert ends(tmp_path / "whole", 60) == "done"
+        duration = time.monotonic() - begin
+        whole = evaluation.load(tmp_path / "whole")
+        written = (tmp_path / "whole" / evaluation.SCORES_FILE).read_text()
+        assert whole.num_samples == 60
+        moments, killed, tried = random.Random(0), 0, 0
+        while killed < 8:
+            tried += 1
+            assert tried < 60
+            folder = tmp_path / str(tried)
+            if ends(folder, moments.uniform(0, duration)) == "done":
+                duration *= 0.9  # the first run took longer than most
+                continue
+            killed += 1
+            kept = {p.name: p.stat().st_mtime_ns for p in (folder / runs.SHARDS).glob("*.parquet")}
+            assert ends(folder, 60) == "done"
+            assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in shards(folder)}.items()
+            assert same(evaluation.load(folder), whole)
+            assert (folder / evaluation.SCORES_FILE).read_text() == written
+        program.stdin.close()
