@@ -20,7 +20,13 @@ import torch
 
 from fastground import figures, ops, reference
 from fastground.attention import attention_maps
-from fastground.grounding import boxes_in_pixels, peaks, truth_boxes, valid_cells
+from fastground.grounding import (
+    boxes_in_pixels,
+    boxes_on_grid,
+    cell_coverage,
+    peaks,
+    valid_cells,
+)
 from fastground.metrics import box_iou
 from fastground.models.geometry import read_image
 from fastground.objects import FoundRegion, found_regions
@@ -146,7 +152,8 @@ def explain(
     ]  # fmt: skip
     ceiling = float("nan")
     if truth is not None:
-        ceiling = _iou(truth_boxes(_filled(truth, image)[None], layout, recipe)[0], truth)
+        perfect = cell_coverage(_filled(truth, image), layout)[None]
+        ceiling = _iou(boxes_in_pixels(boxes_on_grid(perfect, layout, recipe), layout), truth)
     regions = found_regions(found.map, recipe, valid)
     boxes = [layout.to_pixels(torch.tensor(r.box, dtype=torch.float32)) for r in regions]
     kept = boxes_in_pixels(
