@@ -207,7 +207,7 @@ def print_goals(results: Results, only: str | None = None) -> None:
     for goal, ratio, word in goals.reached(results):
         if only not in (None, goal.benchmark):
             continue
-        most = f"{goal.overhead_us:g} µs" if goal.overhead_us else goal.at_most
+        most = f"{goal.within_us:g} µs" if goal.within_us else goal.at_most
         least = f"[i]{most}[/i]" if most else f"{goal.at_least:g}"
         here = "" if ratio is None else f"{ratio:.3g}"
         ours = goal.ours if goal.of == "ratio" else f"{goal.ours}: {goal.of}"

@@ -3,23 +3,30 @@
 The values are never read: only the weights are wanted. So the work is to read K once.
 
     K of one key head            rows of the tile: every asking token x every chosen head that
-    (T, D)                       shares this key head, M of them
+    (T, D)                       shares this key head, BLOCK_M of them at a time
     +--------+                      q (M, D)
-    | tile 0 |  program (.., 0)  ->  S = q K_tile^T  (M, BLOCK_T)  -> logits, and per row
-    +--------+                                                        m = max S, l = sum exp(S - m)
-    | tile 1 |  program (.., 1)  ->  ...
+    | tile 0 |                   ->  S = q K_tile^T  (M, BLOCK_T)  -> logits, and per row
+    +--------+  program (.., 0)                                      m = max S, l = sum exp(S - m)
+    | tile 1 |                   ->  ...
     +--------+
+    | tile 2 |  program (.., 1)
 
-`_logits` gives every tile of keys its own program, so that one short sequence still fills the GPU,
-and K is read once for all asking tokens and all heads of a group (grouped-query attention). Tiles
-know only their own maximum. `_normalise` joins them, M = max m and L = sum l exp(m - M), and turns
-logits into exp(S - M) / L in place; logits are small (rows x heads x keys) beside K.
-Accumulation is float32; float16 and bfloat16 products are exact in it. A row that sees no key gets
-zeros.
+`_logits` reads each tile of K once, for all asking tokens (all expressions of a packed image) and
+all heads of a group (grouped-query attention). A key head of any layer has its program; where there
+are too few of them to fill the GPU, its tiles are shared among several (`tiles_each`). Tiles know
+only their own maximum. `_weights` joins them, M = max m and L = sum l exp(m - M), and turns logits
+into exp(S - M) / L: all, in place, or those of some tokens with their sum, averaged over the rows
+of a phrase. Logits are small (rows x heads x keys) beside K, which is told to leave the cache
+first, so that they are still there. Accumulation is float32; float16 and bfloat16 products are
+exact in it. A row that sees no key gets zeros.
+
+    layers         layer l begins layers_ptr[l] elements after the first: addresses, as differences
+    paged cache    key t of sequence b is in block_table[b, t // PAGE], at t % PAGE; elsewhere T
+                   counts from the sequence's begin
 
 Source: the split of the keys with a rescaling afterwards is Flash-Decoding's (Dao et al., 2023),
-here without values. Letters: B batch, R asking rows, H heads, G heads a key head, T keys, D
-head_dim, S tiles of keys.
+here without values. Letters: B batch, R asking rows, H heads, G heads a key head, K key heads with
+chosen heads, C chosen heads, T keys, D head_dim, S tiles of keys, P phrases or rows, N tokens told.
 """
 
 from functools import lru_cache
@@ -30,187 +37,301 @@ import triton.language as tl
 
 NO_MASK, BOOL_MASK, ADDITIVE_MASK = 0, 1, 2
 
+PROGRAMS = 528
+"""So many are wanted at least: four for each of an H200's multiprocessors."""
+
+SIZES = [
+    "R", "T", "H", "K", "C", "key_heads", "tiles_each", "num_blocks", "visible_stride_b",
+    "visible_stride_r", "blocks_stride_b",
+]  # fmt: skip
+SIZES_OF_WEIGHTS = [
+    "R", "P", "C", "T", "S", "N", "tokens_first", "tokens_step", "tokens_stride_b",
+    "phrases_stride_b",
+]  # fmt: skip
+"""What is compiled once for all values: prompts differ in length, not in kind."""
+
 
 @triton.jit
-def _logits(
-    query_ptr,
-    key_ptr,
-    visible_ptr,
-    heads_ptr,
-    slots_ptr,
-    key_heads_ptr,
-    logits_ptr,
-    tiles_ptr,
-    scale,
-    softcap,
-    R,
-    T,
-    D,
-    K,
-    C,
-    query_stride_b,
-    query_stride_r,
-    query_stride_h,
-    key_stride_b,
-    key_stride_h,
-    key_stride_t,
-    visible_stride_b,
-    visible_stride_r,
-    visible_stride_t,
-    G: tl.constexpr,
-    MASK: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    b = (tl.program_id(0) // K).to(tl.int64)
-    k = tl.program_id(0) % K
-    tile = tl.program_id(1)
-    m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    t = tile * BLOCK_T + tl.arange(0, BLOCK_T)
-    d = tl.arange(0, BLOCK_D)
-
+def _load_queries(
+    query_ptr, heads_ptr, slots_ptr, b, k, m, R, H,
+    query_stride_l, query_stride_b, query_stride_r, query_stride_h,
+    G: tl.constexpr, D: tl.constexpr, UPCAST: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     # Row m of the tile is asking token m // G with head m % G of the key head; -1 fills the group.
     r = (m // G).to(tl.int64)
-    h = tl.load(heads_ptr + k * G + m % G)
+    head = tl.load(heads_ptr + k * G + m % G)
     slot = tl.load(slots_ptr + k * G + m % G)
-    asks = (r < R) & (h >= 0)
-    q = tl.load(
-        query_ptr
-        + b * query_stride_b
-        + (r * query_stride_r + h.to(tl.int64) * query_stride_h)[:, None]
-        + d[None, :],
-        mask=asks[:, None] & (d < D)[None, :],
-        other=0.0,
-    )
-    key_head = tl.load(key_heads_ptr + k).to(tl.int64)
-    keys = tl.load(
-        key_ptr
-        + b * key_stride_b
-        + key_head * key_stride_h
-        + (t.to(tl.int64) * key_stride_t)[:, None]
-        + d[None, :],
-        mask=(t < T)[:, None] & (d < D)[None, :],
-        other=0.0,
-    )
-    if UPCAST:
-        q = q.to(tl.float32)
-        keys = keys.to(tl.float32)
-    s = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
-    if SOFTCAP:
-        s = softcap * (2 * tl.sigmoid(2 * s / softcap) - 1)  # tanh
-
-    inside = asks[:, None] & (t < T)[None, :]
-    if MASK != 0:
-        visible = tl.load(
-            visible_ptr
-            + b * visible_stride_b
-            + (r * visible_stride_r)[:, None]
-            + (t.to(tl.int64) * visible_stride_t)[None, :],
-            mask=inside,
-            other=0,
-        )
-        if MASK == 1:
-            s = tl.where(visible != 0, s, float("-inf"))
-        else:
-            s += visible.to(tl.float32)
-    s = tl.where((t < T)[None, :], s, float("-inf"))
-
-    line = (b * R + r) * C + slot
-    tl.store(logits_ptr + (line * T)[:, None] + t[None, :], s, mask=inside)
-    top = tl.max(s, 1)
-    total = tl.sum(tl.exp(s - tl.where(top == float("-inf"), 0.0, top)[:, None]), 1)
-    S = tl.num_programs(1)
-    tl.store(tiles_ptr + (line * S + tile) * 2, top, mask=asks)
-    tl.store(tiles_ptr + (line * S + tile) * 2 + 1, total, mask=asks)
+    asks = (r < R) & (head >= 0)
+    d = tl.arange(0, BLOCK_D)
+    at = (head // H).to(tl.int64) * query_stride_l + b * query_stride_b
+    at += r * query_stride_r + (head % H).to(tl.int64) * query_stride_h
+    q = tl.load(query_ptr + at[:, None] + d[None, :], asks[:, None] & (d < D)[None, :], other=0.0)
+    return q.to(tl.float32) if UPCAST else q, r, slot, asks
 
 
 @triton.jit
-def _normalise(logits_ptr, tiles_ptr, T, S, BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr):
+def _tanh(x):
+    # Of small x by its series: 1 - e would have lost their digits.
+    e = tl.exp(-2 * tl.abs(x))
+    far = (1 - e) / (1 + e)
+    y = x * x
+    near = x * (1 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835)))))
+    return tl.where(tl.abs(x) < 0.25, near, tl.where(x < 0, -far, far))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _logits(
+    query_ptr, key_ptr, visible_ptr, layers_ptr, blocks_ptr, heads_ptr, slots_ptr, key_heads_ptr,
+    logits_ptr, tiles_ptr, scale, softcap, R, T, H, K, C, key_heads, tiles_each, num_blocks,
+    query_stride_l, query_stride_b, query_stride_r, query_stride_h,
+    key_stride_b, key_stride_h, key_stride_t, key_stride_d,
+    visible_stride_b, visible_stride_r, visible_stride_t, blocks_stride_b,
+    G: tl.constexpr, D: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
+    UPCAST: tl.constexpr, LAYERS: tl.constexpr, ALIGNED: tl.constexpr, PAGE: tl.constexpr,
+    MANY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    b = (tl.program_id(0) // K).to(tl.int64)
+    k = tl.program_id(0) % K
+    S = tl.cdiv(T, BLOCK_T)
+    first = tl.program_id(1) * tiles_each
+    M = R * G if MANY else BLOCK_M
+    d = tl.arange(0, BLOCK_D).to(tl.int64)
+
+    key_head = tl.load(key_heads_ptr + k)
+    begin = (key_head % key_heads).to(tl.int64) * key_stride_h
+    if LAYERS:
+        layer = tl.load(layers_ptr + key_head // key_heads)
+        if ALIGNED:
+            layer = tl.multiple_of(layer, 16)
+        begin += layer
+    if not MANY:
+        m = tl.arange(0, BLOCK_M)
+        q, r, slot, asks = _load_queries(
+            query_ptr, heads_ptr, slots_ptr, b, k, m, R, H,
+            query_stride_l, query_stride_b, query_stride_r, query_stride_h, G, D, UPCAST, BLOCK_D,
+        )  # fmt: skip
+
+    for tile in range(first, tl.minimum(first + tiles_each, S)):
+        t = tile * BLOCK_T + tl.arange(0, BLOCK_T)
+        there = t < T
+        if PAGE > 0:
+            block = tl.load(blocks_ptr + b * blocks_stride_b + t // PAGE, mask=there, other=-1)
+            there = (block >= 0) & (block < num_blocks)
+            at = block * key_stride_b + (t % PAGE).to(tl.int64) * key_stride_t
+        else:
+            at = b * key_stride_b + t.to(tl.int64) * key_stride_t
+        keys = tl.load(
+            key_ptr + begin + at[:, None] + (d * key_stride_d)[None, :],
+            mask=there[:, None] & (d < D)[None, :],
+            other=0.0,
+            eviction_policy="evict_first",
+        )
+        if UPCAST:
+            keys = keys.to(tl.float32)
+        keys = tl.trans(keys)
+        for m0 in range(0, M, BLOCK_M):  # once, if not MANY, and then folded away
+            if MANY:
+                m = m0 + tl.arange(0, BLOCK_M)
+                q, r, slot, asks = _load_queries(
+                    query_ptr, heads_ptr, slots_ptr, b, k, m, R, H,
+                    query_stride_l, query_stride_b, query_stride_r, query_stride_h,
+                    G, D, UPCAST, BLOCK_D,
+                )  # fmt: skip
+            s = tl.dot(q, keys, input_precision="ieee") * scale
+            if SOFTCAP:
+                s = softcap * _tanh(s / softcap)
+            inside = asks[:, None] & (t < T)[None, :]
+            if MASK != 0:
+                visible = tl.load(
+                    visible_ptr
+                    + b * visible_stride_b
+                    + (r * visible_stride_r)[:, None]
+                    + (t.to(tl.int64) * visible_stride_t)[None, :],
+                    mask=inside,
+                    other=0,
+                )
+                if MASK == 1:
+                    s = tl.where(visible != 0, s, float("-inf"))
+                else:
+                    s += visible.to(tl.float32)
+            s = tl.where(there[None, :], s, float("-inf"))
+
+            line = (b * R + r) * C + slot
+            tl.store(logits_ptr + (line * T)[:, None] + t[None, :], s, mask=inside)
+            top = tl.max(s, 1)
+            total = tl.sum(tl.exp(s - tl.where(top == float("-inf"), 0.0, top)[:, None]), 1)
+            tl.store(tiles_ptr + (line * S + tile) * 2, top, mask=asks)
+            tl.store(tiles_ptr + (line * S + tile) * 2 + 1, total, mask=asks)
+
+
+@triton.jit(do_not_specialize=SIZES_OF_WEIGHTS)
+def _weights(
+    out_ptr, sums_ptr, logits_ptr, tiles_ptr, tokens_ptr, phrases_ptr,
+    R, P, C, T, S, N, tokens_first, tokens_step, tokens_stride_b, phrases_stride_b,
+    LISTED: tl.constexpr, PHRASES: tl.constexpr, SUMS: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     line = tl.program_id(0).to(tl.int64)
+    c = line % C
+    p = line // C % P
+    b = line // C // P
+    begin, end = p, p + 1
+    if PHRASES:
+        pair = phrases_ptr + b * phrases_stride_b + p * 2
+        begin = tl.maximum(tl.load(pair), 0)
+        end = tl.minimum(tl.load(pair + 1), R)
     s = tl.arange(0, BLOCK_S)
-    tops = tl.load(tiles_ptr + (line * S + s) * 2, mask=s < S, other=float("-inf"))
-    totals = tl.load(tiles_ptr + (line * S + s) * 2 + 1, mask=s < S, other=0.0)
-    top = tl.max(tops, 0)
-    top = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(totals * tl.exp(tops - top), 0)
-    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    logits = tl.load(logits_ptr + line * T + t, mask=t < T, other=float("-inf"))
-    weights = tl.exp(logits - top) / tl.where(total == 0, 1.0, total)
-    tl.store(logits_ptr + line * T + t, weights, mask=t < T)
+    lane_sums = tl.zeros((BLOCK_N,), tl.float32)
+    for n0 in range(tl.program_id(1) * BLOCK_N, N, tl.num_programs(1) * BLOCK_N):
+        n = n0 + tl.arange(0, BLOCK_N)
+        if LISTED:
+            t = tl.load(tokens_ptr + b * tokens_stride_b + n, mask=n < N, other=-1)
+        else:
+            t = tokens_first + n * tokens_step
+        inside = (n < N) & (t >= 0) & (t < T)
+        weights = tl.zeros((BLOCK_N,), tl.float32)
+        for r in range(begin, end):
+            row = (b * R + r) * C + c
+            tops = tl.load(tiles_ptr + (row * S + s) * 2, mask=s < S, other=float("-inf"))
+            totals = tl.load(tiles_ptr + (row * S + s) * 2 + 1, mask=s < S, other=0.0)
+            top = tl.max(tops, 0)
+            top = tl.where(top == float("-inf"), 0.0, top)
+            total = tl.sum(totals * tl.exp(tops - top), 0)
+            logits = tl.load(logits_ptr + row * T + t, mask=inside, other=float("-inf"))
+            weights += tl.exp(logits - top) / tl.where(total == 0, 1.0, total)
+        if PHRASES:
+            weights /= tl.maximum(end - begin, 1).to(tl.float32)
+        weights = tl.where(inside, weights, 0.0)
+        tl.store(out_ptr + line * N + n, weights, mask=n < N)
+        lane_sums += weights
+    if SUMS:
+        tl.store(sums_ptr + line, tl.sum(lane_sums, 0))
 
 
-def attention_rows(query, key, *, heads, visible, scale, softcap):
-    """The attention of the asking tokens; arguments are checked by `ops.attention_rows`.
+def attention_rows(
+    query, key, *, heads=None, visible=None, scale, softcap=None, tokens=None, phrases=None,
+    block_table=None,
+):  # fmt: skip
+    """The attention of the asking tokens; arguments are checked by the door, `fastground.rows`.
 
     Args:
-        query: (B, R, H, D) after rotary; float16, bfloat16 or float32.
-        key: (B, Hkv, T, D), the same dtype, not repeated for the heads that share them.
-        heads: tuple of C head indices.
+        query: (B, R, H, D) after rotary, float16, bfloat16 or float32; or a list, one a layer.
+        key: (B, Hkv, T, D), the same dtype, not repeated for the heads that share them; or a list.
+            With block_table (blocks, Hkv, PAGE, D).
+        heads: tuple of C head indices, of lists (layer, head); all unless given.
         visible: None, or (B, T) or (B, R, T), bool or additive.
         scale: factor on the logits.
         softcap: None, or the logits become softcap * tanh(logits / softcap).
+        tokens: None, a range, or (B, N) int64.
+        phrases: None, or (B, P, 2) int64, first and last row, exclusive.
+        block_table: None, or (B, n) int64.
 
     Returns:
-        (B, R, C, T) float32.
+        (B, R, C, T) float32, P in place of R with phrases; with tokens (B, R, C, N) and (B, R, C).
     """
-    query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
-    B, R, H, D = query.shape
-    T = key.shape[2]
-    G, table = _table(heads, H // key.shape[1], query.device)
+    queries, keys = (list(x) if isinstance(x, (list, tuple)) else [x] for x in (query, key))
+    query = queries[0][None] if len(queries) == 1 else torch.stack(queries)
+    query = query if query.stride(-1) == 1 else query.contiguous()
+    L, B, R, H, D = query.shape
+    if heads is None:
+        heads = tuple(range(L * H))
+    elif isinstance(key, (list, tuple)):
+        heads = tuple(layer * H + head for layer, head in heads)
+    if len({each.stride() for each in keys}) > 1:
+        keys = [each.contiguous() for each in keys]
+    key, device = keys[0], query.device
+    offsets = tuple((each.data_ptr() - key.data_ptr()) // key.element_size() for each in keys)
+    page = 0 if block_table is None else key.shape[2]
+    T = key.shape[2] if block_table is None else page * block_table.shape[1]
+    G, table = _table(heads, H // key.shape[1], device)
     K, C = len(table[2]), len(heads)
+    P = R if phrases is None else phrases.shape[1]
+    told = range(T) if tokens is None else tokens
+    listed = not isinstance(told, range)
+    N = told.shape[1] if listed else len(told)
+
+    logits = torch.empty(B, R, C, T, dtype=torch.float32, device=device)
+    in_place = tokens is None and phrases is None
+    out = logits if in_place else logits.new_empty(B, P, C, N)
+    sums = out if tokens is None else logits.new_empty(B, P, C)
+    if not sums.numel():
+        return out if tokens is None else (out, sums)
+    if not logits.numel():  # phrases of no rows
+        return out.zero_() if tokens is None else (out.zero_(), sums.zero_())
+
     mask, visible_strides = _mask(visible)
+    visible = visible.view(torch.uint8) if mask == BOOL_MASK else visible
     upcast = query.dtype == torch.float32 or not isinstance(_logits, triton.JITFunction)
-    plan = blocks(R * G, D, upcast)
-    S = triton.cdiv(T, plan["BLOCK_T"])
-    out = torch.empty(B, R, C, T, dtype=torch.float32, device=query.device)
-    if out.numel() == 0:
-        return out
-    tiles = torch.empty(B, R, C, S, 2, dtype=torch.float32, device=query.device)
-    _logits[(B * K, S, triton.cdiv(R * G, plan["BLOCK_M"]))](
-        query,
-        key,
-        query if visible is None else visible.view(torch.uint8) if mask == BOOL_MASK else visible,
-        *table,
-        out,
-        tiles,
-        scale,
-        softcap or 0.0,
-        R,
-        T,
-        D,
-        K,
-        C,
-        *query.stride()[:3],
-        *key.stride()[:3],
-        *visible_strides,
-        G=G,
-        MASK=mask,
-        SOFTCAP=softcap is not None,
-        UPCAST=upcast,
-        **plan,
-    )
-    block = min(1024, triton.next_power_of_2(T))
-    _normalise[(B * R * C, triton.cdiv(T, block))](
-        out, tiles, T, S, BLOCK_S=triton.next_power_of_2(S), BLOCK_T=block
-    )
-    return out
+    sizes = tile_sizes(R * G, D, upcast)
+    S = triton.cdiv(T, sizes["BLOCK_T"])
+    tiles_each = triton.cdiv(S, triton.cdiv(PROGRAMS, B * K))
+    tiles = logits.new_empty(B, R, C, S, 2)
+    with torch.cuda.device_of(query):
+        _logits[(B * K, triton.cdiv(S, tiles_each))](
+            query,
+            key,
+            query if visible is None else visible,
+            _offsets(offsets, device),
+            query if block_table is None else block_table,
+            *table,
+            logits,
+            tiles,
+            scale,
+            softcap or 0.0,
+            R, T, H, K, C, key.shape[1], tiles_each, key.shape[0],
+            *query.stride()[:4],
+            *key.stride(),
+            *visible_strides,
+            0 if block_table is None else block_table.stride(0),
+            G=G,
+            D=D,
+            MASK=mask,
+            SOFTCAP=softcap is not None,
+            UPCAST=upcast,
+            LAYERS=L > 1,
+            ALIGNED=all(offset % 16 == 0 for offset in offsets),
+            PAGE=page,
+            **sizes,
+        )  # fmt: skip
+        block = min(1024, triton.next_power_of_2(max(N, 1)))
+        _weights[(B * P * C, 1 if tokens is not None else triton.cdiv(N, block))](
+            out,
+            sums,
+            logits,
+            tiles,
+            told if listed else query,
+            query if phrases is None else phrases,
+            R, P, C, T, S, N,
+            0 if listed else told.start,
+            1 if listed else told.step,
+            told.stride(0) if listed else 0,
+            0 if phrases is None else phrases.stride(0),
+            LISTED=listed,
+            PHRASES=phrases is not None,
+            SUMS=tokens is not None,
+            BLOCK_S=triton.next_power_of_2(S),
+            BLOCK_N=block,
+        )  # fmt: skip
+    return out if tokens is None else (out, sums)
 
 
-def blocks(rows, head_dim, upcast):
-    """Tile sizes for so many rows of one key head; `tl.dot` wants at least 16 of each.
+def tile_sizes(rows, head_dim, upcast):
+    """Tile sizes for so many rows of one key head, and warps; `tl.dot` wants at least 16 of each.
 
-    Chosen so that nothing spills on sm_90, which the tests check with ptxas: float32 products run
-    without tensor cores and hold both operands in registers.
+    Chosen so that nothing spills on sm_80 and sm_90, and that all but MANY need at most 128
+    registers, which the tests check with ptxas: float32 products run without tensor cores and hold
+    both operands in registers; of many rows each thread holds what their loop needs, too.
     """
     block_d = max(16, triton.next_power_of_2(head_dim))
-    most_rows, elements = (16, 4096) if upcast else (64, 8192)
+    many = rows > (16 if upcast else 64)
+    block_m = (16 if upcast else 32) if many else max(16, triton.next_power_of_2(rows))
+    block_t = max(16, (4096 if upcast else 8192) // block_d)
     return {
-        "BLOCK_M": min(most_rows, max(16, triton.next_power_of_2(rows))),
-        "BLOCK_T": min(64, max(16, elements // block_d)),
+        "MANY": many,
+        "BLOCK_M": block_m,
+        "BLOCK_T": 16 if many else min(block_t, 32 if block_m == 64 else 64),
         "BLOCK_D": block_d,
+        "num_warps": 4 if many or block_m == 16 else 8,
     }
 
 
@@ -224,6 +345,12 @@ def _table(heads, heads_a_key, device):
     filled = [group + [(-1, 0)] * (width - len(group)) for group in groups.values()]
     both = torch.tensor(filled, dtype=torch.int32).permute(2, 0, 1).contiguous().to(device)
     return width, (both[0], both[1], torch.tensor(list(groups), dtype=torch.int32, device=device))
+
+
+@lru_cache(maxsize=256)
+def _offsets(offsets, device):
+    """(L,) int64; kept, since a static cache stays where it is."""
+    return torch.tensor(offsets, dtype=torch.int64, device=device)
 
 
 def _mask(visible):

@@ -113,9 +113,10 @@ def test_goals_are_judged(harness, monkeypatch):
 
     least = goals.Goal("entropy", "attention", "peer", 10, 18, ours="ours")
     most = goals.Goal("entropy", "attention", "peer", at_most=1.05, ours="ours")
-    clock = goals.Goal("entropy", "attention", overhead_us=3, ours="ours")
+    many = "attention, one of many"
+    clock = goals.Goal("entropy", "attention", within_us=3, beyond=many, ours="ours")
     monkeypatch.setattr(goals, "GOALS", (clock,))
-    work = made_up("attention, one of many", ours=0.5)
+    work = made_up(many, ours=0.5)
     for time_us, word in ((3.25, "reached"), (3.75, "not reached")):
         results = made_up(ours=time_us)
         assert [word for *_, word in goals.reached(results)] == ["not measured"]
@@ -210,10 +211,36 @@ def test_goals_name_what_is_measured(harness):
     names = {*bench_entropy.instruction_sets(), *entropy_peers.FAST, "entropy", "head_stats"}
     names |= {*bench_smooth.CONTENDERS, *bench_boxes.CONTENDERS, "fastground, avx2"}
     names |= {goals.PLAIN, goals.CAPTURE, goals.PACKED, goals.HALF, goals.EAGER, goals.GROUNDER}
+    names |= {goals.ROWS, goals.COPY, goals.ONE, goals.SEVEN}
     names |= set(bench_calls.OPERATIONS)
     assert {goal.ours for goal in goals.GOALS} <= names
-    assert {goal.peer for goal in goals.GOALS if goal.overhead_us is None} <= names
+    assert {goal.peer for goal in goals.GOALS if goal.within_us is None} <= names
     assert set(goals.CALLS) == set(bench_calls.OPERATIONS) - {"boxes, all read"}
+
+
+def test_the_contenders_of_rows_agree(harness):
+    pytest.importorskip("numba")
+    import argparse
+
+    import bench_rows
+    import goals
+
+    given = argparse.Namespace(repeats=1, min_time_ms=0)
+    one = bench_rows.Stack(1, 4, head_dim=16)
+    rows = bench_rows.on_cpu(given, one)
+    assert [row.contender for row in rows][:2] == [goals.ROWS, goals.EAGER]
+    assert all(float(row.error) <= 1e-6 for row in rows[:2])
+    stack = bench_rows.Stack(2, 4, head_dim=16)
+    rows = {(row.workload, row.contender): row for row in bench_rows.on_gpu(given, stack)}
+    wanted = [goal for goal in goals.GOALS if goal.benchmark == "rows-gpu"]
+    assert len(wanted) == 5
+    for goal in wanted:
+        assert (goal.workload, goal.ours) in rows
+        assert goal.within_us or (goal.workload, goal.peer) in rows
+    ours, eager = (rows[goals.STACK, name] for name in (goals.ROWS, goals.EAGER))
+    assert float(ours.error) <= 1e-6 and float(eager.error) <= 1e-6
+    assert eager.kept_mb > 300 * ours.kept_mb > 0
+    assert ours.floor > 0 and stack.exact().max() > 0.05  # not flat
 
 
 @pytest.mark.parametrize("bench", ["bench_smooth", "bench_boxes"])

@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from fastground.regions import Boxes
-from fastground.types import HeadStats, Recipe
+from fastground.types import HeadStats, Recipe, TokenRows
 
 EPS = 1e-3
 """The eps of the cuts "mean+eps" and "2mean+eps"."""
@@ -322,32 +322,73 @@ def centres_inside(polygon: list[Point], grid: torch.Size) -> torch.Tensor:
 
 
 def attention_rows(
-    query: torch.Tensor,
-    key: torch.Tensor,
+    query: torch.Tensor | Sequence[torch.Tensor],
+    key: torch.Tensor | Sequence[torch.Tensor],
     *,
-    heads: Sequence[int] | None = None,
+    heads: Sequence[Any] | None = None,
     visible: torch.Tensor | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-) -> torch.Tensor:
+    tokens: range | torch.Tensor | None = None,
+    phrases: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+) -> torch.Tensor | TokenRows:
     """The attention of the asking tokens over all visible keys.
 
     Head h reads key head h // (H / Hkv), as in grouped-query attention.
 
     Args:
-        query: (B, R, H, D), after rotary.
-        key: (B, Hkv, T, D), after rotary, not repeated.
-        heads: the C chosen heads, in this order; all H unless given.
+        query: (B, R, H, D), after rotary; or a sequence of them, one a layer.
+        key: (B, Hkv, T, D), after rotary, not repeated; or a sequence of them, one a layer.
+        heads: the C chosen heads, in this order, of layers (layer, head); all unless given.
         visible: None (all), or (B, T) or (B, R, T): bool, or added to the logits.
         scale: factor on the logits; D**-0.5 unless given.
         softcap: None, or the logits become softcap * tanh(logits / softcap).
+        tokens: None (all), or the N keys to tell of: a range, or (B, N) int64; others are nothing.
+        phrases: None, or (B, P, 2) int64: the mean of rows first to last, exclusive, for each row.
+        block_table: None, or (B, n) int64: key is (blocks, Hkv, T / n, D), and a sequence's keys
+            are those of its n blocks; of what is no block none is visible.
 
     Returns:
-        (B, R, C, T) float32, each row summing to 1; zeros where a row sees no key.
+        (B, R, C, T) float32, each row summing to 1; zeros where a row sees no key. Of tokens these
+        alone, and their sum. P in place of R, N in place of T.
     """
+    if block_table is not None:
+        key, there = paged(key, block_table)
+        if visible is None:
+            visible = there
+        else:
+            there = there if visible.ndim == 2 else there[:, None]
+            hidden = False if visible.dtype == torch.bool else -math.inf
+            visible = torch.where(there, visible, hidden)
+    if isinstance(query, torch.Tensor) and isinstance(key, torch.Tensor):
+        rows = _layer_rows(query, key, heads, visible, scale, softcap)
+    else:
+        every = [(layer, head) for layer, q in enumerate(query) for head in range(q.shape[2])]
+        chosen = every if heads is None else heads
+        found = {}
+        for layer in dict.fromkeys(layer for layer, _ in chosen):
+            own = [head for n, head in chosen if n == layer]
+            of_layer = _layer_rows(query[layer], key[layer], own, visible, scale, softcap)
+            found[layer] = iter(of_layer.unbind(2))
+        rows = torch.stack([next(found[layer]) for layer, _ in chosen], 2)
+    if phrases is not None:
+        rows = means(rows, phrases)
+    return rows if tokens is None else on_tokens(rows, tokens)
+
+
+def _layer_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    heads: Sequence[int] | None,
+    visible: torch.Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """(B, R, C, T): of one layer, whole."""
     num_heads, head_dim = query.shape[2:]
     group = num_heads // key.shape[1]
-    if heads is None:
+    if heads is None or list(heads) == list(range(num_heads)):
         asking = query.float().unflatten(2, (-1, group))
         logits = torch.einsum("brkgd,bktd->brkgt", asking, key.float()).flatten(2, 3)
     else:
@@ -364,3 +405,36 @@ def attention_rows(
     else:
         logits, seen = logits + visible.float(), visible > -math.inf
     return torch.where(seen.any(-1, keepdim=True), logits.softmax(-1), 0)
+
+
+def paged(key: Any, block_table: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    """Keys in their sequences' order, (B, Hkv, T, D), and (B, T) bool: in a block that there is."""
+    if not isinstance(key, torch.Tensor):
+        each = [paged(one, block_table) for one in key]
+        return [one for one, _ in each], each[0][1]
+    there = (block_table >= 0) & (block_table < len(key))
+    keys = key[torch.where(there, block_table, 0)].transpose(1, 2).flatten(2, 3)
+    there = there.repeat_interleave(key.shape[2], 1)
+    return torch.where(there[:, None, :, None], keys, 0), there
+
+
+def means(rows: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
+    """(B, P, C, T): of the rows (B, R, C, T) of each phrase; zeros of none."""
+    found = rows.new_zeros(*phrases.shape[:2], *rows.shape[2:])
+    for b, of_sequence in enumerate(phrases.tolist()):
+        for p, (first, last) in enumerate(of_sequence):
+            of_phrase = rows[b, max(first, 0) : max(last, 0)]
+            if len(of_phrase):
+                found[b, p] = of_phrase.mean(0)
+    return found
+
+
+def on_tokens(rows: torch.Tensor, tokens: range | torch.Tensor) -> TokenRows:
+    """What rows (B, R, C, T) hold of the tokens, a range or (B, N), and its sum."""
+    if isinstance(tokens, range):
+        found = rows[..., list(tokens)]
+    else:
+        there = ((tokens >= 0) & (tokens < rows.shape[-1]))[:, None, None]
+        places = torch.where(there, tokens[:, None, None], 0)
+        found = torch.where(there, rows.gather(-1, places.expand(*rows.shape[:-1], -1)), 0)
+    return TokenRows(found, found.sum(-1))

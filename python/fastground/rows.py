@@ -1,6 +1,14 @@
 """Cached keys -> attention of the asking tokens: the door of `attention_rows`.
 
 Triton on a GPU, else PyTorch, whose two products are native on a CPU already.
+
+               asked for by                                   in place of
+    keys       layers: a sequence, one a layer                one layer's
+               block_table: pages, as serving engines keep    a sequence's, one after another
+    rows       phrases: the mean of some rows each            every asking token's
+    columns    tokens: those of the image, and their sum      all keys
+
+Any of them together, always with the softmax over all visible keys.
 """
 
 from __future__ import annotations
@@ -9,105 +17,241 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastground import reference
-from fastground.arguments import DTYPES, dtype_name, give, take, tensor
+from fastground.arguments import DTYPES, Array, dtype_name, give, take, tensor
 from fastground.dispatch import forced
+from fastground.types import TokenRows
+
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def attention_rows(
     query: Any,
     key: Any,
     *,
-    heads: Sequence[int] | None = None,
+    heads: Sequence[Any] | None = None,
     visible: Any = None,
     scale: float | None = None,
     softcap: float | None = None,
+    tokens: Any = None,
+    phrases: Any = None,
+    block_table: Any = None,
 ) -> Any:
     """The attention of a few asking tokens over all cached keys: softmax(scale * q K^T).
 
     Head h reads key head h // (num_heads / num_key_value_heads). Products are accumulated in
-    float32, and nothing of size tokens x tokens is made. Triton on a GPU, else PyTorch.
+    float32, and nothing of size tokens x tokens is made. Triton on a GPU, else PyTorch. Indices
+    that lie on a GPU are not read on the host: those out of range are as if they were not there,
+    and what is otherwise an error is not seen.
 
     Args:
-        query: (batch, rows, num_heads, head_dim), after rotary, floating.
+        query: (batch, rows, num_heads, head_dim), after rotary, floating; or a list of them, one a
+            layer, as key is then: all layers in one launch.
         key: (batch, num_key_value_heads, tokens, head_dim), after rotary, not repeated.
-        heads: the chosen heads, in this order; all unless given.
+        heads: the chosen heads, in this order, of layers as (layer, head); all unless given.
         visible: None (all keys), or (batch, tokens) or (batch, rows, tokens): bool, or floating and
             added to the logits, -inf where hidden.
         scale: factor on the logits; head_dim**-0.5 unless given.
         softcap: None, or the logits become softcap * tanh(logits / softcap) before visible.
+        tokens: None (all keys), or those to tell of, such as the image's: a range, or integers (n,)
+            or (batch, n); -1 holds nothing, to fill shorter lists.
+        phrases: None, or integers (n, 2) or (batch, n, 2), first and last row of a phrase, the last
+            exclusive: each phrase has the mean of its rows; zeros of none.
+        block_table: None, or integers (batch, n): key is a paged cache (blocks,
+            num_key_value_heads, block_size, head_dim), and sequence b has the n * block_size keys
+            of blocks block_table[b]. Keys of block -1 are hidden; hide by visible those of the last
+            block that are not written yet.
 
     Returns:
-        (batch, rows, len(heads), tokens) float32: each row sums to 1, or is all zeros where it sees
-        no key. NaN in a query or a visible key makes its rows NaN.
+        (batch, rows, heads, tokens) float32: each row sums to 1, or is all zeros where it sees no
+        key. NaN in a query or a visible key makes its rows NaN. With phrases these are in place of
+        rows. With tokens a TokenRows: rows of these tokens alone, and sums (batch, rows, heads).
 
     Raises:
-        TypeError: an argument is no array, or not floating (visible: nor bool).
-        ValueError: shapes, devices or heads that do not belong together.
+        TypeError: an argument is no array, or not of its kind of numbers.
+        ValueError: shapes, devices, dtypes or indices that do not belong together.
     """
-    given = query
-    query, key = tensor(take(query, "query")), tensor(take(key, "key"))
-    for name, array in (("query", query), ("key", key)):
-        if array.dtype not in DTYPES:
-            raise TypeError(f"{name} must be floating, but got {dtype_name(array.dtype)}")
-    if query.ndim != 4 or key.ndim != 4 or 0 in (*query.shape[2:], *key.shape[1:]):
+    layers = isinstance(key, (list, tuple))
+    if layers != isinstance(query, (list, tuple)) or (layers and not 0 < len(key) == len(query)):
+        count = [len(x) if isinstance(x, (list, tuple)) else "no list" for x in (query, key)]
         raise ValueError(
-            "query must be (batch, rows, num_heads, head_dim) and key (batch, "
-            f"num_key_value_heads, tokens, head_dim), but got shapes {tuple(query.shape)} and "
-            f"{tuple(key.shape)}"
+            "query and key must both be arrays, or lists of as many, one a layer, but got "
+            f"{count[0]} and {count[1]}"
         )
-    batch, _, num_heads, head_dim = query.shape
-    if (batch, head_dim) != (key.shape[0], key.shape[3]) or num_heads % key.shape[1]:
-        raise ValueError(
-            "query and key must agree in batch and head_dim, and num_heads be a multiple of "
-            f"num_key_value_heads, but got shapes {tuple(query.shape)} and {tuple(key.shape)}"
-        )
-    heads = _take_heads(heads, num_heads)
-    visible = _take_visible(visible, query, key)
-    if key.device != query.device:
-        raise ValueError(f"query and key must share a device: {query.device}, {key.device}")
+    given = take(query[0] if layers else query, "query")
+    queries, keys = (
+        [tensor(take(array, name)) for array in (arrays if layers else [arrays])]
+        for arrays, name in ((query, "query"), (key, "key"))
+    )
+    _check_layers(queries, keys, paged=block_table is not None)
+    query, key = queries[0], keys[0]
+    batch, rows, num_heads, head_dim = query.shape
+    length = key.shape[2]
+    indices = {}
+    if block_table is not None:
+        table = _integers(block_table, "block_table", [(batch, None)], query)
+        _check_range(table, "block_table", -1, len(key) - 1, f"the {len(key)} blocks of key, or -1")
+        indices["block_table"] = table
+        length *= table.shape[1]
+    if phrases is not None:
+        pairs = _integers(phrases, "phrases", [(None, 2), (batch, None, 2)], query)
+        _check_range(pairs, "phrases", 0, rows, f"{rows} rows")
+        indices["phrases"] = pairs if pairs.ndim == 3 else pairs.expand(batch, -1, -1)
+    if tokens is not None:
+        indices["tokens"] = _take_tokens(tokens, batch, length, query)
     if softcap is not None and not 0 < softcap < float("inf"):
         raise ValueError(f"softcap must be positive and finite, or None, but got {softcap!r}")
-    scale = head_dim**-0.5 if scale is None else float(scale)
-    keywords = {"heads": heads, "visible": visible, "scale": scale, "softcap": softcap}
+    keywords = {
+        "heads": _take_heads(heads, len(queries) if layers else None, num_heads),
+        "visible": _take_visible(visible, batch, rows, length, query),
+        "scale": head_dim**-0.5 if scale is None else float(scale),
+        "softcap": softcap,
+        **{name: _on(query.device, index) for name, index in indices.items()},
+    }
+    found: Any
     if query.device.type != "cuda" or forced() == "reference":
+        ours = (queries, keys) if layers else (query, key)
         with torch.autocast(query.device.type, enabled=False):  # whose products were of few bits
-            return give(reference.attention_rows(query, key, **keywords), given)
-    import fastground.kernels.attention_rows as kernel
+            found = reference.attention_rows(*ours, **keywords)
+    else:
+        import fastground.kernels.attention_rows as kernel
 
-    dtype = torch.promote_types(query.dtype, key.dtype)
-    dtype = torch.float32 if dtype == torch.float64 else dtype
-    keywords["heads"] = tuple(range(num_heads)) if heads is None else heads
-    return kernel.attention_rows(query.to(dtype), key.to(dtype), **keywords)
+        dtype = torch.promote_types(query.dtype, key.dtype)
+        dtype = torch.float32 if dtype == torch.float64 else dtype
+        found = kernel.attention_rows(
+            [each.to(dtype) for each in queries], [each.to(dtype) for each in keys], **keywords
+        )
+    if tokens is None:
+        return give(found, given)
+    return TokenRows(*(give(part, given) for part in found))
 
 
-def _take_heads(heads: Sequence[int] | None, num_heads: int) -> tuple[int, ...] | None:
+def _check_layers(queries: list[Any], keys: list[Any], *, paged: bool) -> None:
+    for query, key in zip(queries, keys, strict=True):
+        for name, array in (("query", query), ("key", key)):
+            if array.dtype not in DTYPES:
+                raise TypeError(f"{name} must be floating, but got {dtype_name(array.dtype)}")
+        first = "blocks" if paged else "batch"
+        if query.ndim != 4 or key.ndim != 4 or 0 in (*query.shape[2:], *key.shape[1:]):
+            raise ValueError(
+                "query must be (batch, rows, num_heads, head_dim) and key "
+                f"({first}, num_key_value_heads, tokens, head_dim), but got shapes "
+                f"{tuple(query.shape)} and {tuple(key.shape)}"
+            )
+        apart = query.shape[3] != key.shape[3] or not (paged or len(query) == len(key))
+        if apart or query.shape[2] % key.shape[1]:
+            raise ValueError(
+                "query and key must agree in batch and head_dim, and num_heads be a multiple of "
+                f"num_key_value_heads, but got shapes {tuple(query.shape)} and {tuple(key.shape)}"
+            )
+        check_devices(query=queries[0], key=key)
+        check_devices(query=queries[0], **{"the next query": query})
+        for name, array, like in (("query", query, queries[0]), ("key", key, keys[0])):
+            if array.shape != like.shape or array.dtype != like.dtype:
+                raise ValueError(
+                    f"{name} must have one shape and dtype in all layers, but got "
+                    f"{tuple(like.shape)} {dtype_name(like.dtype)} and {tuple(array.shape)} "
+                    f"{dtype_name(array.dtype)}; call once for each kind of layers"
+                )
+
+
+def check_devices(**arrays: Any) -> None:
+    """Refuses arrays, by name, of different devices."""
+    (first, one), *others = arrays.items()
+    for name, other in others:
+        if other.device != one.device:
+            raise ValueError(
+                f"{first} and {name} must share a device, but got {one.device} and {other.device}; "
+                "move one with .to()"
+            )
+
+
+def _take_heads(
+    heads: Sequence[Any] | None, layers: int | None, num_heads: int
+) -> tuple[Any, ...] | None:
     if heads is None:
         return None
-    heads = tuple(map(operator.index, heads))
-    wrong = [head for head in heads if not 0 <= head < num_heads]
-    if wrong or not heads:
+    if layers is None:
+        chosen: tuple[Any, ...] = tuple(map(operator.index, heads))
+        wrong: list[Any] = [head for head in chosen if not 0 <= head < num_heads]
+        need = f"index 0 to {num_heads - 1}"
+    else:
+        single = [head for head in heads if not (isinstance(head, Sequence) and len(head) == 2)]
+        if single:
+            raise ValueError(
+                "heads must be None or (layer, head) pairs where key is a list of layers, but got "
+                f"{single[0]!r}"
+            )
+        chosen = tuple((operator.index(layer), operator.index(head)) for layer, head in heads)
+        wrong = [(n, h) for n, h in chosen if not (0 <= n < layers and 0 <= h < num_heads)]
+        need = f"(layer, head) up to ({layers - 1}, {num_heads - 1})"
+    if wrong or not chosen:
         raise ValueError(
-            f"heads must be None or at least one index 0 to {num_heads - 1}, but got "
-            f"{wrong[0] if wrong else 'none'}"
+            f"heads must be None or at least one {need}, but got {wrong[0] if wrong else 'none'}"
         )
-    return heads
+    return chosen
 
 
-def _take_visible(visible: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+def _take_visible(
+    visible: Any, batch: int, rows: int, tokens: int, query: torch.Tensor
+) -> torch.Tensor | None:
     if visible is None:
         return None
     visible = tensor(take(visible, "visible"))
     if visible.dtype != torch.bool and visible.dtype not in DTYPES:
         raise TypeError(f"visible must be bool or floating, but got {dtype_name(visible.dtype)}")
-    batch, rows, tokens = *query.shape[:2], key.shape[2]
     if visible.shape not in ((batch, tokens), (batch, rows, tokens)):
         raise ValueError(
             f"visible must be {(batch, tokens)} or {(batch, rows, tokens)}, but got shape "
             f"{tuple(visible.shape)}"
         )
-    if visible.device != query.device:
-        raise ValueError(f"query and visible must share a device: {query.device}, {visible.device}")
+    check_devices(query=query, visible=visible)
     return visible
+
+
+def _take_tokens(tokens: Any, batch: int, length: int, query: torch.Tensor) -> Any:
+    if isinstance(tokens, range):
+        if len(tokens) and not 0 <= min(tokens) <= max(tokens) < length:
+            raise ValueError(f"tokens must lie in the {length} keys, but got {tokens}")
+        return tokens
+    places = _integers(tokens, "tokens", [(None,), (batch, None)], query)
+    _check_range(places, "tokens", -1, length - 1, f"the {length} keys, or -1")
+    return places if places.ndim == 2 else places.expand(batch, -1)
+
+
+def _integers(
+    given: Any, name: str, shapes: list[tuple[int | None, ...]], query: torch.Tensor
+) -> torch.Tensor:
+    """Indices as int64 where they are; lists are taken, too."""
+    array: Array = take(np.asarray(given) if isinstance(given, (list, tuple)) else given, name)
+    empty = not array.size if isinstance(array, np.ndarray) else not array.numel()
+    found = tensor(array)
+    if found.dtype not in WHOLE and not (empty and isinstance(given, (list, tuple))):
+        raise TypeError(f"{name} must be integers, but got {dtype_name(found.dtype)}")
+    fits = any(
+        found.ndim == len(shape)
+        and all(need in (None, size) for need, size in zip(shape, found.shape, strict=True))
+        for shape in shapes
+    )
+    if not fits:
+        said = " or ".join(str(tuple("n" if n is None else n for n in s)) for s in shapes)
+        raise ValueError(
+            f"{name} must be {said}, but got shape {tuple(found.shape)}".replace("'", "")
+        )
+    if not found.is_cpu:
+        check_devices(query=query, **{name: found})
+    return found.long().contiguous()
+
+
+def _check_range(index: torch.Tensor, name: str, low: int, high: int, need: str) -> None:
+    """Refuses indices out of range, where they can be read without waiting for a GPU."""
+    if index.is_cpu and index.numel() and not low <= int(index.min()) <= int(index.max()) <= high:
+        wrong = index[(index < low) | (index > high)][0]
+        raise ValueError(f"{name} must lie in {need}, but got {int(wrong)}")
+
+
+def _on(device: torch.device, index: Any) -> Any:
+    return index if isinstance(index, range) else index.to(device)
