@@ -1,6 +1,6 @@
 """Attention of the asking tokens from cached keys, against eager attention with its weights kept.
 
-    python benches/bench_rows.py          one layer of LLaVA-1.5-7B, float32, one thread of a CPU
+    python benches/bench_rows.py          one layer of LLaVA-1.5-7B, one thread of a CPU
     python benches/bench_rows.py --gpu    all of its layers, bfloat16, against the speed of memory
 
     keys (heads, 640 tokens, 128)   read once is the least that must be done
@@ -25,7 +25,19 @@ import numpy as np
 import readme_tables
 import torch
 from fastground import ops
-from goals import COPY, EAGER, ONE, PACKED_ROWS, ROWS, SDPA, SEVEN, STACK, THREE
+from goals import (
+    BFLOAT16,
+    COPY,
+    EAGER,
+    ONE,
+    PACKED_ROWS,
+    ROWS,
+    SDPA,
+    SDPA_ROWS,
+    SEVEN,
+    STACK,
+    THREE,
+)
 
 IMAGE = range(35, 611)
 EXPRESSION, EXPRESSIONS = 16, 7
@@ -137,10 +149,11 @@ def on_cpu(given: Any, stack: Stack) -> list[harness.Row]:
         ROWS: stack.rows,
         EAGER: stack.eager,
         SDPA: lambda: stack.sdpa(rows=False),
-        f"{SDPA}, and {ROWS}": lambda: stack.sdpa(rows=True),
+        SDPA_ROWS: lambda: stack.sdpa(rows=True),
     }
     rows = harness.compare(
-        STACK, calls, items=1, errors=stack.errors(), floor=np.asarray(stack.keys[0]),
+        STACK if stack.dtype == torch.float32 else BFLOAT16, calls, items=1,
+        errors=stack.errors(), floor=np.asarray(stack.keys[0].view(torch.uint8)),
         **harness.sampling(given),
     )  # fmt: skip
     return measured_memory(rows, calls, stack)
@@ -150,10 +163,11 @@ def on_gpu(given: Any, stack: Stack) -> Iterator[harness.Row]:
     """All layers: against a copy and eager attention, three heads, and a packed image."""
     device, clock = stack.device, "cuda" if stack.device == "cuda" else "cpu"
     options = {"items": 1, "clock": clock, **harness.sampling(given)}
-    copies = [torch.empty_like(key) for key in stack.keys]
+    whole = torch.stack(stack.keys)
+    copy = torch.empty_like(whole)
     calls: dict[str, Callable[[], Any]] = {
         ROWS: replayed(stack.rows, device),
-        COPY: lambda: torch._foreach_copy_(copies, stack.keys),
+        COPY: lambda: copy.copy_(whole),
         f"{ROWS}, from Python": stack.rows,
         EAGER: stack.eager,
     }
@@ -198,8 +212,10 @@ def main() -> None:
         described = "LLaVA-1.5-7B, 32 layers of 32 heads, 640 tokens, bfloat16"
     else:
         harness.one_thread()
-        name, rows = "rows", on_cpu(given, Stack(1, 32))
-        described = "LLaVA-1.5-7B, one layer of 32 heads, 640 tokens, float32, one thread"
+        name, rows = "rows", []
+        for dtype in (torch.float32, torch.bfloat16):
+            rows += on_cpu(given, Stack(1, 32, dtype=dtype))
+        described = "LLaVA-1.5-7B, one layer of 32 heads, 640 tokens, one thread"
     harness.report(name, described, rows, save=not given.no_save)
     readme_tables.print_goals({name: {"rows": [vars(row) for row in rows]}}, only=name)
 

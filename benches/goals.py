@@ -20,8 +20,10 @@ CAPTURE, PACKED = "capture", "capture, packed"
 HALF = "capture, half of the layers"
 PLAIN, EAGER = "plain forwards", "eager, output_attentions"
 GROUNDER, WHOLE, PUBLISHED = "Grounder", "Grounder, whole forward", "eager, SciPy"
-ROWS, COPY, SDPA = "attention_rows", "a copy of the keys", "sdpa, no weights"
+ROWS, COPY = "attention_rows", "a copy of the keys"
+SDPA, SDPA_ROWS = "sdpa, no weights", "sdpa, and attention_rows"
 STACK, THREE, PACKED_ROWS = "all heads", "three heads", "all heads, packed"
+BFLOAT16 = "all heads, bfloat16"
 ONE, SEVEN = "1 expression", "7 expressions"
 
 
@@ -90,6 +92,8 @@ GOALS = (
     *of_capture("capture-gpu", 1.03, None),
     Goal("grounder", "LLaVA, 1 expression", PLAIN, at_most=0.55, ours=GROUNDER),
     Goal("grounder-gpu", "LLaVA, 1 expression", PLAIN, at_most=0.55, ours=GROUNDER),
+    Goal("rows", STACK, EAGER, 2.5, ours=SDPA_ROWS),
+    Goal("rows", BFLOAT16, EAGER, 3.8, ours=SDPA_ROWS),  # with AMX; else sdpa itself is too slow
     Goal("rows-gpu", STACK, COPY, 1.2, 1.5, ours=ROWS),  # 60 and 75 % of the copy's bandwidth
     Goal("rows-gpu", STACK, EAGER, 20, ours=ROWS),
     Goal("rows-gpu", STACK, EAGER, 300, ours=ROWS, of="kept_mb"),

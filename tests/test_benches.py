@@ -211,7 +211,7 @@ def test_goals_name_what_is_measured(harness):
     names = {*bench_entropy.instruction_sets(), *entropy_peers.FAST, "entropy", "head_stats"}
     names |= {*bench_smooth.CONTENDERS, *bench_boxes.CONTENDERS, "fastground, avx2"}
     names |= {goals.PLAIN, goals.CAPTURE, goals.PACKED, goals.HALF, goals.EAGER, goals.GROUNDER}
-    names |= {goals.ROWS, goals.COPY, goals.ONE, goals.SEVEN}
+    names |= {goals.ROWS, goals.SDPA_ROWS, goals.COPY, goals.ONE, goals.SEVEN}
     names |= set(bench_calls.OPERATIONS)
     assert {goal.ours for goal in goals.GOALS} <= names
     assert {goal.peer for goal in goals.GOALS if goal.within_us is None} <= names
@@ -229,7 +229,10 @@ def test_the_contenders_of_rows_agree(harness):
     one = bench_rows.Stack(1, 4, head_dim=16)
     rows = bench_rows.on_cpu(given, one)
     assert [row.contender for row in rows][:2] == [goals.ROWS, goals.EAGER]
+    assert rows[3].contender == goals.SDPA_ROWS
     assert all(float(row.error) <= 1e-6 for row in rows[:2])
+    halves = bench_rows.Stack(1, 4, head_dim=16, dtype=torch.bfloat16)
+    assert 1e-5 > float(halves.errors()[goals.ROWS]) < float(halves.errors()[goals.EAGER])
     stack = bench_rows.Stack(2, 4, head_dim=16)
     rows = {(row.workload, row.contender): row for row in bench_rows.on_gpu(given, stack)}
     wanted = [goal for goal in goals.GOALS if goal.benchmark == "rows-gpu"]

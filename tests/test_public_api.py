@@ -22,7 +22,10 @@ KEYWORDS = {
     "binarize": {"cut": "mean", "out": None},
     "smooth": {"kernel_size": 7, "sigma": 1.0, "border": "reflect101", "out": None},
     "boxes": {"recipe": None},
-    "attention_rows": {"heads": None, "visible": None, "scale": None, "softcap": None},
+    "attention_rows": {
+        "heads": None, "visible": None, "scale": None, "softcap": None, "tokens": None,
+        "phrases": None, "block_table": None,
+    },
     "capture": {"heads": None, "rows": "last", "stop_after": None},
     "discover": {"recipe": Recipe(), "out": None},
     "head_stats": {},
@@ -31,7 +34,7 @@ KEYWORDS = {
     "evaluate": {},
     "get_num_threads": {},
     "set_num_threads": {},
-}
+}  # fmt: skip
 
 
 def test_the_names_are_these_and_no_others():

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from fastground.regions import Boxes
-from fastground.types import HeadStats, Recipe, TokenRows
+from fastground.types import HeadStats, Recipe
 
 EPS = 1e-3
 """The eps of the cuts "mean+eps" and "2mean+eps"."""
@@ -332,7 +332,7 @@ def attention_rows(
     tokens: range | torch.Tensor | None = None,
     phrases: torch.Tensor | None = None,
     block_table: torch.Tensor | None = None,
-) -> torch.Tensor | TokenRows:
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """The attention of the asking tokens over all visible keys.
 
     Head h reads key head h // (H / Hkv), as in grouped-query attention.
@@ -429,7 +429,9 @@ def means(rows: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def on_tokens(rows: torch.Tensor, tokens: range | torch.Tensor) -> TokenRows:
+def on_tokens(
+    rows: torch.Tensor, tokens: range | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What rows (B, R, C, T) hold of the tokens, a range or (B, N), and its sum."""
     if isinstance(tokens, range):
         found = rows[..., list(tokens)]
@@ -437,4 +439,4 @@ def on_tokens(rows: torch.Tensor, tokens: range | torch.Tensor) -> TokenRows:
         there = ((tokens >= 0) & (tokens < rows.shape[-1]))[:, None, None]
         places = torch.where(there, tokens[:, None, None], 0)
         found = torch.where(there, rows.gather(-1, places.expand(*rows.shape[:-1], -1)), 0)
-    return TokenRows(found, found.sum(-1))
+    return found, found.sum(-1)

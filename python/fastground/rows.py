@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,17 @@ import torch
 from fastground import reference
 from fastground.arguments import DTYPES, Array, dtype_name, give, take, tensor
 from fastground.dispatch import forced
-from fastground.types import TokenRows
 
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class TokenRows(NamedTuple):
+    """What rows of attention hold of some tokens."""
+
+    rows: torch.Tensor
+    """(batch, rows, heads, tokens) float32; their softmax is that over all visible keys."""
+    sums: torch.Tensor
+    """(batch, rows, heads) float32: of all of these tokens."""
 
 
 def attention_rows(

@@ -382,15 +382,6 @@ class HeadStats(NamedTuple):
     """(...) float32, nats; +inf where no cell exceeds the cut."""
 
 
-class TokenRows(NamedTuple):
-    """What rows of attention hold of some tokens."""
-
-    rows: torch.Tensor
-    """(batch, rows, heads, tokens) float32; their softmax is that over all visible keys."""
-    sums: torch.Tensor
-    """(batch, rows, heads) float32: of all of these tokens."""
-
-
 @dataclass(frozen=True)
 class RankedHead:
     """One head's place in a ranking."""

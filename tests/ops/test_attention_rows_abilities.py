@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fastground import ops
-from fastground.rows import check_devices
-from fastground.types import TokenRows
+from fastground.rows import TokenRows, check_devices
 from hypothesis import strategies
 
 
