@@ -23,6 +23,8 @@ GROUNDER, WHOLE, PUBLISHED = "Grounder", "Grounder, whole forward", "eager, SciP
 ROWS, COPY, SDPA = "attention_rows", "a copy of the keys", "sdpa, no weights"
 STACK, THREE, PACKED_ROWS = "all heads", "three heads", "all heads, packed"
 ONE, SEVEN = "1 expression", "7 expressions"
+DISCOVER, ONE_BY_ONE = "discover", "discover, one by one"
+TEN_MINUTES = "RefCOCO in ten minutes"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ GOALS = (
     Goal("rows-gpu", THREE, within_us=15, ours=ROWS),
     Goal("rows-gpu", PACKED_ROWS, ONE, at_most=1.3, ours=SEVEN),
     *of_calls(),
+    *(Goal("discovery", model, ONE_BY_ONE, 5, ours=DISCOVER) for model in ("tiny", "LLaVA")),
+    *(Goal("discovery", model, PUBLISHED, 15, ours=DISCOVER) for model in ("tiny", "LLaVA")),
+    Goal("discovery-gpu", "LLaVA", PUBLISHED, 100, ours=DISCOVER),
+    Goal("discovery-gpu", "LLaVA", TEN_MINUTES, at_most=1, ours=DISCOVER),
 )
 
 
