@@ -122,7 +122,7 @@ def test_what_is_wrong_in_an_actor_is_told_as_without(checkpoint, tmp_path):
     out = tmp_path / "bad"
     said, code = by_ray(
         checkpoint,
-        {"out": str(out), "missing": [1], "max_bad": 0.5},
+        {"out": str(out), "missing": [1], "max_bad": 0.5, "workers": 1},
         {"out": str(out), "missing": [1]},
         {"first": "the zebra"},
     )

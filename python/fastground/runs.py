@@ -166,7 +166,7 @@ class Run:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{path} could not be written ({error.strerror}); the {done:,} samples of others "
+                f"{path} could not be written ({error.strerror}); the {done:,} samples in others "
                 "are kept: make room and run again with the same folder",
             ) from error
         self._used[index] = shard
