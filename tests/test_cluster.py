@@ -95,6 +95,7 @@ def by_ray(checkpoint, *told):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_and_resumed_by_two_actors_the_table_is_the_plain_one(checkpoint, tmp_path):
     pytest.importorskip("ray")
     out = tmp_path / "run"
@@ -117,6 +118,7 @@ def test_killed_and_resumed_by_two_actors_the_table_is_the_plain_one(checkpoint,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_is_wrong_in_an_actor_is_told_as_without(checkpoint, tmp_path):
     pytest.importorskip("ray")
     out = tmp_path / "bad"
