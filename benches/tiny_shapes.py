@@ -6,7 +6,7 @@
 Heads come from training expressions, scores from held-out ones: the method beside its ablations,
 chance and the oracle; by kind and size of the object, with masks cut from the map and by GrabCut;
 the paper's tables 4, 5 and 8. The section lies between two HTML comments of README.md; nobody edits
-it by hand, and a test holds it to the results.
+it by hand, and a test holds it to the results; what these lack is left out.
 """
 
 from __future__ import annotations
@@ -115,22 +115,34 @@ def span(interval: list[float]) -> str:
 
 
 def section(results: Results) -> str:
-    """The README's tables for these results."""
-    tables = (
-        heads(results),
-        parts(results),
-        counts(results),
-        criteria(results),
-        smoothing(results),
-    )
+    """The README's words and tables for these results."""
+    tables = [words(results), heads(results)]
+    tables += [parts(results)] * ("scores" in results)
+    if "tables" in results:
+        tables += [counts(results), criteria(results), smoothing(results)]
     return "\n".join("\n".join(table) + "\n" for table in tables)
+
+
+def words(results: Results) -> Iterator[str]:
+    comparison, ranking = results["comparison"], results["ranking"]
+    trials = len(ranking["trials"])
+    yield (
+        f"`{results['command']}`: the model `tiny` on {comparison['num_samples']:,} held-out "
+        "expressions of `shapes`,"
+    )
+    yield (
+        f"its heads found in {trials} trials of {ranking['num_samples'] // trials:,} training "
+        "expressions, under the paper's recipe"
+    )
+    yield "(`benches/results/tiny-shapes.json`). Percent, but for the mean IoU:"
 
 
 def heads(results: Results) -> Iterator[str]:
     comparison = results["comparison"]
     kinds = list(comparison["rows"][0]["scores"]["by_kind"])
-    columns = ["", "Acc@0.5", "mean IoU", "pointing", *kinds, "cIoU", "gIoU"]
-    yield from head(columns)
+    masks = [name for name in ("ciou", "giou") if name in comparison["rows"][0]["scores"]]
+    columns = ["", "Acc@0.5", "mean IoU", "pointing", *kinds]
+    yield from head([*columns, *(name.replace("iou", "IoU") for name in masks)])
     for i, row in enumerate(comparison["rows"]):
         scores = row["scores"]
         spread = f" ± {100 * row['accuracy_std']:.1f}" if row["accuracy_std"] else ""
@@ -138,7 +150,7 @@ def heads(results: Results) -> Iterator[str]:
             f"**{row['name']}**" if i == 0 else row["name"],
             percent(scores["accuracy"]) + spread, f"{scores['mean_iou']:.3f}",
             percent(scores["pointing"]), *(percent(scores["by_kind"][k]) for k in kinds),
-            percent(scores["ciou"]), percent(scores["giou"]),
+            *(percent(scores[name]) for name in masks),
         )  # fmt: skip
 
 

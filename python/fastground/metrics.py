@@ -10,6 +10,8 @@ from fastground.types import ImageLayout
 
 SMALL, LARGE = 32**2, 96**2
 """Pixels below which COCO calls an object small, and above which large."""
+MOST_DRAWN = 2**20
+"""Groups drawn at once by a bootstrap: 8 MB each of three arrays."""
 
 
 def box_iou(boxes: Any, truth: Any) -> np.ndarray:
@@ -216,11 +218,12 @@ def bootstrap_interval(
     _, group = np.unique(labels, return_inverse=True)
     total, size = np.bincount(group, values), np.bincount(group, weights)
     random = np.random.default_rng(seed)
-    means = np.empty(draws)
-    for i in range(draws):
-        drawn = random.integers(len(size), size=len(size))
-        whole = size[drawn].sum()
-        means[i] = total[drawn].sum() / whole if whole > 0 else 1.0
+    means, step = np.ones(draws), max(1, MOST_DRAWN // len(size))
+    for start in range(0, draws, step):
+        some = means[start : start + step]
+        drawn = random.integers(len(size), size=(len(some), len(size)))
+        whole = size[drawn].sum(axis=1)
+        np.divide(total[drawn].sum(axis=1), whole, out=some, where=whole > 0)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

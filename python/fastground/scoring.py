@@ -169,7 +169,7 @@ def encoded(samples: Sequence[Sample], found: Sequence[Grounding]) -> Columns:
         ModuleNotFoundError: pycocotools is not installed.
     """
     return {
-        "sentences": _texts(sample.expression for sample in samples),
+        "sentences": _texts(str(sample.expression) for sample in samples),
         "masks": _texts(g.to_rle()["counts"] for g in found),
         "true_masks": _texts(_runs(sample.mask) for sample in samples),
         "ignored": _texts(_runs(sample.ignore) for sample in samples),

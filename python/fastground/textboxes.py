@@ -6,7 +6,7 @@
     InternVL            <box>[[52, 104, 431, 560]]</box>              thousandths
     LLaVA               [0.05, 0.1, 0.43, 0.56]                       shares of the padded square
     PaliGemma           <loc0106><loc0053><loc0573><loc0441>          1024ths, y before x
-    any other           asked for shares; above 1 they are read as thousandths
+    any other           asked for shares; above 1 they, and LLaVA's, are read as thousandths
 
 What a share is a share of is what the model sees of the image: the rectangle of its layout, so that
 LLaVA's padding and crops are undone as they are for maps. A model that cannot write a digit is not
@@ -49,10 +49,10 @@ class Dialect:
 GENERIC = Dialect("Give the bounding box of {} as [x1, y1, x2, y2], as shares of width and height.")
 THOUSANDTHS = Dialect(AS_JSON, 1000)
 DIALECTS = {
-    "llava": Dialect(ASKS + "{}", 1),
-    "llava_next": Dialect(ASKS + "{}", 1),
-    "llava_onevision": Dialect(ASKS + "{}", 1),
-    "vipllava": Dialect(ASKS + "{}", 1),
+    "llava": Dialect(ASKS + "{}"),
+    "llava_next": Dialect(ASKS + "{}"),
+    "llava_onevision": Dialect(ASKS + "{}"),
+    "vipllava": Dialect(ASKS + "{}"),
     "internvl": Dialect(ASKS + "<ref>{}</ref>", 1000),
     "qwen2_vl": Dialect(ASKS + "{}", 1000),
     "qwen2_5_vl": Dialect(AS_JSON, pixels=True),
@@ -69,7 +69,7 @@ DIALECTS = {
 
 _NUMBER = r"\s*([-+]?\d*\.?\d+)\s*"
 _FOUR = (
-    re.compile(r"<loc(\d{4})>" * 4),
+    re.compile(r"\s*".join([r"<loc(\d{4})>"] * 4)),
     re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]"),
     re.compile(rf"\({_NUMBER},{_NUMBER}\)\s*,?\s*\({_NUMBER},{_NUMBER}\)"),
     re.compile(r"(?<![\d.])" + r"[,\s]".join([_NUMBER] * 4) + r"(?![\d.]*\d)"),

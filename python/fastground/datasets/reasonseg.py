@@ -58,7 +58,7 @@ def annotated_images(
             ) from error
         draw = partial(masks.labelled, polygons)
         phrases = tuple(
-            Phrase(str(text), number + i, None, draw, kind)
+            Phrase(str(text), number + i, None, draw, kind, first=i == 0)
             for i, text in enumerate(texts[: 1 if sentences == "first" else None])
         )
         number += len(phrases)
