@@ -25,6 +25,8 @@ SDPA, SDPA_ROWS = "sdpa, no weights", "sdpa, and attention_rows"
 STACK, THREE, PACKED_ROWS = "all heads", "three heads", "all heads, packed"
 BFLOAT16 = "all heads, bfloat16"
 ONE, SEVEN = "1 expression", "7 expressions"
+DISCOVER, ONE_BY_ONE = "discover", "discover, one by one"
+TEN_MINUTES = "RefCOCO in ten minutes"
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,10 @@ GOALS = (
     Goal("rows-gpu", THREE, within_us=15, ours=ROWS),
     Goal("rows-gpu", PACKED_ROWS, ONE, at_most=1.3, ours=SEVEN),
     *of_calls(),
+    *(Goal("discovery", model, ONE_BY_ONE, 5, ours=DISCOVER) for model in ("tiny", "LLaVA")),
+    *(Goal("discovery", model, PUBLISHED, 15, ours=DISCOVER) for model in ("tiny", "LLaVA")),
+    Goal("discovery-gpu", "LLaVA", PUBLISHED, 100, ours=DISCOVER),
+    Goal("discovery-gpu", "LLaVA", TEN_MINUTES, at_most=1, ours=DISCOVER),
 )
 
 

@@ -69,6 +69,7 @@ class Row:
     """Most megabytes in use during a call, above those before it."""
     images_per_s: float | None = None
     expressions_per_s: float | None = None
+    maps_per_s: float | None = None
 
 
 FURTHER = {
@@ -77,6 +78,7 @@ FURTHER = {
     "peak_mb": ("MB peak", "{:.3g}"),
     "images_per_s": ("images/s", "{:.3g}"),
     "expressions_per_s": ("expr./s", "{:.3g}"),
+    "maps_per_s": ("maps/s", "{:,.0f}"),
 }
 """What some rows have beside their times: a column's title and how its numbers are said."""
 

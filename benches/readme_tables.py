@@ -18,7 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import goals
-from goals import CAPTURE, EAGER, HALF, NUMBA, OPENCV, PACKED, PLAIN, SCIPY, rows_of
+from goals import (
+    CAPTURE,
+    DISCOVER,
+    EAGER,
+    HALF,
+    NUMBA,
+    ONE_BY_ONE,
+    OPENCV,
+    PACKED,
+    PLAIN,
+    PUBLISHED,
+    SCIPY,
+    rows_of,
+)  # fmt: skip
 from rich.console import Console
 from rich.table import Table
 
@@ -79,9 +92,10 @@ def section(results: Results, name: str) -> str:
         "these tables.",
         "",
     ]
-    tables = (families(results), operations(results), regions(results), captures(results))
+    tables = (families, operations, regions, captures, discoveries)
     for table in tables:
-        lines += [*table, ""]
+        if rows := list(table(results)):
+            lines += [*rows, ""]
     return re.sub(r"(?<= )x(?=[ ;])", "\N{MULTIPLICATION SIGN}", "\n".join(lines))
 
 
@@ -166,6 +180,20 @@ def captures(results: Results) -> Iterator[str]:
     ]
     if None not in kept:
         yield f"| attention bytes kept: eager, over capture | {' | '.join(map(times, kept))} |"
+
+
+def discoveries(results: Results) -> Iterator[str]:
+    """Discovery from JPEG files to the table, and what the other ways take."""
+    measured = {model: rows_of(results, "discovery", model) for model in ("tiny", "LLaVA")}
+    if not all(measured.values()):
+        return
+    yield "| discovery, 7 expressions an image | samples/s | maps/s | one by one | published way |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    for model, rows in measured.items():
+        ours = rows[DISCOVER]
+        others = [times(rows[way]["ratio"]) for way in (ONE_BY_ONE, PUBLISHED)]
+        rates = f"{ours['expressions_per_s']:.3g} | {ours['maps_per_s']:,.0f}"
+        yield f"| {model} | {rates} | {' | '.join(others)} |"
 
 
 def named_in(readme: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -199,6 +200,57 @@ def test_the_contenders_of_the_grounder_agree(harness, name):
     assert ways.model.config.text_config._attn_implementation == "sdpa"
 
 
+@pytest.fixture
+def ways(harness, tmp_path):
+    """Discovery of two images by a LLaVA of two layers."""
+    pytest.importorskip("numba")
+    import bench_discovery
+    import random_lvlms
+
+    shape = random_lvlms.small(layers=2, width=512)["LLaVA"]
+    lvlm = random_lvlms.build("LLaVA", shape, "cpu", torch.float32)
+    samples = bench_discovery.samples_of(bench_discovery.photos(tmp_path, 2))
+    assert [sample.image_id for sample in samples] == [0] * 7 + [1] * 7
+    return bench_discovery.Ways(lvlm, samples, bench_discovery.Recipe(template="chat"))
+
+
+def test_the_ways_of_discovery_agree(ways):
+    import goals
+
+    truth = ways.published()
+    for name in (goals.DISCOVER, goals.ONE_BY_ONE):
+        sums, entropies = ways.calls[name]()
+        assert sums.shape == entropies.shape == (14, 64)
+        np.testing.assert_allclose(sums, truth[0], atol=1e-5)
+        # A cell within rounding of its map's mean may fall on either side.
+        assert np.isclose(entropies, truth[1], atol=1e-5).mean() > 0.98
+    assert ways.lvlm.model.config.get_text_config()._attn_implementation == "sdpa"
+
+
+def test_a_long_discovery_is_measured_once_and_in_parts(ways, tmp_path):
+    import bench_discovery
+    import goals
+    from fastground import runs
+
+    watched = partial(nullcontext, [0.5, 1.0])
+    rows = bench_discovery.once(ways, 3, tmp_path / "run", "wall", watched)
+    assert runs.load(tmp_path / "run").num_samples == 14
+    names = [goals.DISCOVER, goals.ONE_BY_ONE, goals.PUBLISHED, goals.TEN_MINUTES]
+    assert [row.contender for row in rows] == names
+    assert rows[0].error.endswith(", GPU busy 75%") and rows[2].ratio > rows[1].ratio > 1
+    assert rows[0].maps_per_s == pytest.approx(64e6 / rows[0].time_us)
+    assert rows[3].time_us == pytest.approx(4974, abs=1)
+    parts = bench_discovery.where(ways, "LLaVA", 1, "cpu", repeats=1, min_time_ms=0)
+    times = {row.contender: row.time_us for row in parts}
+    least = bench_discovery.floors(ways)
+    assert least.keys() < times.keys() and len(times) == 8
+    # 2 layers of 4 x 512 x 512 and 3 x 512 x 1360 weights; 576 image tokens and a few words.
+    weights = 2 * (4 * 512**2 + 3 * 512 * 1360)
+    tokens = least["forwards: tower, prefill"] / 1e6 * bench_discovery.FLOPS / weights / 2
+    assert 600 < tokens < 800
+    assert times["vision tower"] < times["forwards: tower, prefill"] < 2 * times[goals.DISCOVER]
+
+
 def test_goals_name_what_is_measured(harness):
     pytest.importorskip("numba")
     import bench_boxes
@@ -212,6 +264,7 @@ def test_goals_name_what_is_measured(harness):
     names |= {*bench_smooth.CONTENDERS, *bench_boxes.CONTENDERS, "fastground, avx2"}
     names |= {goals.PLAIN, goals.CAPTURE, goals.PACKED, goals.HALF, goals.EAGER, goals.GROUNDER}
     names |= {goals.ROWS, goals.SDPA_ROWS, goals.COPY, goals.ONE, goals.SEVEN}
+    names |= {goals.DISCOVER, goals.ONE_BY_ONE, goals.PUBLISHED, goals.TEN_MINUTES}
     names |= set(bench_calls.OPERATIONS)
     assert {goal.ours for goal in goals.GOALS} <= names
     assert {goal.peer for goal in goals.GOALS if goal.within_us is None} <= names

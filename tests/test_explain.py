@@ -132,7 +132,7 @@ def test_the_picture_has_every_step(changes):
     assert [n for n in names if n.startswith("kept: ")] and names[-1].startswith("mask, ")
     assert f"IoU {e.iou:.2f}" in names[-2]
     assert drawn.get_supxlabel() == "\n".join(e.remarks)
-    assert figures.png(drawn).startswith(b"\x89PNG")
+    assert figures.encoded(drawn).startswith(b"\x89PNG")
 
 
 def test_a_true_box_must_be_in_the_image():

@@ -35,7 +35,7 @@ ROWS = (
     },
     # layer 4, pipelines
     {"attention", "runs", "segmentation", "scoring", "settings", "charts"},
-    {"textboxes", "ahead"},
+    {"textboxes", "ahead", "cluster"},
     {"grounder", "discovery", "evaluation", "comparison", "ablations", "report", "explain"},
     # layer 5, commands
     {"terminal", "info", "tiny"},
@@ -50,7 +50,8 @@ ONLY_IN = {
     "tokenizers": {"tiny"},
     "triton": {"kernels"},
     "safetensors": {"models", "tiny"},
-    "pyarrow": {"datasets", "runs", "shards"},
+    "pyarrow": {"cluster", "datasets", "runs", "shards"},
+    "ray": {"cluster"},
     "matplotlib": {"figures", "charts"},
     "typer": {"cli"},
     "rich": {"terminal"},

@@ -1,6 +1,7 @@
 """Noun phrases by rules and by spaCy's dependencies; phrases asked in their place."""
 
 import copy
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -13,6 +14,7 @@ from fastground.attention import attention_maps
 from fastground.evaluation import evaluate
 from fastground.grounder import Grounder
 from fastground.phrases import Phrase, noun_phrases, standalone
+from fastground.shards import key
 from fastground.types import Recipe
 from test_datasets import narrative
 
@@ -171,6 +173,12 @@ def test_a_narrative_is_grounded_phrase_by_phrase(tmp_path):
     assert [g.expression for g in found] == ["the red mug", "a dog", "left"]
     alone = grounder(samples[0].image, [str(s.expression) for s in samples])
     assert not any(torch.allclose(a.map, b.map) for a, b in zip(found, alone, strict=True))
-    scores = evaluate(grounder, samples)
-    assert scores.num_samples == 3
-    assert set(scores.by_kind) == {"thing, plural", "thing, singular", "stuff, singular"}
+    scores = evaluate(grounder, samples, out=tmp_path / "run")
+    assert scores.num_samples == 3 and (tmp_path / "run" / "scores.json").is_file()
+    assert set(scores.by_kind) == {"thing", "stuff", "singular", "plural"}
+
+
+def test_a_run_tells_a_phrase_in_its_place_from_one_alone():
+    sample = small_world.samples()[0]
+    said = ("the dog", Phrase("the dog on the mug", 0, 7), Phrase("on the dog", 3, 10))
+    assert len({key(dataclasses.replace(sample, expression=words)) for words in said}) == 3

@@ -6,22 +6,25 @@
 A run that is stopped goes on where it was (`runs.py`): shards that are there are not done again,
 and their images not opened. A GPU is never waited for but where a shard is whole: the numbers go to
 the host beside its work. Where samples have masks it is, image by image, for each head's IoU.
+Shards are made here, one after another, or by actors of Ray Data on many GPUs (`cluster.py`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from fastground import models, ops, packing, runs
+from fastground import cluster, models, ops, packing, runs
 from fastground.ahead import Unreadable, default_workers, read_ahead
 from fastground.attention import attention_of_encoded, check_finite
 from fastground.metrics import map_iou
@@ -33,6 +36,8 @@ from fastground.table import HeadTable, installed_versions
 from fastground.types import AttentionMaps, Encoded, HeadRanking, HeadStats, Recipe, Sample
 
 RANKING_FILE = "ranking.json"
+ENGINES = ("plain", "ray")
+"""Who makes the shards: this process, or actors of Ray Data."""
 MAX_BAD = 0.01
 GRACE = 1000
 """Samples after which the share of unreadable ones is judged; before, as if there were so many."""
@@ -57,6 +62,8 @@ def discover(
     max_bad: float = MAX_BAD,
     max_tokens: int = packing.MAX_TOKENS,
     workers: int | None = None,
+    engine: str = "plain",
+    num_actors: int | None = None,
 ) -> HeadRanking:
     """The model's attention heads, ranked by how well they localize what an expression means.
 
@@ -79,6 +86,9 @@ def discover(
         max_tokens: most tokens of one forward, over all of its images.
         workers: processes that read images ahead of the model. By default as many as there are
             cores for beside a GPU, and 0 where the model runs on the CPU itself.
+        engine: "plain", or "ray": many GPUs or machines, by Ray Data, to the same table; each
+            actor loads `checkpoint`, which must name this model, and has workers of its own.
+        num_actors: of Ray; as many as GPUs, or as CPUs but one, unless given.
 
     Returns:
         The ranking; `top()` are the localization heads.
@@ -92,7 +102,8 @@ def discover(
     lvlm = models.wrap(model, processor, checkpoint=checkpoint)
     table = collect(
         lvlm, samples, recipe=recipe, dataset=dataset, split=split, progress=progress, out=out,
-        resume=resume, max_bad=max_bad, max_tokens=max_tokens, workers=workers,
+        resume=resume, max_bad=max_bad, max_tokens=max_tokens, workers=workers, engine=engine,
+        num_actors=num_actors,
     )  # fmt: skip
     ranking = rank_table(table, recipe, trials=trials, seed=seed)
     if out is not None:
@@ -113,6 +124,8 @@ def collect(
     max_bad: float = MAX_BAD,
     max_tokens: int = packing.MAX_TOKENS,
     workers: int | None = None,
+    engine: str = "plain",
+    num_actors: int | None = None,
     shard_samples: int = runs.SHARD_SAMPLES,
 ) -> HeadTable:
     """The head-statistics table of these samples: several images a forward, the maps not kept.
@@ -122,36 +135,107 @@ def collect(
         samples: as in `discover`; where one has a mask, each head's IoU with it is kept too.
         recipe: the statistics' switches and which token asks.
         dataset, split: labels.
-        progress, out, resume, max_bad, max_tokens, workers: as in `discover`.
+        progress, out, resume, max_bad, max_tokens, workers, engine, num_actors: as in `discover`.
         shard_samples: samples of a shard, at least; an earlier run's own where it goes on.
 
     Raises:
         ValueError, OSError, RuntimeError: as `discover`, but for the trials.
     """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, but got {engine!r}")
+    if engine == "ray":
+        cluster.check(num_actors)
+    elif num_actors is not None:
+        raise ValueError(f"num_actors must be None unless engine is 'ray', but got {num_actors}")
+    weights = runs.fingerprint(lvlm.model.named_parameters())
     about = {
         "checkpoint": lvlm.checkpoint,
         "architecture": dict(lvlm.architecture),
-        "weights": runs.fingerprint(lvlm.model.named_parameters()),
+        "weights": weights,
         "dataset": dataset,
         "split": split,
         "recipe": recipe.to_dict(),
         "versions": installed_versions(),
     }
     watch = _Watch(max_bad, progress)
-    if workers is None:
-        workers = default_workers(lvlm.model.device)
+    here = partial(_here, recipe=recipe, max_tokens=max_tokens, workers=workers)
     place: Any = nullcontext(runs.InMemory(about, shard_samples))
     if out is not None:
         place = runs.begin(out, about, resume=resume, shard_samples=shard_samples)
     with place as run:
         left = runs.left(run, samples, watch.kept)
-        with closing(read_ahead(lvlm, left, recipe, workers)) as read:
-            for index, images in groupby(read, key=lambda one: one[0]):
-                watch.begin(index)
-                keys, skipped, matrices = _measure(lvlm, images, recipe, max_tokens, watch)
-                run.write(index, keys, skipped, **matrices)
+        if engine == "ray":
+            load = partial(_load, lvlm.checkpoint, lvlm.model.dtype, weights)
+            made = _by_actors(left, here, load, num_actors, watch)
+        else:
+            made = here(lvlm, left, watch=watch)
+        with closing(made):
+            for index, shard in made:
+                run.write(index, shard.keys, shard.skipped, **shard.matrices)
         watch.end()
         return run.table(recipe)
+
+
+class _Measured(NamedTuple):
+    """A shard: what was read, what was not, and the matrices of numbers."""
+
+    keys: list[Key]
+    skipped: list[Skipped]
+    matrices: dict[str, np.ndarray]
+
+
+def _here(
+    lvlm: LVLM,
+    left: Iterable[tuple[int, list[Sample]]],
+    recipe: Recipe,
+    max_tokens: int,
+    workers: int | None,
+    watch: _Watch,
+) -> Generator[tuple[int, _Measured]]:
+    """Shards made by this process, one after another."""
+    if workers is None:
+        workers = default_workers(lvlm.model.device)
+    with closing(read_ahead(lvlm, left, recipe, workers)) as read:
+        for index, images in groupby(read, key=itemgetter(0)):
+            watch.begin(index)
+            yield index, _measure(lvlm, images, recipe, max_tokens, watch)
+
+
+def _by_actors(
+    left: Iterable[tuple[int, list[Sample]]],
+    here: Callable[..., Generator[tuple[int, _Measured]]],
+    load: Callable[[str], LVLM],
+    num_actors: int | None,
+    watch: _Watch,
+) -> Generator[tuple[int, _Measured]]:
+    """Shards made by actors of Ray, each as `here` makes it, in the order in which they end."""
+    shards = (list(images) for _, images in groupby(left, key=itemgetter(0)))
+    measure = partial(_measure_apart, here=here)
+    with closing(cluster.spread(shards, measure, load, num_actors)) as made:
+        for index, shard in made:
+            watch.begin(index)
+            watch.shard(shard)
+            yield index, shard
+
+
+def _measure_apart(
+    lvlm: LVLM, left: list[tuple[int, list[Sample]]], *, here: Any
+) -> tuple[int, _Measured]:
+    """One shard, in an actor."""
+    [made] = here(lvlm, left, watch=_Watch(max_bad=1, progress=None))
+    return made
+
+
+def _load(checkpoint: str, dtype: Any, weights: str, device: str) -> LVLM:
+    """The same model in another process."""
+    lvlm = models.load(checkpoint, device=device, dtype=dtype)
+    if runs.fingerprint(lvlm.model.named_parameters()) != weights:
+        raise ValueError(
+            f"checkpoint must name the model itself for engine 'ray', whose actors load it, but "
+            f"{checkpoint!r} has other weights; save the model and its processor to a folder with "
+            "save_pretrained, load that with fastground.models.load, or choose engine 'plain'"
+        )
+    return lvlm
 
 
 @dataclass
@@ -174,6 +258,12 @@ class _Watch:
             _, count, skipped = self._kept.popleft()
             self.done += count
             self.skipped += skipped
+
+    def shard(self, shard: _Measured) -> None:
+        """Another process's, whole."""
+        self.skipped += shard.skipped
+        self.count(len(shard.keys) + len(shard.skipped))
+        self._judge(max(self.done, GRACE))
 
     def count(self, samples: int) -> None:
         self.done += samples
@@ -209,8 +299,8 @@ class _Watch:
 
 def _measure(
     lvlm: LVLM, images: Iterable[Read], recipe: Recipe, max_tokens: int, watch: _Watch
-) -> tuple[list[Key], list[Skipped], dict[str, np.ndarray]]:
-    """One shard: what was read, what was not, and the matrices of numbers."""
+) -> _Measured:
+    """One shard, by forwards of its own."""
     shape = (lvlm.architecture["num_layers"], lvlm.architecture["num_heads"])
     waiting: deque[list[Sample]] = deque()
     keys: list[Key] = []
@@ -237,7 +327,7 @@ def _measure(
         watch.count(len(group))
     if not coming:
         nothing = np.zeros((0, *shape), dtype=np.float32)
-        return keys, skipped, {"sums": nothing, "entropies": nothing}
+        return _Measured(keys, skipped, {"sums": nothing, "entropies": nothing})
     if attention.maps.is_cuda:
         torch.cuda.synchronize(attention.maps.device)
     sums, entropies = (torch.cat(parts) for parts in zip(*coming, strict=True))
@@ -246,7 +336,7 @@ def _measure(
     matrices = {"sums": table[0], "entropies": table[1], "ious": np.concatenate(ious)}
     if np.isnan(matrices["ious"]).all():
         del matrices["ious"]
-    return keys, skipped, matrices
+    return _Measured(keys, skipped, matrices)
 
 
 def _ious(

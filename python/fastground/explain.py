@@ -152,9 +152,8 @@ def explain(
     ]  # fmt: skip
     ceiling = float("nan")
     if truth is not None:
-        perfect = cell_coverage(_filled(truth, image)[None], layout)[:, None]
-        best = boxes_in_pixels(boxes_on_grid(perfect, layout, recipe), layout)[0]
-        ceiling = _iou(best, truth)
+        perfect = cell_coverage(_filled(truth, image), layout)[None]
+        ceiling = _iou(boxes_in_pixels(boxes_on_grid(perfect, layout, recipe), layout), truth)
     regions = found_regions(found.map, recipe, valid)
     boxes = [layout.to_pixels(torch.tensor(r.box, dtype=torch.float32)) for r in regions]
     kept = boxes_in_pixels(

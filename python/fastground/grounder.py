@@ -142,7 +142,8 @@ class Grounder:
             image: a PIL image, the path of one, an array or a tensor, as `read_image` takes them.
                 A file is turned upright as its EXIF data says, and boxes are in upright pixels;
                 images and arrays are taken as they are.
-            expression: what to look for, or a list of such texts.
+            expression: what to look for, or a list of such texts; a `phrases.Phrase` is asked in
+                its place in its sentence.
 
         Returns:
             One grounding; for a list of expressions as many, in order.

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from fastground.types import Recipe, Sample
 MANIFEST, SHARDS, LOCK = "run.json", "shards", "lock"
 SHARD_SAMPLES = 1024
 """Samples of a shard, at least: 8 MB of head statistics at 1,024 heads."""
-FORMAT = 1
+FORMAT = 2
 DISCOVER = "discover"
 """The command whose runs hold the head-statistics table."""
 NEEDED = {DISCOVER: ("sums", "entropies")}
@@ -52,6 +52,7 @@ def _let_go() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,8 +61,8 @@ class InMemory:
 
     about: dict[str, Any]
     shard_samples: int = SHARD_SAMPLES
-    pieces: list[dict[str, np.ndarray]] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    pieces: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    skipped: dict[int, Sequence[Skipped]] = field(default_factory=dict)
 
     def holds(self, index: int) -> bool:
         """False: nothing is there of earlier runs."""
@@ -71,20 +72,23 @@ class InMemory:
         self, index: int, keys: Sequence[Key], skipped: Sequence[Skipped], **columns: np.ndarray
     ) -> None:
         """Add a shard; as `Run.write`."""
-        self.pieces.append(columns_of(keys, columns))
-        self.skipped += skipped
+        self.pieces[index] = columns_of(keys, columns)
+        self.skipped[index] = skipped
 
     def columns(self) -> dict[str, np.ndarray]:
         """All columns of all samples, by name."""
-        names = self.pieces[0] if self.pieces else {}
-        return {name: np.concatenate([piece[name] for piece in self.pieces]) for name in names}
+        pieces = _in_order(self.pieces)
+        names = pieces[0] if pieces else {}
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
     def table(self, recipe: Recipe) -> HeadTable:
         """The table of all shards."""
-        names = (*IDS, *(n for n in MATRICES if any(n in piece for piece in self.pieces)))
-        parts = [[_column(piece, name) for piece in self.pieces] for name in names]
+        pieces = _in_order(self.pieces)
+        names = (*IDS, *(n for n in MATRICES if any(n in piece for piece in pieces)))
+        parts = [[_column(piece, name) for piece in pieces] for name in names]
         columns = dict(zip(names, map(np.concatenate, parts), strict=True))
-        about = {**self.about, "recipe": recipe, "skipped": tuple(self.skipped)}
+        skipped = tuple(each for part in _in_order(self.skipped) for each in part)
+        about = {**self.about, "recipe": recipe, "skipped": skipped}
         about.pop("weights", None)
         return HeadTable.of(columns, **about)
 
@@ -146,7 +150,7 @@ class Run:
         """Write a shard, whole or not at all.
 
         Args:
-            index: its number.
+            index: its number; shards may be written in any order.
             keys: of the samples that were read.
             skipped: the others.
             columns: (N, ...) each, by name; of discovery sums and entropies (N, L, H) float32, and
@@ -156,24 +160,24 @@ class Run:
             OSError: the disk is full, or the like; what was written before is kept.
         """
         path = _path(self.folder, index)
-        done = sum(shard.rows for number, shard in self._used.items() if number < index)
+        done = sum(shard.rows for shard in self._used.values())
         try:
             shard = Shard.write(path, keys, skipped, columns, self.about)
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{path} could not be written ({error.strerror}); the {done:,} samples before it "
+                f"{path} could not be written ({error.strerror}); the {done:,} samples in others "
                 "are kept: make room and run again with the same folder",
             ) from error
         self._used[index] = shard
 
     def columns(self) -> dict[str, np.ndarray]:
         """All columns of all samples written or kept, by name."""
-        return _columns([shard for _, shard in sorted(self._used.items())])
+        return _columns(_in_order(self._used))
 
     def table(self, recipe: Recipe) -> HeadTable:
         """The table of all shards written or kept, read from the disk block by block."""
-        return _table([shard for _, shard in sorted(self._used.items())], self.about, recipe)
+        return _table(_in_order(self._used), self.about, recipe)
 
 
 def left(
@@ -356,6 +360,10 @@ def _columns(shards: Sequence[Shard]) -> dict[str, np.ndarray]:
     names = (*IDS, *shards[0].names)
     pieces = [shard.columns(names) for shard in shards]
     return dict(zip(names, map(np.concatenate, zip(*pieces, strict=True)), strict=True))
+
+
+def _in_order(shards: dict[int, T]) -> list[T]:
+    return [shards[index] for index in sorted(shards)]
 
 
 def _column(piece: dict[str, np.ndarray], name: str) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from fastground.phrases import Phrase
 from fastground.table import Columns
 from fastground.types import Sample
 
@@ -35,7 +36,10 @@ Skipped = tuple[int, int, str]
 
 def key(sample: Sample) -> Key:
     """What a sample is recognised by."""
-    words = blake2b(sample.expression.encode(), digest_size=8).digest()
+    said = sample.expression
+    if isinstance(said, Phrase):  # asked in its place it is another than alone
+        said = f"{said}\0{said.start}\0{said.sentence}"
+    words = blake2b(said.encode(), digest_size=8).digest()
     return sample.sample_id, sample.image_id, int.from_bytes(words, "little", signed=True)
 
 

@@ -43,6 +43,12 @@ def discover(
         float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")
     ] = 0.01,
     workers: Workers = None,
+    engine: Annotated[
+        str, typer.Option(metavar="plain|ray", help="ray: on many GPUs or machines, by Ray Data.")
+    ] = "plain",
+    num_actors: Annotated[
+        int | None, typer.Option(min=1, help="Of Ray, a model each; one a GPU if not given.")
+    ] = None,
     option: Options = None,
     profile: Profile = None,
     recipe: Changes = None,
@@ -66,7 +72,7 @@ def discover(
         ranking = discovery.discover(
             lvlm.model, lvlm.processor, stop.until(samples), recipe=chosen, trials=trials,
             seed=seed, checkpoint=model, dataset=dataset, split=split, progress=advance, out=out,
-            max_bad=max_bad, workers=workers,
+            max_bad=max_bad, workers=workers, engine=engine, num_actors=num_actors,
         )  # fmt: skip
     if as_json:
         terminal.print_json(**terminal.ranking_json(ranking))
