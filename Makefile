@@ -7,7 +7,7 @@ EXHAUSTIVE_MAPS ?= 1000000
 FUZZ_SECONDS ?= 120
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-CPP := $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.cu)
+CPP := $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.cu csrc/*.cuh)
 PY := python kernels benches tests
 
 # What asks transformers for something; the rest cannot break by another version of it.

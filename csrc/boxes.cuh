@@ -282,7 +282,7 @@ __device__ Box box_of(BoxesMemory<Words>& w, double all, const BoxesCall& call, 
 }
 
 template <int Words>
-__global__ void boxes_by_warp(BoxesCall call, void* workspace, std::size_t bytes) {
+__global__ void __launch_bounds__(warp_size, 16) boxes_by_warp(BoxesCall call, void* workspace, std::size_t bytes) {
   Arena arena(block_memory(workspace, bytes));
   BoxesMemory<Words> w(arena, call.maps.grid_h, call.maps.grid_w);
   const std::int64_t groups = call.maps.count / call.heads;

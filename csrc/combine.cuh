@@ -165,7 +165,7 @@ class Combiner {
   int grid_h_, grid_w_;
 };
 
-static __global__ void combine_by_warp(Maps maps, int heads, Filter filter, void* workspace,
+static __global__ void __launch_bounds__(warp_size, 16) combine_by_warp(Maps maps, int heads, Filter filter, void* workspace,
                                 std::size_t bytes, float* combined) {
   Arena arena(block_memory(workspace, bytes));
   const int count = maps.grid_h * maps.grid_w;

@@ -80,9 +80,10 @@ const char* launch_by_lane(const StatsCall& stats, const CudaCall& call) {
 
 template <class T>
 const char* launch_by_lane(const StatsCall& stats, const CudaCall& call) {
-  if (stats.maps.grid_h <= 16) return launch_by_lane<T, 8>(stats, call);
-  if (stats.maps.grid_h <= 24) return launch_by_lane<T, 12>(stats, call);
-  if (stats.maps.grid_h <= 28) return launch_by_lane<T, 14>(stats, call);
+  if constexpr (sizeof(T) <= 4) {  // cells of float64 are too wide to be held in registers
+    if (stats.maps.grid_h <= 16) return launch_by_lane<T, 8>(stats, call);
+    if (stats.maps.grid_h <= 24) return launch_by_lane<T, 12>(stats, call);
+  }
   return launch_by_lane<T, 16>(stats, call);
 }
 

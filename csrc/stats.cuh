@@ -122,7 +122,7 @@ class LaneCells {
 
   __device__ double sum(int count) const {
     double sum = 0;
-#pragma unroll
+#pragma unroll passes
     for (int c = 0; c < Chunks; ++c) {
       if (place(c) < count) sum += static_cast<double>(cell(c));
     }
@@ -142,7 +142,7 @@ class LaneCells {
   __device__ bool cut(int count, Number level, std::uint32_t& bits) const {
     bool all = true;
     bits = 0;
-#pragma unroll
+#pragma unroll passes
     for (int c = 0; c < Chunks; ++c) {
       if (c * warp_size < count) {
         const bool inside = place(c) < count;
@@ -156,6 +156,8 @@ class LaneCells {
   }
 
  private:
+  static constexpr int passes = Held ? Chunks : 8;  // written out one after another
+
   __device__ static int place(int c) { return c * warp_size + this_lane(); }
   __device__ auto cell(int c) const {
     if constexpr (Held) {
@@ -213,6 +215,13 @@ __device__ float entropy_of_words(const std::uint32_t* words, const StatsCall& c
   return entropy_of_areas(foreground, call.n_ln_n[foreground], sum, call.nothing);
 }
 
+// Whether the compiler finds registers for two maps of 24 x 24 cells: for Ampere it does not.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool fits_next_map = false;
+#else
+constexpr bool fits_next_map = true;
+#endif
+
 // Each warp loads `share` maps: 32, or so few that one warp floods those of the whole block.
 template <class T, int Strips>
 __global__ void __launch_bounds__(256, 2) stats_by_lane(StatsCall call, int share) {
@@ -224,9 +233,9 @@ __global__ void __launch_bounds__(256, 2) stats_by_lane(StatsCall call, int shar
   const int warps = static_cast<int>(blockDim.x) / warp_size;
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * warps * share;
 
-  // Registers hold the cells, and those of the next map, if these are not too many or too wide.
-  constexpr bool held = Strips <= 14;
-  constexpr bool ahead = held && sizeof(T) <= 4;
+  // Registers hold the cells, and those of the next map, if these are not too many.
+  constexpr bool held = Strips <= 12;
+  constexpr bool ahead = held && (Strips <= 8 || fits_next_map);
   LaneCells<T, 2 * Strips, held> next;
   const int from = warp * share;
   if (ahead && begin + from < maps.count) next.load(maps.map<T>(begin + from), count);

@@ -20,39 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastground import _core
 from fastground.arguments import ANY, BORDER, CODES, CUT, EMPTY, REGION, WEIGHT
+from fastground.dispatch import cuda_core
 from fastground.reference import gaussian
 from fastground.regions import Boxes
 from fastground.types import HeadStats, Recipe
-
-_cuda: Any
-try:
-    from fastground import _cuda
-except ImportError:
-    _cuda = None
-
-
-def is_built() -> bool:
-    """Whether this installation has CUDA kernels."""
-    return _cuda is not None
-
-
-def why_not() -> str:
-    """How the build decided, and how to have CUDA kernels."""
-    return (
-        f"this build has no CUDA kernels ({_core.build_info()['cuda']}); install NVIDIA's nvcc and "
-        "build again with pip install --no-build-isolation --config-settings="
-        "cmake.define.FASTGROUND_CUDA=ON ., or give maps.cpu(), or set "
-        "FASTGROUND_IMPLEMENTATION=reference"
-    )
-
 
 def attention_sum(maps: torch.Tensor) -> torch.Tensor:
     """The sum of each map: (...) float32."""
     maps, batch = _batch(maps)
     sums = _room(maps, batch, torch.float32)
-    _cuda.head_stats(_source(maps), *ANY, _where(maps), sums.data_ptr(), 0)
+    cuda_core.head_stats(_source(maps), *ANY, _where(maps), sums.data_ptr(), 0)
     return sums
 
 
@@ -75,7 +53,7 @@ def binarize(maps: torch.Tensor, *, cut: str = "mean") -> torch.Tensor:
     """Where a map strictly exceeds its cut: (..., grid_h, grid_w) bool."""
     maps, batch = _batch(maps)
     mask = _room(maps, (*batch, *maps.shape[1:]), torch.bool)
-    _cuda.binarize(_source(maps), CUT[cut], _where(maps), mask.data_ptr())
+    cuda_core.binarize(_source(maps), CUT[cut], _where(maps), mask.data_ptr())
     return mask
 
 
@@ -84,7 +62,7 @@ def label(maps: torch.Tensor, *, cut: str = "mean") -> torch.Tensor:
     maps, batch = _batch(maps)
     labels = _room(maps, (*batch, *maps.shape[1:]), torch.int32)
     workspace = _workspace("label", maps, len(maps))
-    _cuda.label(_source(maps), CUT[cut], _where(maps, workspace), labels.data_ptr())
+    cuda_core.label(_source(maps), CUT[cut], _where(maps, workspace), labels.data_ptr())
     return labels
 
 
@@ -95,7 +73,7 @@ def combine(maps: torch.Tensor, *, recipe: Recipe) -> torch.Tensor:
     combined = _room(maps, (*batch[:-1], *maps.shape[1:]), torch.float32)
     workspace = _workspace("combine", maps, len(maps) // heads)
     taps = _taps(recipe.kernel_size, recipe.sigma)
-    _cuda.combine(
+    cuda_core.combine(
         _source(maps),
         heads,
         taps,
@@ -120,7 +98,7 @@ def boxes(
     if valid is not None and recipe.padding != "include":
         valid, _ = _batch(valid.expand(*batch[:-1], *maps.shape[1:]))
         valid_source = _source(valid)
-    _cuda.boxes(
+    cuda_core.boxes(
         _source(maps),
         heads,
         _taps(recipe.kernel_size, recipe.sigma),
@@ -142,7 +120,7 @@ def _head_stats(
     entropies = _room(maps, batch, torch.float32)
     workspace = _workspace("head_stats", maps, len(maps))
     to_sums = 0 if sums is None else sums.data_ptr()
-    _cuda.head_stats(
+    cuda_core.head_stats(
         _source(maps), *choices, _where(maps, workspace), to_sums, entropies.data_ptr()
     )
     return sums, entropies
@@ -172,7 +150,7 @@ def _room(maps: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> tor
 
 
 def _workspace(operation: str, maps: torch.Tensor, count: int) -> torch.Tensor | None:
-    size = _cuda.workspace_bytes(operation, *maps.shape[1:], count)
+    size = cuda_core.workspace_bytes(operation, *maps.shape[1:], count)
     return _room(maps, (size,), torch.uint8) if size else None
 
 
@@ -193,7 +171,7 @@ def _stream(device: torch.device) -> int:
 
 @lru_cache
 def _table(device: torch.device) -> torch.Tensor:
-    return _upload(_cuda.n_ln_n(), device)
+    return _upload(cuda_core.n_ln_n(), device)
 
 
 @lru_cache
