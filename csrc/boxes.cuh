@@ -273,8 +273,7 @@ __device__ Box box_of(BoxesMemory<Words>& w, double all, const BoxesCall& call, 
   const double inside_sum = sum_where(true);
   const double outside_sum = sum_where(false);
   const int outside = num_valid - inside;
-  const double score =
-      outside == 0 ? INFINITY : (inside_sum / inside) / (outside_sum / outside);
+  const double score = outside == 0 ? INFINITY : (inside_sum / inside) / (outside_sum / outside);
   return {static_cast<float>(kept.left),  static_cast<float>(kept.top),
           static_cast<float>(kept.right), static_cast<float>(kept.bottom),
           static_cast<float>(kept.area),  static_cast<float>(inside_sum / sum),
@@ -282,13 +281,13 @@ __device__ Box box_of(BoxesMemory<Words>& w, double all, const BoxesCall& call, 
 }
 
 template <int Words>
-__global__ void __launch_bounds__(warp_size, 16) boxes_by_warp(BoxesCall call, void* workspace, std::size_t bytes) {
+__global__ void __launch_bounds__(warp_size, 16)
+    boxes_by_warp(BoxesCall call, void* workspace, std::size_t bytes) {
   Arena arena(block_memory(workspace, bytes));
   BoxesMemory<Words> w(arena, call.maps.grid_h, call.maps.grid_w);
   const std::int64_t groups = call.maps.count / call.heads;
   for (std::int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
-    const double all =
-        w.combiner.combine(call.maps, group * call.heads, call.heads, call.filter);
+    const double all = w.combiner.combine(call.maps, group * call.heads, call.heads, call.filter);
     const bool* valid = call.valid.data == nullptr ? nullptr : call.valid.map<bool>(group);
     const Box box = box_of(w, all, call, valid);
     if (this_lane() == 0) call.out[group] = box;

@@ -24,8 +24,9 @@ __device__ inline float number(Float16 cell) {
   return value;
 #else
   const std::uint32_t exponent = cell.bits & 0x7c00u;
-  const std::uint32_t rebias = exponent == 0x7c00u ? 224u << 23 : exponent == 0 ? 113u << 23
-                                                                                : 112u << 23;
+  const std::uint32_t rebias = exponent == 0x7c00u ? 224u << 23
+                               : exponent == 0     ? 113u << 23
+                                                   : 112u << 23;
   float value = bit_cast<float>(((cell.bits & 0x7fffu) << 13) + rebias);
   if (exponent == 0) value -= 0x1p-14f;
   return bit_cast<float>(bit_cast<std::uint32_t>(value) | (cell.bits & 0x8000u) << 16);
@@ -74,9 +75,8 @@ struct Maps {
     return static_cast<const T*>(data) + index * stride;
   }
   __device__ AnyCells any(std::int64_t index) const {
-    return with_number_type(dtype, [&](auto type) -> AnyCells {
-      return {map<decltype(type)>(index), dtype};
-    });
+    return with_number_type(
+        dtype, [&](auto type) -> AnyCells { return {map<decltype(type)>(index), dtype}; });
   }
 };
 

@@ -152,9 +152,10 @@ class Combiner {
     for (int i = this_lane(); i < count; i += warp_size) {
       const int begin = i / grid_w_ * grid_w_;
       const int column = i % grid_w_ - radius;
-      const double smoothed = factor * weigh_in_order(filter, [&](int t) {
-                                return first_[begin + reflected(column + t, grid_w_, filter.border)];
-                              });
+      const double smoothed =
+          factor * weigh_in_order(filter, [&](int t) {
+            return first_[begin + reflected(column + t, grid_w_, filter.border)];
+          });
       second_[i] = first_head ? smoothed : second_[i] + smoothed;
     }
     __syncwarp();
@@ -165,8 +166,9 @@ class Combiner {
   int grid_h_, grid_w_;
 };
 
-static __global__ void __launch_bounds__(warp_size, 16) combine_by_warp(Maps maps, int heads, Filter filter, void* workspace,
-                                std::size_t bytes, float* combined) {
+static __global__ void __launch_bounds__(warp_size, 16)
+    combine_by_warp(Maps maps, int heads, Filter filter, void* workspace, std::size_t bytes,
+                    float* combined) {
   Arena arena(block_memory(workspace, bytes));
   const int count = maps.grid_h * maps.grid_w;
   const Combiner combiner(arena, maps.grid_h, maps.grid_w);

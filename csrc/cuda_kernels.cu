@@ -1,7 +1,6 @@
 // How the kernels are started: which one, on how many blocks, with what memory.
-#include "cuda_kernels.hpp"
-
 #include "boxes.cuh"
+#include "cuda_kernels.hpp"
 #include "large_stats.cuh"
 
 namespace fastground {
@@ -112,9 +111,8 @@ const char* cuda_head_stats(const MapView& maps, Weight weight, Cut cut, Empty e
     });
   }
   if (weight == Weight::area && maps.grid_h <= 32 && maps.grid_w <= 32) {
-    return with_number_type(maps.dtype, [&](auto type) {
-      return launch_by_lane<decltype(type)>(stats, call);
-    });
+    return with_number_type(maps.dtype,
+                            [&](auto type) { return launch_by_lane<decltype(type)>(stats, call); });
   }
   const Room room(bytes_of(Operation::head_stats, maps.grid_h, maps.grid_w, weight), maps.count,
                   call);

@@ -1,8 +1,8 @@
 // The operations on CUDA tensors: what kernels.hpp says, on a device's stream.
 //
-// A call starts kernels and returns; it neither waits nor allocates, so that it can be captured in a
-// CUDA graph. It returns null, or what CUDA says against it. The maps of a batch may lie anywhere,
-// but the cells of a map must lie one after another (stride_column 1, stride_row grid_w).
+// A call starts kernels and returns; it neither waits nor allocates, so that it can be captured in
+// a CUDA graph. It returns null, or what CUDA says against it. The maps of a batch may lie
+// anywhere, but the cells of a map must lie one after another (stride_column 1, stride_row grid_w).
 //
 // In reading order:
 //     warp.cuh        what the lanes of a warp do together

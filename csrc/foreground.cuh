@@ -67,8 +67,8 @@ __device__ inline void count_before(const std::uint64_t* stream, int words, int*
 }
 
 template <int Words>
-__global__ void __launch_bounds__(warp_size, 16) label_by_warp(Maps maps, Cut cut, void* workspace, std::size_t bytes,
-                              std::int32_t* labels) {
+__global__ void __launch_bounds__(warp_size, 16)
+    label_by_warp(Maps maps, Cut cut, void* workspace, std::size_t bytes, std::int32_t* labels) {
   Arena arena(block_memory(workspace, bytes));
   const int count = maps.grid_h * maps.grid_w;
   Labels<Words> w(arena, maps.grid_h, maps.grid_w);

@@ -1,5 +1,5 @@
-// Entropies of grids beyond 32 x 32 cells, and of regions weighted by their attention: a warp a map,
-// by labelled regions.
+// Entropies of grids beyond 32 x 32 cells, and of regions weighted by their attention: a warp a
+// map, by labelled regions.
 #pragma once
 
 #include "regions.cuh"
@@ -68,7 +68,8 @@ __device__ float entropy_by_mass(LargeStats<Words>& w, const AnyCells& cells, do
 }
 
 template <int Words>
-__global__ void __launch_bounds__(warp_size, 16) stats_by_warp(StatsCall call, Weight weight, void* workspace, std::size_t bytes) {
+__global__ void __launch_bounds__(warp_size, 16)
+    stats_by_warp(StatsCall call, Weight weight, void* workspace, std::size_t bytes) {
   Arena arena(block_memory(workspace, bytes));
   const Maps& maps = call.maps;
   const int count = maps.grid_h * maps.grid_w;

@@ -17,7 +17,8 @@ FASTGROUND_ANYWHERE inline float entropy_of_areas(int cells, std::uint64_t all, 
 }
 
 // From the mass of each region, at least 0.
-FASTGROUND_ANYWHERE inline float entropy_of_masses(const double* masses, int regions, float nothing) {
+FASTGROUND_ANYWHERE inline float entropy_of_masses(const double* masses, int regions,
+                                                   float nothing) {
   double total = 0;
   for (int i = 0; i < regions; ++i) total += masses[i];
   if (total == 0) return nothing;

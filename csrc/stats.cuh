@@ -9,6 +9,8 @@
 // or a few each and the first warp floods them all: loading is what takes time, and it is shared.
 #pragma once
 
+#include <type_traits>
+
 #include "bits.hpp"
 #include "cells.cuh"
 #include "flood_step.hpp"
@@ -105,8 +107,8 @@ struct StatsCall {
 // same word of different maps read from different banks.
 FASTGROUND_ANYWHERE constexpr int words_a_map(int cells) { return ((cells + 31) / 32 + 2) | 1; }
 
-// The cells of a map that are this lane's: 32 apart. Held, they are read once; else, where there are
-// more than registers, at each pass, which finds them in the cache.
+// The cells of a map that are this lane's: 32 apart. Held, they are read once; else, where there
+// are more than registers, at each pass, which finds them in the cache.
 template <class T, int Chunks, bool Held>
 class LaneCells {
  public:
@@ -115,8 +117,16 @@ class LaneCells {
     if constexpr (Held) {
 #pragma unroll
       for (int c = 0; c < Chunks; ++c) {
-        if (place(c) < count) held_[c] = map[place(c)];
+        if (place(c) < count) raw_[c] = map[place(c)];
       }
+    }
+  }
+
+  // Once they are there: until then nothing else may ask for them.
+  __device__ void arrive() {
+    if constexpr (Held) {
+#pragma unroll
+      for (int c = 0; c < Chunks; ++c) held_[c] = kept(raw_[c]);
     }
   }
 
@@ -167,14 +177,22 @@ class LaneCells {
     }
   }
 
-  T held_[Held ? Chunks : 1];
+  // Converted once; but a half as often as it is asked for, which takes registers enough less.
+  template <class U>
+  __device__ static auto kept(U cell) {
+    return number(cell);
+  }
+  __device__ static Float16 kept(Float16 cell) { return cell; }
+
+  T raw_[Held ? Chunks : 1];
+  decltype(kept(T{})) held_[Held ? Chunks : 1];
   const T* map_;
 };
 
 // Writes the sum of a map, and its bits, a word of zeros and whether it is finite to `words`.
 template <class T, class Cells>
-__device__ void cut_to_words(const Cells& cells, const StatsCall& call,
-                             std::int64_t index, std::uint32_t* words) {
+__device__ void cut_to_words(const Cells& cells, const StatsCall& call, std::int64_t index,
+                             std::uint32_t* words) {
   const int count = call.maps.grid_h * call.maps.grid_w;
   const int chunks = (count + warp_size - 1) / warp_size;
   const double sum = cells.sum(count);
@@ -215,10 +233,12 @@ __device__ float entropy_of_words(const std::uint32_t* words, const StatsCall& c
   return entropy_of_areas(foreground, call.n_ln_n[foreground], sum, call.nothing);
 }
 
-// Whether the compiler finds registers for two maps of 24 x 24 cells: for Ampere it does not.
+// Whether the compiler finds registers for two maps of 24 x 24 cells: for Ampere, of halves only.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr bool fits_next_map = false;
+template <class T>
+constexpr bool fits_next_map = std::is_same_v<T, Float16>;
 #else
+template <class T>
 constexpr bool fits_next_map = true;
 #endif
 
@@ -235,13 +255,14 @@ __global__ void __launch_bounds__(256, 2) stats_by_lane(StatsCall call, int shar
 
   // Registers hold the cells, and those of the next map, if these are not too many.
   constexpr bool held = Strips <= 12;
-  constexpr bool ahead = held && (Strips <= 8 || fits_next_map);
+  constexpr bool ahead = held && (Strips <= 8 || fits_next_map<T>);
   LaneCells<T, 2 * Strips, held> next;
   const int from = warp * share;
   if (ahead && begin + from < maps.count) next.load(maps.map<T>(begin + from), count);
   for (int m = from; m < from + share && begin + m < maps.count; ++m) {
     if (!ahead) next.load(maps.map<T>(begin + m), count);
-    const auto cells = next;
+    auto cells = next;
+    cells.arrive();
     if (ahead && m + 1 < from + share && begin + m + 1 < maps.count) {
       next.load(maps.map<T>(begin + m + 1), count);
     }

@@ -1,12 +1,12 @@
 // What the 32 lanes of a warp do together, and how a kernel is started.
 //
-// Every kernel is written for warps: a map belongs to a warp, or 32 maps to one. The sums of floating
-// numbers are those of cells.hpp: cell i goes to lane i % 32, and lanes are folded in halves.
+// Every kernel is written for warps: a map belongs to a warp, or 32 maps to one. The sums of
+// floating numbers are those of cells.hpp: cell i goes to lane i % 32, and lanes are folded in
+// halves.
 #pragma once
 
-#include <launch.cuh>  // nvcc's, or that of tests/cuda
-
 #include <cstddef>
+#include <launch.cuh>  // nvcc's, or that of tests/cuda
 
 #include "anywhere.hpp"
 

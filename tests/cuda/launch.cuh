@@ -1,5 +1,5 @@
-// What CUDA gives to kernels, on the CPU: so that the very sources of the kernels run where there is
-// no GPU. Include this file's folder before csrc/, whose launch.cuh is nvcc's.
+// What CUDA gives to kernels, on the CPU: so that the very sources of the kernels run where there
+// is no GPU. Include this file's folder before csrc/, whose launch.cuh is nvcc's.
 //
 // A block's threads are fibers of one thread. One runs until it waits for others, at a ballot, a
 // shuffle or a barrier; then the next runs, and when all of a warp (or of a block) have come, the
