@@ -26,6 +26,7 @@ from fastground.reference import gaussian
 from fastground.regions import Boxes
 from fastground.types import HeadStats, Recipe
 
+
 def attention_sum(maps: torch.Tensor) -> torch.Tensor:
     """The sum of each map: (...) float32."""
     maps, batch = _batch(maps)
@@ -127,7 +128,7 @@ def _head_stats(
 
 
 def _batch(maps: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Maps as (count, grid_h, grid_w), the cells of each one after another, and the batch's shape."""
+    """Maps as (count, grid_h, grid_w), each map's cells one after another; and the batch's shape."""
     batch, (grid_h, grid_w) = tuple(maps.shape[:-2]), maps.shape[-2:]
     stride = maps.stride()
     if (grid_w > 1 and stride[-1] != 1) or (grid_h > 1 and stride[-2] != grid_w):

@@ -54,7 +54,11 @@ def check(number, seed=0, most_cells=CELLS):
     keywords = {"weight": weight, "cut": cut, "empty": empty}
     pairs = {
         "head_stats": (gpu.head_stats, functools.partial(fg.head_stats, nan="propagate"), keywords),
-        "attention_sum": (gpu.attention_sum, functools.partial(fg.attention_sum, nan="propagate"), {}),
+        "attention_sum": (
+            gpu.attention_sum,
+            functools.partial(fg.attention_sum, nan="propagate"),
+            {},
+        ),
     }
     if number % 4 == 0:
         for name in ("binarize", "label"):
@@ -87,7 +91,9 @@ def check_combined(maps, rng):
         border=str(rng.choice(["reflect101", "reflect"])),
         region=str(rng.choice(REGIONS)),
     )
-    if not same(gpu.combine(groups, recipe=recipe), ops.combine(groups, recipe=recipe, nan="propagate")):
+    if not same(
+        gpu.combine(groups, recipe=recipe), ops.combine(groups, recipe=recipe, nan="propagate")
+    ):
         yield f"combine {recipe}"
     valid = {
         0: None,
@@ -95,7 +101,9 @@ def check_combined(maps, rng):
         2: torch.from_numpy(rng.random((len(groups), *grid)) < 0.8),
     }[int(rng.integers(3))]
     keywords = {"recipe": recipe, "valid": valid}
-    if not same(gpu.boxes(groups, **keywords).rows, fg.boxes(groups, nan="propagate", **keywords).rows):
+    if not same(
+        gpu.boxes(groups, **keywords).rows, fg.boxes(groups, nan="propagate", **keywords).rows
+    ):
         yield f"boxes {recipe}"
 
 

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import cuda_on_host
+import fastground as fg
 import pytest
 import torch
-from fastground import gpu
+from fastground import dispatch, gpu
 
 sys.path.insert(0, str(Path(__file__).parent))
-import prove_cuda  # noqa: E402
+import prove_cuda
 
 pytestmark = pytest.mark.skipif(cuda_on_host.compiler() is None, reason="no C++ compiler here")
 
@@ -47,15 +48,11 @@ def test_every_share_of_a_warp(built, count):
     maps = torch.rand(count, 4, 3)
     with cuda_on_host.kernels(cuda_on_host.load(built)):
         sums, entropies = gpu.head_stats(maps)
-    import fastground as fg
-
     expected = fg.head_stats(maps)
     assert torch.equal(sums, expected.attention_sum) and torch.equal(entropies, expected.entropy)
 
 
 def test_any_shape_and_layout(built):
-    import fastground as fg
-
     maps = torch.rand(2, 3, 4, 6, 5)
     with cuda_on_host.kernels(cuda_on_host.load(built)):
         for some in (maps, maps.transpose(0, 1), maps[0, 0, 0], maps[:, :, ::2], maps[..., 1:, ::2],
@@ -70,10 +67,8 @@ def test_any_shape_and_layout(built):
 
 def test_bindings_refuse_what_they_cannot_run(built):
     module = cuda_on_host.load(built)
-    maps = torch.rand(4, 6, 5)
-    batch = (maps.data_ptr(), 3, 4, 6, 5, 30)
-    where = (0, 0, 0, gpu._table.__wrapped__(maps.device).data_ptr() if gpu.cuda_core else 0)
-    room = torch.empty(4)
+    maps, room = torch.rand(4, 6, 5), torch.empty(4)
+    batch, where = (maps.data_ptr(), 3, 4, 6, 5, 30), (0, 0, 0, 0)
     for wrong in [(0, 3, 4, 0, 5, 30), (0, 3, 4, 6, 257, 30), (0, 3, -1, 6, 5, 30)]:
         with pytest.raises(ValueError, match="1 to 256"):
             module.binarize(wrong, 0, where, room.data_ptr())
@@ -81,3 +76,29 @@ def test_bindings_refuse_what_they_cannot_run(built):
         module.binarize(batch, 3, where, room.data_ptr())
     with pytest.raises(ValueError, match="must not be bool"):
         module.binarize((0, 0, 4, 6, 5, 30), 0, where, room.data_ptr())
+
+
+class OnCuda:
+    """All that `dispatch` asks of maps."""
+
+    is_cpu, is_cuda, device = False, True, "cuda:0"
+
+
+def test_a_build_without_kernels_says_how_to_have_them(monkeypatch):
+    monkeypatch.delenv("FASTGROUND_IMPLEMENTATION", raising=False)
+    monkeypatch.setattr(dispatch, "cuda_core", None)
+    with pytest.raises(RuntimeError, match=r"maps are on cuda:0, .* FASTGROUND_CUDA=ON \. ; or"):
+        dispatch.native_on_gpu(OnCuda())
+    monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", "reference")
+    assert dispatch.native_on_gpu(OnCuda()) is False
+
+
+def test_a_build_with_kernels_takes_cuda_tensors(monkeypatch):
+    monkeypatch.setattr(dispatch, "cuda_core", object())
+    for name, taken in {"": True, "native": True, "reference": False}.items():
+        monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", name)
+        assert dispatch.native(OnCuda()) is False
+        assert dispatch.native_on_gpu(OnCuda()) is taken
+    monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", "portable")
+    with pytest.raises(ValueError, match="needs maps on the CPU, but got cuda:0"):
+        dispatch.native(OnCuda())
