@@ -12,20 +12,8 @@ import fastground
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SUFFIXES = {
-    ".py",
-    ".pyi",
-    ".cpp",
-    ".hpp",
-    ".cu",
-    ".cuh",
-    ".md",
-    ".toml",
-    ".txt",
-    ".yaml",
-    ".css",
-    "",
-}
+SUFFIXES = {".py", ".pyi", ".cpp", ".hpp", ".cu", ".cuh", ".md", ".toml", ".txt", ".yaml", ".css"}
+SUFFIXES |= {""}
 LONGEST = 500
 """Lines of a source file; 300 is where one should begin to ask."""
 LARGEST = 12_000_000

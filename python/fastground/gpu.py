@@ -128,7 +128,7 @@ def _head_stats(
 
 
 def _batch(maps: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Maps as (count, grid_h, grid_w), each map's cells one after another; and the batch's shape."""
+    """Maps as (count, grid_h, grid_w), a map's cells one after another; the batch's shape."""
     batch, (grid_h, grid_w) = tuple(maps.shape[:-2]), maps.shape[-2:]
     stride = maps.stride()
     if (grid_w > 1 and stride[-1] != 1) or (grid_h > 1 and stride[-2] != grid_w):

@@ -9,6 +9,7 @@ its memory model, its arithmetic units, its launches.
 """
 
 import argparse
+import contextlib
 import functools
 import multiprocessing
 import sys
@@ -53,20 +54,15 @@ def check(number, seed=0, most_cells=CELLS):
         maps[rng.integers(len(maps)), 0, 0] = float(rng.choice([np.nan, np.inf, -np.inf]))
     keywords = {"weight": weight, "cut": cut, "empty": empty}
     pairs = {
-        "head_stats": (gpu.head_stats, functools.partial(fg.head_stats, nan="propagate"), keywords),
-        "attention_sum": (
-            gpu.attention_sum,
-            functools.partial(fg.attention_sum, nan="propagate"),
-            {},
-        ),
+        "head_stats": (gpu.head_stats, fg.head_stats, keywords),
+        "attention_sum": (gpu.attention_sum, fg.attention_sum, {}),
     }
     if number % 4 == 0:
         for name in ("binarize", "label"):
-            by_core = functools.partial(getattr(fg, name), nan="propagate")
-            pairs[name] = (getattr(gpu, name), by_core, {"cut": cut})
+            pairs[name] = (getattr(gpu, name), getattr(fg, name), {"cut": cut})
     differ = []
     for name, (by_cuda, by_core, chosen) in pairs.items():
-        found, expected = by_cuda(maps, **chosen), by_core(maps, **chosen)
+        found, expected = by_cuda(maps, **chosen), by_core(maps, nan="propagate", **chosen)
         if not isinstance(found, tuple):
             found, expected = (found,), (expected,)
         if not all(map(same, found, expected)):
@@ -91,9 +87,8 @@ def check_combined(maps, rng):
         border=str(rng.choice(["reflect101", "reflect"])),
         region=str(rng.choice(REGIONS)),
     )
-    if not same(
-        gpu.combine(groups, recipe=recipe), ops.combine(groups, recipe=recipe, nan="propagate")
-    ):
+    expected = ops.combine(groups, recipe=recipe, nan="propagate")
+    if not same(gpu.combine(groups, recipe=recipe), expected):
         yield f"combine {recipe}"
     valid = {
         0: None,
@@ -101,17 +96,18 @@ def check_combined(maps, rng):
         2: torch.from_numpy(rng.random((len(groups), *grid)) < 0.8),
     }[int(rng.integers(3))]
     keywords = {"recipe": recipe, "valid": valid}
-    if not same(
-        gpu.boxes(groups, **keywords).rows, fg.boxes(groups, nan="propagate", **keywords).rows
-    ):
+    expected = fg.boxes(groups, nan="propagate", **keywords).rows
+    if not same(gpu.boxes(groups, **keywords).rows, expected):
         yield f"boxes {recipe}"
 
 
-def start_worker(folder):
+IN_WORKER = contextlib.ExitStack()
+"""What a worker process keeps until it ends."""
+
+
+def start_worker(path):
     torch.set_num_threads(1)
-    fg.set_num_threads(1)
-    spec = cuda_on_host.load(next(Path(folder).glob("_cuda*")))
-    cuda_on_host.kernels(spec).__enter__()
+    IN_WORKER.enter_context(cuda_on_host.kernels(cuda_on_host.load(path)))
 
 
 def prove_all(maps, module_path, jobs=1, seed=0, most_cells=CELLS):
@@ -125,7 +121,7 @@ def prove_all(maps, module_path, jobs=1, seed=0, most_cells=CELLS):
     pool = None
     if jobs > 1:
         context = multiprocessing.get_context("spawn")
-        pool = context.Pool(jobs, start_worker, (str(module_path.parent),))
+        pool = context.Pool(jobs, start_worker, (module_path,))
     with cuda_on_host.kernels(cuda_on_host.load(module_path)):
         begin = shown = time.monotonic()
         for count, wrong in pool.imap_unordered(one, numbers) if pool else map(one, numbers):
