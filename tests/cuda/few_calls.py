@@ -1,6 +1,6 @@
 """One small call of every CUDA kernel, for compute-sanitizer: .ci/gpu-check.
 
-    compute-sanitizer --tool memcheck | racecheck python tests/cuda/few_calls.py
+compute-sanitizer --tool memcheck | racecheck python tests/cuda/few_calls.py
 """
 
 import fastground as fg
