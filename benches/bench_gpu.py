@@ -20,6 +20,7 @@ from typing import Any
 import fastground as fg
 import harness
 import map_families
+import readme_tables
 import torch
 from fastground import dispatch, reference
 
@@ -189,7 +190,9 @@ def main() -> None:
         ("gpu-call", "1,024 maps of 24 x 24 float32, microseconds a call", one_call),
         ("gpu-peers", "16,384 attention maps of 24 x 24 float32", beside_peers),
     ):
-        harness.report(name, described, measure(given), save=not options.no_save)
+        rows = measure(given)
+        harness.report(name, described, rows, save=not options.no_save)
+        readme_tables.print_goals({name: {"rows": [vars(row) for row in rows]}}, only=name)
 
 
 if __name__ == "__main__":

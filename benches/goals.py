@@ -70,6 +70,19 @@ def of_calls() -> Iterator[Goal]:
         yield from (Goal("calls", kind, within_us=5, beyond=beyond, ours=call) for call in CALLS)
 
 
+MAPS = "entropy, 16,384 maps"
+GPU = (
+    # A copy reads and writes: of its bandwidth what only reads has 45 % in 1 / 0.9 of its time.
+    Goal("gpu", "entropy, attention", "copy", at_most=1 / 0.9),
+    Goal("gpu", "entropy, float16", "copy", at_most=2),
+    Goal("gpu", "smooth", "copy", at_most=1 / 0.6),
+    Goal("gpu", "boxes, k = 3", "copy", at_most=1 / 0.8),
+    Goal("gpu-call", "entropy, 1,024 maps", within_us=25, ours="one call"),
+    Goal("gpu-call", "entropy, 1,024 maps", within_us=8, ours="graph, waited for"),
+    Goal("gpu-peers", MAPS, "CuPy, labels of one stack", 30),
+    Goal("gpu-peers", MAPS, "kornia, union-find", 100),
+)
+
 GOALS = (
     Goal("entropy", "attention", NUMBA, 10, 18),
     Goal("entropy", "attention", OPENCV, 17, 28),
@@ -106,6 +119,7 @@ GOALS = (
     *(Goal("discovery", model, PUBLISHED, 15, ours=DISCOVER) for model in ("tiny", "LLaVA")),
     Goal("discovery-gpu", "LLaVA", PUBLISHED, 100, ours=DISCOVER),
     Goal("discovery-gpu", "LLaVA", TEN_MINUTES, at_most=1, ours=DISCOVER),
+    *GPU,
 )
 
 
