@@ -23,8 +23,8 @@ import map_families
 import readme_tables
 import torch
 from fastground import dispatch, reference
+from goals import COPIED, CUPY, KORNIA, MAPS, ONE_CALL, REPLAY
 
-COPY = "copy"
 MANY = 1 << 20
 Call = Callable[[], Any]
 
@@ -70,12 +70,12 @@ def peers() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     """Those that are installed."""
     found: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
     if importlib.util.find_spec("cupyx"):
-        found["CuPy, labels of one stack"] = by_cupy
+        found[CUPY] = by_cupy
     if importlib.util.find_spec("kornia"):
         import kornia
 
         if hasattr(kornia.contrib, "connected_components_union_find"):
-            found["kornia, union-find"] = by_kornia
+            found[KORNIA] = by_kornia
     found["PyTorch (reference)"] = reference.entropy
     return found
 
@@ -85,7 +85,7 @@ def throughput(name: str, maps: torch.Tensor, call: Call, given: Any) -> list[ha
     result = call()
     result = result.rows if hasattr(result, "rows") else result
     room = torch.empty_like(maps)
-    contenders = {"fastground": call, COPY: lambda: room.copy_(maps)}
+    contenders = {"fastground": call, COPIED: lambda: room.copy_(maps)}
     items = max(1, result.numel() // max(1, result[0].numel()))
     rows = harness.compare(
         name, contenders, items=items, clock="cuda", errors=checked(name, maps), **given
@@ -147,8 +147,8 @@ def one_call(given: Any) -> list[harness.Row]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             call()
-        contenders = {"one call": waited(call), "one after another": call}
-        contenders |= {"graph, waited for": waited(graph.replay), "graph": graph.replay}
+        contenders = {ONE_CALL: waited(call), "one after another": call}
+        contenders |= {REPLAY: waited(graph.replay), "graph": graph.replay}
         rows += harness.compare(f"{name}, 1,024 maps", contenders, items=1, clock="cuda", **given)
     return rows
 
@@ -174,9 +174,7 @@ def beside_peers(given: Any) -> list[harness.Row]:
             print(f"{name} left out: {type(error).__name__}: {error}")
             continue
         contenders[name], errors[name] = partial(peer, maps), f"{off:.0e}"
-    return harness.compare(
-        "entropy, 16,384 maps", contenders, items=len(maps), errors=errors, clock="cuda", **given
-    )
+    return harness.compare(MAPS, contenders, items=len(maps), errors=errors, clock="cuda", **given)
 
 
 def main() -> None:
