@@ -4,10 +4,11 @@ PYTHON ?= python3
 DEMO_SAMPLES ?= 1000
 DEMO_OUT ?= demo
 EXHAUSTIVE_MAPS ?= 1000000
+CUDA_MAPS ?= 300000
 FUZZ_SECONDS ?= 120
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-CPP := $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.cu)
+CPP := $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.cu csrc/*.cuh)
 PY := python kernels benches tests
 
 # What asks transformers for something; the rest cannot break by another version of it.
@@ -24,7 +25,8 @@ help:
 	@echo "                (DEMO_SAMPLES=$(DEMO_SAMPLES), DEMO_OUT=$(DEMO_OUT))"
 	@echo "make test       run the tests"
 	@echo "make test-newest  those that touch transformers, with its newest release"
-	@echo "make test-exhaustive  compare the native core with SciPy on $(EXHAUSTIVE_MAPS) maps"
+	@echo "make test-exhaustive  compare the native core with SciPy on $(EXHAUSTIVE_MAPS) maps, and"
+	@echo "                the CUDA kernels, run on the CPU, with it on $(CUDA_MAPS)"
 	@echo "make sanitize   run its tests under the address and undefined-behaviour sanitizers"
 	@echo "make fuzz       call it at random under the same for $(FUZZ_SECONDS) seconds"
 	@echo "make lint       check format, style and types;   make format: mend what can be mended"
@@ -44,6 +46,7 @@ test-newest: $(NEWEST)/ready
 
 test-exhaustive: .venv/ready
 	$(BIN)/python tests/exhaustive/prove.py --maps $(EXHAUSTIVE_MAPS)
+	$(BIN)/python tests/cuda/prove_cuda.py --maps $(CUDA_MAPS)
 
 sanitize: .venv/ready
 	.ci/sanitize $(BIN)/python

@@ -70,6 +70,21 @@ def of_calls() -> Iterator[Goal]:
         yield from (Goal("calls", kind, within_us=5, beyond=beyond, ours=call) for call in CALLS)
 
 
+MAPS, CALL = "entropy, 16,384 maps", "entropy, 1,024 maps"
+COPIED, ONE_CALL, REPLAY = "copy", "one call", "graph, waited for"
+CUPY, KORNIA = "CuPy, labels of one stack", "kornia, union-find"
+GPU = (
+    # A copy reads and writes: of its bandwidth what only reads has 45 % in 1.11 of its time.
+    Goal("gpu", "entropy, attention", COPIED, at_most=1.11),
+    Goal("gpu", "entropy, float16", COPIED, at_most=2),
+    Goal("gpu", "smooth", COPIED, at_most=1.67),
+    Goal("gpu", "boxes, k = 3", COPIED, at_most=1.25),
+    Goal("gpu-call", CALL, within_us=25, ours=ONE_CALL),
+    Goal("gpu-call", CALL, within_us=8, ours=REPLAY),
+    Goal("gpu-peers", MAPS, CUPY, 30),
+    Goal("gpu-peers", MAPS, KORNIA, 100),
+)
+
 GOALS = (
     Goal("entropy", "attention", NUMBA, 10, 18),
     Goal("entropy", "attention", OPENCV, 17, 28),
@@ -106,6 +121,7 @@ GOALS = (
     *(Goal("discovery", model, PUBLISHED, 15, ours=DISCOVER) for model in ("tiny", "LLaVA")),
     Goal("discovery-gpu", "LLaVA", PUBLISHED, 100, ours=DISCOVER),
     Goal("discovery-gpu", "LLaVA", TEN_MINUTES, at_most=1, ours=DISCOVER),
+    *GPU,
 )
 
 

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "choices.hpp"
 #include "kernels.hpp"
 #include "slices.hpp"
 #include "threads.hpp"
@@ -27,9 +28,7 @@ using namespace fastground;
 
 namespace {
 
-constexpr int max_grid = 256;
 constexpr std::int64_t few_cells = 4096;  // a few microseconds of work
-constexpr py::ssize_t max_taps = 65535;  // so that places in an extended map fit an int
 
 template <class... Choices>
 std::map<std::string, int> numbered(std::pair<const char*, Choices>... choices) {
@@ -52,16 +51,6 @@ std::map<std::string, std::map<std::string, int>> codes() {
                           pair("mass", Keep::mass), pair("all", Keep::all))},
   };
 }
-
-// The choice of this number, which is one of `codes`.
-template <class Choice>
-Choice chosen(int code, Choice last) {
-  if (code < 0 || code > static_cast<int>(last)) {
-    throw std::invalid_argument("no choice has the number " + std::to_string(code));
-  }
-  return static_cast<Choice>(code);
-}
-Cut chosen_cut(int code) { return chosen(code, Cut::two_mean_eps); }
 
 // A NumPy array as it is: anything else is refused, not converted.
 py::array taken(py::handle given) {

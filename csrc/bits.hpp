@@ -5,13 +5,13 @@
 //                  [0 0 1]
 #pragma once
 
-#include <cstdint>
+#include "anywhere.hpp"
 
 namespace fastground {
 namespace {
 
 // Bits [0, end) of a word; none where end is negative, all where it is 64 or more.
-inline std::uint64_t bits_below(int end) {
+FASTGROUND_ANYWHERE inline std::uint64_t bits_below(int end) {
   return end <= 0 ? 0 : ~std::uint64_t{0} >> (end < 64 ? 64 - end : 0);
 }
 
@@ -21,7 +21,7 @@ struct Bits {
   std::uint64_t word[Words] = {};
 
   // The columns [start, end), of which there is one at least.
-  static Bits span(int start, int end) {
+  FASTGROUND_ANYWHERE static Bits span(int start, int end) {
     Bits bits;
     if constexpr (Words == 1) {
       bits.word[0] = ~std::uint64_t{0} >> (64 - (end - start)) << start;
@@ -32,63 +32,63 @@ struct Bits {
     }
     return bits;
   }
-  static Bits read(const std::uint64_t* from) {
+  FASTGROUND_ANYWHERE static Bits read(const std::uint64_t* from) {
     Bits bits;
     for (int w = 0; w < Words; ++w) bits.word[w] = from[w];
     return bits;
   }
-  void write(std::uint64_t* to) const {
+  FASTGROUND_ANYWHERE void write(std::uint64_t* to) const {
     for (int w = 0; w < Words; ++w) to[w] = word[w];
   }
 
-  friend Bits operator&(Bits a, const Bits& b) {
+  FASTGROUND_ANYWHERE friend Bits operator&(Bits a, const Bits& b) {
     for (int w = 0; w < Words; ++w) a.word[w] &= b.word[w];
     return a;
   }
-  friend Bits operator|(Bits a, const Bits& b) {
+  FASTGROUND_ANYWHERE friend Bits operator|(Bits a, const Bits& b) {
     for (int w = 0; w < Words; ++w) a.word[w] |= b.word[w];
     return a;
   }
   // This without what `b` holds.
-  Bits without(const Bits& b) const {
+  FASTGROUND_ANYWHERE Bits without(const Bits& b) const {
     Bits result;
     for (int w = 0; w < Words; ++w) result.word[w] = word[w] & ~b.word[w];
     return result;
   }
 
-  bool any() const {
+  FASTGROUND_ANYWHERE bool any() const {
     std::uint64_t all = 0;
     for (const std::uint64_t w : word) all |= w;
     return all != 0;
   }
-  int count() const {
+  FASTGROUND_ANYWHERE int count() const {
     int total = 0;
-    for (const std::uint64_t w : word) total += __builtin_popcountll(w);
+    for (const std::uint64_t w : word) total += bits_set(w);
     return total;
   }
   // The number of bits up to and with the first of `b`; all if that has none.
-  int count_through_first(const Bits& b) const {
+  FASTGROUND_ANYWHERE int count_through_first(const Bits& b) const {
     int total = 0;
     std::uint64_t before = ~std::uint64_t{0};  // all ones until the first of b
     for (int w = 0; w < Words; ++w) {
-      total += __builtin_popcountll(word[w] & before & (b.word[w] ^ (b.word[w] - 1)));
+      total += bits_set(word[w] & before & (b.word[w] ^ (b.word[w] - 1)));
       before &= -std::uint64_t{b.word[w] == 0};
     }
     return total;
   }
   // The first and the last column that is set, of which there is one.
-  int first() const {
+  FASTGROUND_ANYWHERE int first() const {
     int w = 0;
     while (w < Words - 1 && word[w] == 0) ++w;
-    return 64 * w + __builtin_ctzll(word[w]);
+    return 64 * w + lowest_bit(word[w]);
   }
-  int last() const {
+  FASTGROUND_ANYWHERE int last() const {
     int w = Words - 1;
     while (w > 0 && word[w] == 0) --w;
-    return 64 * w + 63 - __builtin_clzll(word[w]);
+    return 64 * w + highest_bit(word[w]);
   }
   // The lowest run of set bits: adding its lowest bit ripples a carry through the run and out.
-  Bits lowest_run() const {
+  FASTGROUND_ANYWHERE Bits lowest_run() const {
     Bits result;
     bool carry = false;
     bool started = false;
@@ -106,32 +106,45 @@ struct Bits {
   }
 
   // Every bit one column further right, and left.
-  Bits right() const {
+  FASTGROUND_ANYWHERE Bits right() const {
     Bits result;
     for (int w = 0; w < Words; ++w) {
       result.word[w] = word[w] << 1 | (w > 0 ? word[w > 0 ? w - 1 : 0] >> 63 : 0);
     }
     return result;
   }
-  Bits left() const {
+  FASTGROUND_ANYWHERE Bits left() const {
     Bits result;
     for (int w = 0; w < Words; ++w) {
       result.word[w] = word[w] >> 1 | (w + 1 < Words ? word[w + 1 < Words ? w + 1 : 0] << 63 : 0);
     }
     return result;
   }
-  Bits widened() const { return *this | right() | left(); }
+  FASTGROUND_ANYWHERE Bits widened() const { return *this | right() | left(); }
 };
 
-// Writes the rows of a bit stream that has a word behind it.
+// The 64 bits from place `at` on of a bit stream that has a word behind it.
+FASTGROUND_ANYWHERE inline std::uint64_t bits_from(const std::uint64_t* stream, int at) {
+  return stream[at / 64] >> (at % 64) | stream[at / 64 + 1] << 1 << (63 - at % 64);
+}
+
+// Row `i` of such a stream.
+template <int Words>
+FASTGROUND_ANYWHERE Bits<Words> row_of(const std::uint64_t* stream, int i, int grid_w) {
+  Bits<Words> row;
+  for (int w = 0; w < Words && 64 * w < grid_w; ++w) {
+    row.word[w] = bits_from(stream, i * grid_w + 64 * w) & bits_below(grid_w - 64 * w);
+  }
+  return row;
+}
+
+// Writes all rows of such a stream.
 template <int Words>
 void unpack_rows(const std::uint64_t* stream, int grid_h, int grid_w, std::uint64_t* rows) {
   for (int w = 0; w < Words; ++w) {
     const std::uint64_t mask = bits_below(grid_w - 64 * w);
     for (int i = 0, at = 64 * w; i < grid_h; ++i, at += grid_w) {
-      const std::uint64_t low = mask != 0 ? stream[at / 64] >> (at % 64) : 0;
-      const std::uint64_t high = mask != 0 ? stream[at / 64 + 1] << 1 << (63 - at % 64) : 0;
-      rows[i * Words + w] = (low | high) & mask;
+      rows[i * Words + w] = mask != 0 ? bits_from(stream, at) & mask : 0;
     }
   }
 }

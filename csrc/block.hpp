@@ -127,7 +127,7 @@ template <class Word>
 void prune(Block<Word>& block, int count) {
   const int grid_h = block.grid_h;
   for (int m = 0; m < count; m += lanes<Word>) {
-    Pruner<Word> pruner;
+    Pruner<LanesOf<Word>> pruner;
     pruner.next(load(block.flood.row(0) + m));
     for (int i = 1; i <= grid_h + 1; ++i) {
       const Vec<Word> row = i < grid_h ? load(block.flood.row(i) + m) : Vec<Word>{};

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cut.hpp"
 #include "map_view.hpp"
 #include "scratch.hpp"
 #include "simd.hpp"
@@ -109,27 +110,6 @@ double sum_of(const T* cells, int count) {
   return sum.total();
 }
 
-// A map's attention sum: NaN if its cells are not finite.
-inline float rounded_sum(double sum) { return std::isfinite(sum) ? static_cast<float>(sum) : NAN; }
-
-// The largest float that is not above `level`.
-inline float float_below(double level) {
-  const float nearest = static_cast<float>(level);
-  if (nearest == 0 && level < 0) return -0x1p-149f;
-  const auto bits = bit_cast<std::int32_t>(nearest);
-  const std::int32_t step = bits >> 31 | 1;  // towards -infinity
-  return bit_cast<float>(bits - step * (nearest > level));
-}
-
-// What cells of this type are compared with, so that cell > cut is exactly cell > level.
-template <class T>
-float cut_of(T, double level) {
-  return float_below(level);
-}
-inline double cut_of(double, double level) { return level; }
-template <class T>
-using CutOf = decltype(cut_of(T{}, 0.0));
-
 // Compares as many cells as a register holds.
 template <class T>
 constexpr int cells_at_once = lanes<CutOf<T>>;
@@ -167,10 +147,8 @@ double mean_of(const T* cells, int count, double sum) {
 // The level that foreground exceeds; NaN, which nothing exceeds, if the sum is not finite.
 template <class T>
 double level_of(const T* cells, int count, double sum, Cut cut) {
-  constexpr double eps = 1e-3;
   if (!std::isfinite(sum)) return not_a_number;
-  const double mean = mean_of(cells, count, sum);
-  return cut == Cut::mean ? mean : (cut == Cut::mean_eps ? mean : 2 * mean) + eps;
+  return level_at(mean_of(cells, count, sum), cut);
 }
 
 // Words of the bit stream of so many cells, with one word of zeros behind.

@@ -9,19 +9,11 @@
 
 #include "block.hpp"
 #include "cells.hpp"
-#include "fixed_point.hpp"
 #include "foreground.hpp"
+#include "shares.hpp"
 
 namespace fastground {
 namespace {
-
-// From the number of foreground cells and the sum of n ln n over their regions.
-float entropy_of_areas(int cells, std::uint64_t sum, float nothing) {
-  if (cells == 0) return nothing;
-  const std::uint64_t all = n_ln_n(cells);
-  const std::uint64_t rest = all > sum ? all - sum : 0;  // each is rounded, and may be off
-  return static_cast<float>(static_cast<double>(rest) * fixed_point_unit / cells);
-}
 
 float entropy_of_areas(const std::int32_t* areas, int regions, float nothing) {
   int cells = 0;
@@ -30,20 +22,7 @@ float entropy_of_areas(const std::int32_t* areas, int regions, float nothing) {
     cells += areas[i];
     sum += n_ln_n(areas[i]);
   }
-  return entropy_of_areas(cells, sum, nothing);
-}
-
-float entropy_of_masses(const double* masses, int regions, float nothing) {
-  double total = 0;
-  for (int i = 0; i < regions; ++i) total += masses[i];
-  if (total == 0) return nothing;
-  if (std::isinf(total)) return NAN;
-  double entropy = 0;
-  for (int i = 0; i < regions; ++i) {
-    const double p = masses[i] / total;
-    if (p > 0) entropy -= p * __builtin_log(p);
-  }
-  return static_cast<float>(entropy > 0 ? entropy : 0);
+  return entropy_of_areas(cells, n_ln_n(cells), sum, nothing);
 }
 
 template <class Word, class T>
@@ -60,7 +39,8 @@ std::int64_t head_stats_by_lanes(const MapView& maps, Cut cut, float nothing, vo
     prune(block, size);
     block.flood.run(size, block.sums);
     for (int m = 0; m < size; ++m) {
-      const float entropy = entropy_of_areas(block.foreground[m], block.sums[m], nothing);
+      const int cells = static_cast<int>(block.foreground[m]);
+      const float entropy = entropy_of_areas(cells, n_ln_n(cells), block.sums[m], nothing);
       entropies[begin + m] = block.finite[m] ? entropy : NAN;
     }
   }

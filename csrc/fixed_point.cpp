@@ -1,7 +1,6 @@
 #include "fixed_point.hpp"
 
 #include <array>
-#include <cmath>
 
 namespace fastground {
 namespace {
@@ -15,9 +14,5 @@ const auto table = [] {
 }  // namespace
 
 const std::uint64_t* const n_ln_n_table = table.data();
-
-std::uint64_t compute_n_ln_n(int n) {
-  return static_cast<std::uint64_t>(std::round(n * std::log(n) / fixed_point_unit));
-}
 
 }  // namespace fastground

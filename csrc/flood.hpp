@@ -11,22 +11,23 @@
 //     strip k     top     . . . . # . .  <-+  ... floods its neighbours here,
 //                 bottom  # # . . # # .       and then whole runs of top | bottom.
 //
-// A sweep goes over the strips once, down or up. Where nothing is flooded, a lane starts with one
-// run that is left over; its region grows from strip to strip until nothing of it reaches the next.
-// If no cell of it had a neighbour against the direction of the sweep, it is complete: its area is
-// noted, and the lane starts another region in the same strip. Else it stays open and the next
-// sweep, in the other direction, goes on with it. A lane that has no cells left takes the next map.
-//
-// Filling whole runs is two additions: in runs + seeds a carry ripples from each seed to the upper
-// end of its run, and the same in reversed bits fills to the lower end.
+// How one strip is flooded, flood_step.hpp says. A lane that has no cells left takes the next map.
 #pragma once
 
 #include "fixed_point.hpp"
+#include "flood_step.hpp"
 #include "scratch.hpp"
 #include "simd.hpp"
 
 namespace fastground {
 namespace {
+
+template <class Word>
+struct LanesOf {
+  using V = Vec<Word>;
+  static V reversed(V x) { return fastground::reversed<Word>(x); }
+  static V popcount(V x) { return fastground::popcount<Word>(x); }
+};
 
 template <class Word>
 class Flood {
@@ -63,15 +64,19 @@ class Flood {
 
  private:
   using V = Vec<Word>;
+  using Step = FloodStep<LanesOf<Word>>;
   static constexpr int groups = 2;  // each hides the latency of the other
   static constexpr int owner_shift = sizeof(Word) == 4 ? 16 : 32;  // a note is owner and area
 
   struct Strip {
     V top, bottom;
-    V both;      // the runs
-    V mirrored;  // the runs, bits reversed
-    V left;      // runs of no region yet
-    V flooded;   // runs of the open region, or of regions closed in the last sweep
+    V runs;
+    V mirrored_runs;
+    V left;     // runs of no region yet
+    V flooded;  // runs of the open region, or of regions closed in the last sweep
+
+    V both() const { return runs; }
+    V mirrored() const { return mirrored_runs; }
   };
 
   // What one group of lanes carries from sweep to sweep.
@@ -82,25 +87,6 @@ class Flood {
     std::uint64_t idle;  // lanes without a map
   };
 
-  // What it carries from strip to strip.
-  struct State {
-    V flooded;  // of the last strip's far row
-    V dry;      // and the rest of that row
-    V contact;  // not 0: the region has a neighbour behind
-    V waiting;  // not 0: the open region is still ahead
-    V area;     // plus owner, as notes keep them
-    V start;    // the strip in which the region was started
-    V left;
-  };
-
-  static V widened(V x) { return x | x << 1 | x >> 1; }
-
-  static V whole_runs(const Strip& strip, V seeds) {
-    const V up = strip.both & ~(strip.both + seeds);
-    const V down = strip.mirrored & ~(strip.mirrored + reversed<Word>(seeds));
-    return seeds | up | reversed<Word>(down);
-  }
-
   bool busy() const {
     std::uint64_t idle = ~std::uint64_t{0};
     for (const Group& group : group_) idle &= group.idle;
@@ -109,57 +95,26 @@ class Flood {
 
   template <bool Down>
   void sweep(std::uint64_t* sums) {
-    State state[groups];
-    for (int g = 0; g < groups; ++g) {
-      state[g] = State{};
-      state[g].waiting = group_[g].open_until;
-      state[g].area = group_[g].owner;
-    }
+    Step step[groups];
+    for (int g = 0; g < groups; ++g) step[g].begin(group_[g].owner, group_[g].open_until);
     Word* closed = closed_;
-    for (int step = 0; step < strips_; ++step) {
-      const int k = Down ? step : strips_ - 1 - step;
+    for (int i = 0; i < strips_; ++i) {
+      const int k = Down ? i : strips_ - 1 - i;
+      const V here = broadcast(static_cast<Word>(i));
 #pragma GCC unroll 2
       for (int g = 0; g < groups; ++g) {
-        closed = advance<Down>(group_[g], group_[g].strips[k], step, state[g], closed);
+        const Group& group = group_[g];
+        step[g].template advance<Down>(
+            group.strips[k], here, group.owner, group.open_until,
+            [&](V quiet, V area) { closed = note(quiet, group.owner, area, closed); });
       }
     }
-    for (int g = 0; g < groups; ++g) closed = finish(group_[g], state[g], closed);
+    for (int g = 0; g < groups; ++g) closed = finish(group_[g], step[g], closed);
     for (const Word* note = closed_; note != closed; ++note) {
       const auto area = static_cast<int>(*note & ((Word{1} << owner_shift) - 1));
       sums[*note >> owner_shift] += n_ln_n_table[area];
     }
     for (Group& group : group_) refill(group);
-  }
-
-  // One strip of one group.
-  template <bool Down>
-  static Word* advance(const Group& group, Strip& strip, int step, State& state, Word* closed) {
-    const V near = Down ? strip.top : strip.bottom;
-    const V far = Down ? strip.bottom : strip.top;
-    const V here = broadcast(static_cast<Word>(step));
-
-    const V open = here < group.open_until ? strip.flooded : V{};
-    const V reached = (widened(state.flooded) & near) | open;
-    state.waiting = reached == 0 ? state.waiting : V{};
-
-    // Where nothing is open, the last region is complete and another is started.
-    const V quiet = reached | state.contact | state.waiting;
-    closed = note(quiet, group.owner, state.area, closed);
-    state.area = quiet == 0 ? group.owner : state.area;
-    state.start = quiet == 0 ? here : state.start;
-    const V seed = quiet == 0 ? strip.left & -strip.left : V{};
-
-    const V flooded = whole_runs(strip, reached | seed);
-    strip.flooded = flooded;
-    strip.left &= ~flooded;
-    state.left |= strip.left;
-
-    const V flooded_near = flooded & near;
-    state.contact |= widened(flooded_near) & state.dry;
-    state.flooded = flooded & far;
-    state.dry = far & ~flooded;
-    state.area += popcount<Word>(flooded_near) + popcount<Word>(state.flooded);
-    return closed;
   }
 
   // Notes the areas of lanes that are quiet (0) and have one.
@@ -168,11 +123,10 @@ class Flood {
   }
 
   // After the last strip: regions without contact are complete, others stay open.
-  Word* finish(Group& group, const State& state, Word* closed) {
-    closed = note(state.contact, group.owner, state.area, closed);
-    const V strips = broadcast(static_cast<Word>(strips_));
-    group.open_until = state.contact == 0 ? V{} : strips - state.start;
-    group.idle |= zero_bits<Word>(state.contact | state.left);
+  Word* finish(Group& group, const Step& step, Word* closed) {
+    closed = note(step.contact, group.owner, step.area, closed);
+    group.open_until = step.open_until(broadcast(static_cast<Word>(strips_)));
+    group.idle |= zero_bits<Word>(step.contact | step.left);
     return closed;
   }
 
@@ -192,8 +146,8 @@ class Flood {
       const V bottom = permuted<Word>(load(row(2 * k + 1) + next_), number);
       strip.top = mask != 0 ? top : strip.top;
       strip.bottom = mask != 0 ? bottom : strip.bottom;
-      strip.both = strip.top | strip.bottom;
-      strip.mirrored = reversed<Word>(strip.both);
+      strip.runs = strip.top | strip.bottom;
+      strip.mirrored_runs = reversed<Word>(strip.runs);
       strip.left = mask != 0 ? top | bottom : strip.left;
     }
     next_ += size;

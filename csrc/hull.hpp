@@ -22,8 +22,31 @@ struct Point {
 };
 
 // Positive where the way from a over b to c turns right on the screen, y pointing down.
-inline int turn(Point a, Point b, Point c) {
+FASTGROUND_ANYWHERE inline int turn(Point a, Point b, Point c) {
   return (b.x - a.x) * (c.y - a.y) - (b.y - a.y) * (c.x - a.x);
+}
+
+// A centre (j + 1/2, i + 1/2) is right of the edge from a to b, which spans its row, where
+// (2 j + 1) dy >= 2 a.x dy + (2 i + 1 - 2 a.y) dx, the bound.
+FASTGROUND_ANYWHERE inline int bound(Point a, Point b, int i) {
+  return 2 * a.x * (b.y - a.y) + (2 * (i - a.y) + 1) * (b.x - a.x);
+}
+
+// a / b rounded down, for 0 <= a < 2^19 and 0 < b <= 512: a quotient that is not whole is further
+// from a whole number than float32 rounds, and its division is the faster one.
+FASTGROUND_ANYWHERE inline int quotient(int a, int b) {
+  return static_cast<int>(static_cast<float>(a) / static_cast<float>(b));
+}
+
+// The cells [first, last) of row i whose centre lies between two edges that span it.
+template <int Words>
+FASTGROUND_ANYWHERE Bits<Words> cells_between(Point left, Point left_end, Point right,
+                                              Point right_end, int i) {
+  const int left_dy = left_end.y - left.y;
+  const int right_dy = right_end.y - right.y;
+  const int first = quotient(bound(left, left_end, i) + left_dy - 1, 2 * left_dy);
+  const int last = quotient(bound(right, right_end, i) + right_dy, 2 * right_dy);
+  return Bits<Words>::span(first, last);
 }
 
 class Hull {
@@ -63,11 +86,7 @@ class Hull {
     for (int i = top; i < bottom; ++i) {
       left += i >= left[1].y;
       right += i >= right[1].y;
-      const int left_dy = left[1].y - left[0].y;
-      const int right_dy = right[1].y - right[0].y;
-      const int first = quotient(bound(left, i) + left_dy - 1, 2 * left_dy);
-      const int last = quotient(bound(right, i) + right_dy, 2 * right_dy);
-      Bits<Words>::span(first, last).write(&rows[i * Words]);
+      cells_between<Words>(left[0], left[1], right[0], right[1], i).write(&rows[i * Words]);
     }
   }
 
@@ -109,20 +128,6 @@ class Hull {
       area += (a.x + b.x) * (b.y - a.y);
     }
     return area;
-  }
-
-  // A centre (j + 1/2, i + 1/2) is right of the edge from a to b, which spans its row, where
-  // (2 j + 1) dy >= 2 a.x dy + (2 i + 1 - 2 a.y) dx, the bound.
-  static int bound(const Point* edge, int i) {
-    const Point a = edge[0];
-    const Point b = edge[1];
-    return 2 * a.x * (b.y - a.y) + (2 * (i - a.y) + 1) * (b.x - a.x);
-  }
-
-  // a / b rounded down, for 0 <= a < 2^19 and 0 < b <= 512: a quotient that is not whole is
-  // further from a whole number than float32 rounds, and its division is the faster one.
-  static int quotient(int a, int b) {
-    return static_cast<int>(static_cast<float>(a) / static_cast<float>(b));
   }
 
   int* first_;  // the outermost corners of each grid line

@@ -7,6 +7,14 @@ namespace fastground {
 
 enum class Dtype { boolean, float16, bfloat16, float32, float64 };
 
+// Half-precision numbers, as their bits.
+struct Float16 {
+  std::uint16_t bits;
+};
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+
 // `count` maps of grid_h x grid_w cells; strides count elements and may be 0 or negative.
 struct MapView {
   const void* data;

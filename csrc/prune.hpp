@@ -10,19 +10,20 @@
 //     . # .
 #pragma once
 
-#include "simd.hpp"
+#include "anywhere.hpp"
 
 namespace fastground {
 namespace {
 
-template <class Word>
+// Of lanes of words, as said in flood_step.hpp.
+template <class Lanes>
 class Pruner {
-  using V = Vec<Word>;
+  using V = typename Lanes::V;
 
  public:
   // Rows come from the top; next() takes row i + 1 (0 behind the last) and gives what is left of
   // row i - 1.
-  V next(V row) {
+  FASTGROUND_ANYWHERE V next(V row) {
     const V left = row << 1;
     const V right = row >> 1;
     const Three below = {row | left | right, (row & left) | (row & right) | (left & right)};
@@ -35,7 +36,7 @@ class Pruner {
     // Now the cells with one neighbour are known for three rows.
     const V near = one_above_ | one_above_ << 1 | one_above_ >> 1 | one | one << 1 | one >> 1;
     const V pairs = one_ & (near | one_ << 1 | one_ >> 1);
-    halves += popcount<Word>(pairs);
+    halves += Lanes::popcount(pairs);
     const V rest = crowded_ & ~pairs;
 
     one_above_ = one_;

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "anywhere.hpp"
 #include "map_view.hpp"
 
 #if defined(__x86_64__)
@@ -57,14 +58,6 @@ template <class T>
 Vec<T> broadcast(T value) {
   return value - Vec<T>{};
 }
-template <class To, class From>
-To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  __builtin_memcpy(&to, &from, sizeof to);
-  return to;
-}
-
 // A bit for each lane of a comparison's result, the first lane lowest.
 template <class T>
 std::uint64_t lane_bits(Vec<T> truth) {
@@ -138,14 +131,6 @@ inline std::uint64_t bits_above(Vec<double> a, Vec<double> b) {
   return lane_bits<std::int64_t>(a > b);
 #endif
 }
-
-// Half-precision numbers, as their bits.
-struct Float16 {
-  std::uint16_t bits;
-};
-struct Bfloat16 {
-  std::uint16_t bits;
-};
 
 // As many numbers as `V` has lanes, exactly, as float: any float vector type.
 template <class V>

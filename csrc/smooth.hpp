@@ -22,20 +22,10 @@
 #pragma once
 
 #include "cells.hpp"
+#include "filter.hpp"
 
 namespace fastground {
 namespace {
-
-// The cell that place `i` stands for, which may lie outside a line of `size` cells.
-int reflected(int i, int size, Border border) {
-  const int shared = border == Border::reflect101;
-  const int once = i < 0 ? shared - 1 - i : (i < size ? i : 2 * size - 1 - shared - i);
-  if (once >= 0 && once < size) return once;
-  const int period = size > 1 ? 2 * (size - shared) : 1;
-  i = ((i % period) + period) % period;
-  const int back = period - (1 - shared) - i;
-  return (i < back ? i : back) % size;
-}
 
 // out[j] = sum over t of lines[t * step + j] * weights[t], added from the first tap to the last.
 void weigh(const double* lines, int step, const double* weights, int taps, int count, double* out) {
@@ -57,11 +47,7 @@ void weigh(const double* lines, int step, const double* weights, int taps, int c
   }
 }
 
-constexpr int max_radius = 4;  // of the filters that are applied in float32
-constexpr int max_heads = 16;
-constexpr double least_weight = 1e-30;
-constexpr float enlarged = 0x1p32f;  // by a power of two nothing is rounded
-constexpr int margin = 8;            // cells on both sides of a line
+constexpr int margin = 8;  // cells on both sides of a line
 
 struct Smoother {
   Smoother(Scratch& scratch, int grid_h, int grid_w, int taps)
@@ -179,24 +165,6 @@ const float* sum_maps(const MapView& maps, std::int64_t index, int heads, Smooth
   return w.sum;
 }
 
-// The weights of the cells at each distance, enlarged, held in registers.
-template <int radius, class V>
-struct Weights {
-  V at[radius + 1];
-};
-
-// window[radius] and its neighbours on both sides.
-template <int radius, class V>
-V weigh(const V* window, const Weights<radius, V>& weights) {
-  const V centre = window[radius] * weights.at[0];
-  if constexpr (radius == 0) return centre;
-  V sum = (window[0] + window[2 * radius]) * weights.at[radius];
-  for (int t = radius - 1; t > 0; --t) {
-    sum += (window[radius - t] + window[radius + t]) * weights.at[t];
-  }
-  return sum + centre;
-}
-
 template <int radius, class V>
 void weigh_columns(const float* cells, int grid_h, int grid_w, Weights<radius, V> weights,
                    Border border, Smoother& w) {
@@ -297,6 +265,7 @@ void combine_floats(const MapView& maps, std::int64_t index, int heads, const Ta
 constexpr int wide_bytes = register_bytes > 32 ? 32 : register_bytes;  // three fit a row of 24
 using Wide = VectorOf<float, wide_bytes>::type;
 using Narrow = VectorOf<float, 16>::type;
+static_assert(cells_in<Narrow> == least_width);
 
 template <int radius>
 void combine_floats(const MapView& maps, std::int64_t index, int heads, const Taps& taps,
@@ -304,20 +273,6 @@ void combine_floats(const MapView& maps, std::int64_t index, int heads, const Ta
   maps.grid_w < cells_in<Wide>
       ? combine_floats<radius, Narrow>(maps, index, heads, taps, w, combined)
       : combine_floats<radius, Wide>(maps, index, heads, taps, w, combined);
-}
-
-// Whether float32 will do, unless the result turns out too large for it.
-bool floats_suffice(const MapView& maps, int heads, const Taps& taps) {
-  if (maps.dtype == Dtype::float64 || maps.dtype == Dtype::boolean || heads > max_heads ||
-      maps.grid_w < cells_in<Narrow> || taps.count > 2 * max_radius + 1) {
-    return false;
-  }
-  for (int t = 0; t < taps.count; ++t) {
-    const double weight = taps.weights[t];
-    if (weight != taps.weights[taps.count - 1 - t]) return false;
-    if (weight != 0 && std::fabs(weight) < least_weight) return false;
-  }
-  return true;
 }
 
 // Writes the combined map of `heads` maps from `index` on. Returns the sum of its cells, which is

@@ -6,6 +6,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from fastground import dispatch
 from fastground.regions import Boxes
 
 hypothesis.settings.register_profile(
@@ -55,6 +56,8 @@ def implementation(request, monkeypatch):
     monkeypatch.delenv("FASTGROUND_IMPLEMENTATION", raising=False)
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
+    if dispatch.cuda_core is None:
+        pytest.skip("built without CUDA kernels")
     return Implementation("cuda", "cuda")
 
 

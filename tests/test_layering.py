@@ -2,7 +2,7 @@
 
 A unit is a module of fastground, or a package with all that is in it. It imports only from lower
 rows, never from its own. Three layers are cut once more, since their modules build on each other:
-`ops` lies above `rows` above what both doors share; `attention`, the one way from an image to maps,
+`ops` lies above `gpu` and `rows` above what all share; `attention`, the way from an image to maps,
 `segmentation`, that from boxes to masks, and `ahead`, that from files to what a model takes, lie
 below the other pipelines; `cli` lies above `demo` above `terminal`. Imports for type checkers alone
 do not run and are not counted.
@@ -19,12 +19,12 @@ PACKAGE = ROOT / "python" / "fastground"
 
 ROWS = (
     # layer 0, nouns and binary
-    {"types", "regions", "english", "_core"},
+    {"types", "regions", "english", "_core", "_cuda"},
     # layer 1, implementations
     {"reference", "kernels"},
     # layer 2, the doors
     {"arguments", "dispatch"},
-    {"rows"},
+    {"gpu", "rows"},
     {"ops"},
     # layer 3, stages
     {"layouts", "layers", "visibility", "seam", "figures", "chunks"},
@@ -107,7 +107,7 @@ def imports(path):
 def test_every_module_has_its_place():
     found = {unit for unit, _ in units()} - {"__init__"}
     assert found <= set(PLACE), "place new modules in ROWS"
-    assert set(PLACE) - found <= {"_core"}, "remove modules that are gone"
+    assert set(PLACE) - found <= {"_core", "_cuda"}, "remove modules that are gone"
     assert sum(map(len, ROWS)) == len(PLACE)
 
 
@@ -142,10 +142,10 @@ def test_the_public_module_loads_nothing():
 
 
 def test_kernels_know_no_framework_and_bindings_alone_know_python():
-    sources = [p for p in (ROOT / "csrc").iterdir() if p.suffix in {".cpp", ".hpp", ".cu", ".h"}]
+    sources = [p for p in (ROOT / "csrc").iterdir() if p.suffix in {".cpp", ".hpp", ".cu", ".cuh"}]
     assert sources
     including = {p.name for p in sources if CORE_ONLY.search(p.read_text())}
-    assert including == {"bindings.cpp"}
+    assert including == {"bindings.cpp", "cuda_bindings.cpp"}
 
 
 def test_threads_are_started_in_one_place():

@@ -42,7 +42,7 @@ DTYPES: dict[Any, str] = {
 MASKS = (torch.bool, np.dtype("bool"))
 
 _DTYPES = {torch.bool: "bool", **DTYPES}
-_CODES = {dtype: _core.codes["dtype"][name] for dtype, name in _DTYPES.items()}
+CODES = {dtype: _core.codes["dtype"][name] for dtype, name in _DTYPES.items()}
 
 
 class Choice(dict):
@@ -212,7 +212,7 @@ def source(array: Array, shape: Shape) -> Any:
         shape = array.shape
     if isinstance(array, ndarray):
         return array
-    return array, array.data_ptr(), _CODES[array.dtype], shape, array.stride()
+    return array, array.data_ptr(), CODES[array.dtype], shape, array.stride()
 
 
 def _one_batch(array: Array, shape: Shape) -> Array:

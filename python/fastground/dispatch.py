@@ -1,10 +1,11 @@
 """What runs: which implementation on which device, in which instruction set, on how many threads.
 
-On the CPU the native core runs, in the fastest instruction set that this processor has; elsewhere
-the plain PyTorch of `fastground.reference`, on the tensor's own device; `implementations` says so.
-FASTGROUND_IMPLEMENTATION = reference | native | avx512 | avx2 | portable forces one of them, for
-debugging; native is the fastest of the last three. It may change at any time. The results of the
-native core are the same to the bit in every instruction set and on every number of threads.
+On the CPU the native core runs, in the fastest instruction set that this processor has; on a CUDA
+device its kernels, if they are built; elsewhere the plain PyTorch of `fastground.reference`, on the
+tensor's own device; `implementations` says so. FASTGROUND_IMPLEMENTATION = reference | native |
+avx512 | avx2 | portable forces one of them, for debugging; native is what runs anyway, the last
+three are for the CPU. It may change at any time. The results of the native core are the same to the
+bit in every instruction set and on every number of threads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ import numpy as np
 import torch
 
 from fastground import _core
+
+cuda_core: Any
+"""The CUDA kernels; None in a build without."""
+try:
+    from fastground import _cuda as cuda_core
+except ImportError:
+    cuda_core = None
 
 MAX_THREADS = 1024
 
@@ -80,7 +88,7 @@ def _follow(name: str) -> None:
 
 
 def native(maps: np.ndarray | torch.Tensor) -> bool:
-    """Whether the native core takes these maps.
+    """Whether the native core for the CPU takes these maps.
 
     Raises:
         ValueError: FASTGROUND_IMPLEMENTATION cannot be had for them.
@@ -89,24 +97,47 @@ def native(maps: np.ndarray | torch.Tensor) -> bool:
         _follow(name)
     if isinstance(maps, np.ndarray) or maps.is_cpu:
         return name != "reference"
-    if name not in ("", "reference"):
+    if name not in ("", "reference", "native"):
         raise ValueError(
             f"FASTGROUND_IMPLEMENTATION={name} needs maps on the CPU, but got {maps.device}: "
-            f"CUDA kernels in this build: {_core.build_info()['cuda']}"
+            "give maps.cpu(), or leave it unset"
         )
     return False
+
+
+def native_on_gpu(maps: torch.Tensor) -> bool:
+    """Whether the CUDA kernels take these maps, which `native` did not.
+
+    Raises:
+        RuntimeError: maps are on a CUDA device, but this build has no kernels for it.
+    """
+    if not maps.is_cuda or forced() == "reference":
+        return False
+    if cuda_core is None:
+        raise RuntimeError(
+            f"maps are on {maps.device}, but this build has no CUDA kernels "
+            f"({_core.build_info()['cuda']}); install NVIDIA's nvcc and build again: pip install "
+            "--no-build-isolation --no-deps --config-settings=cmake.define.FASTGROUND_CUDA=ON . ; "
+            "or give maps.cpu(), or set FASTGROUND_IMPLEMENTATION=reference"
+        )
+    return True
 
 
 def implementations() -> dict[str, dict[str, str]]:
     """Which implementation of each operation runs on which device here, and why.
 
     Returns:
-        Per operation the keys "cpu" and "cuda" with "native (C++, avx512)" or the like, or
-        "reference (PyTorch)", and "why" where a device has no implementation of its own.
+        Per operation the keys "cpu" and "cuda" with "native (C++, avx512)", "native (CUDA)" or the
+        like, or "reference (PyTorch)", or "none", and "why".
     """
     name = forced()
     build = _core.build_info()
-    cuda = "reference (PyTorch)" if torch.cuda.is_available() else "none (no CUDA device here)"
+    if not torch.cuda.is_available():
+        cuda = "none (no CUDA device here)"
+    elif name == "reference":
+        cuda = "reference (PyTorch)"
+    else:
+        cuda = "none (not built)" if cuda_core is None else "native (CUDA)"
     on_cpu = "reference (PyTorch)" if name == "reference" else f"native (C++, {build['kernels']})"
     why = f"CUDA kernels in this build: {build['cuda']}"
     if name:

@@ -19,7 +19,6 @@ last byte lies none of theirs. It is returned; when maps are refused it is as it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +28,7 @@ from numpy import empty as new_array
 from numpy import float32
 from torch import Tensor, from_numpy
 
-from fastground import _core, reference
+from fastground import _core, gpu, reference
 from fastground.arguments import (
     ANY,
     BORDER,
@@ -51,7 +50,7 @@ from fastground.arguments import (
     tensor,
     unhashable,
 )
-from fastground.dispatch import implementations, native
+from fastground.dispatch import implementations, native, native_on_gpu
 from fastground.regions import Boxes
 from fastground.rows import attention_rows
 from fastground.types import HeadStats, Recipe
@@ -89,7 +88,7 @@ def attention_sum(maps: Any, *, nan: str = "raise") -> Any:
         sums: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *ANY, sums, None)
     else:
-        sums, suspect = reference.attention_sum(tensor(maps)), True
+        sums, suspect = _tensors(maps).attention_sum(tensor(maps)), True
     if strict and suspect:
         refuse(sums, infinite=True)
     return give(sums, maps)
@@ -111,8 +110,7 @@ def binarize(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = Non
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    made_by = _core.binarize, reference.binarize
-    return _foreground(take_maps(maps, nan), cut, out, "bool", *made_by)
+    return _foreground(take_maps(maps, nan), cut, out, "bool", "binarize")
 
 
 def label(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = None) -> Any:
@@ -131,8 +129,7 @@ def label(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = None) 
         TypeError: maps is no array, or neither floating nor bool.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
-    made_by = _core.label, reference.label
-    return _foreground(take_maps(maps, nan, masks=True), cut, out, "int32", *made_by)
+    return _foreground(take_maps(maps, nan, masks=True), cut, out, "int32", "label")
 
 
 def entropy(
@@ -171,7 +168,8 @@ def entropy(
         entropies: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *choices, None, entropies)
     else:
-        entropies = reference.entropy(tensor(maps), weight=weight, cut=cut, empty=empty)
+        keywords = {"weight": weight, "cut": cut, "empty": empty}
+        entropies = _tensors(maps).entropy(tensor(maps), **keywords)
         suspect = True
     if strict and suspect:
         refuse(entropies)
@@ -212,7 +210,7 @@ def head_stats(
         suspect = _core.head_stats(source(maps, shape), *choices, sums, entropies)
     else:
         keywords = {"weight": weight, "cut": cut, "empty": empty}
-        sums, entropies = reference.head_stats(tensor(maps), **keywords)
+        sums, entropies = _tensors(maps).head_stats(tensor(maps), **keywords)
         suspect = True
     if strict and suspect:
         refuse(sums, infinite=True)
@@ -311,6 +309,11 @@ def boxes(
             area, mass = rows[..., 4], rows[..., 5]
             refuse(np.where(area > 0, 0, mass))  # where one is found, a share of a sum of 0
         return Boxes(rows, from_numpy) if isinstance(maps, Tensor) else Boxes(rows)
+    if _tensors(maps) is gpu:
+        found = gpu.boxes(tensor(maps), recipe=recipe, valid=valid)
+        if strict:
+            refuse(torch.where(found.area > 0, 0, found.mass))
+        return found
     combined = reference.combine(tensor(maps), recipe=recipe)
     if strict:
         refuse_maps(combined)
@@ -318,13 +321,17 @@ def boxes(
     return found if isinstance(maps, Tensor) else Boxes(found.rows.numpy())
 
 
+def _tensors(maps: Array) -> Any:
+    """What computes where the native core for the CPU does not: the kernels, or the reference."""
+    return gpu if isinstance(maps, Tensor) and native_on_gpu(maps) else reference
+
+
 def _foreground(
     taken: tuple[Array, Shape, bool],
     cut: str,
     out: Any,
     dtype: str,
-    by_core: Callable[..., int],
-    by_reference: Callable[..., torch.Tensor],
+    operation: str,
 ) -> Any:
     """What is made of each map's foreground, a number a cell."""
     maps, shape, strict = taken
@@ -335,9 +342,9 @@ def _foreground(
     check_out(out, maps, shape, dtype)
     if native(maps):
         made = room(shape, np.dtype(dtype), out, maps, 1, strict)
-        suspect = by_core(source(maps, shape), level, made)
+        suspect = getattr(_core, operation)(source(maps, shape), level, made)
     else:
-        made, suspect = by_reference(tensor(maps), cut=cut), True
+        made, suspect = getattr(_tensors(maps), operation)(tensor(maps), cut=cut), True
     if strict and suspect:
         refuse_maps(maps)
     return give(made, maps, out)
@@ -359,7 +366,7 @@ def _combine(
         suspect = _core.combine(source(maps, shape), heads, taps, border, combined)
     else:
         groups = tensor(maps).reshape(*result_shape[:-2], heads, *shape[-2:])
-        combined, suspect = reference.combine(groups, recipe=recipe), True
+        combined, suspect = _tensors(maps).combine(groups, recipe=recipe), True
     if strict and suspect:
         refuse_maps(combined)
     return give(combined, maps, out)

@@ -1,0 +1,32 @@
+// How a kernel is started by nvcc. A test that runs kernels on the CPU brings its own such file.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+namespace fastground {
+namespace {
+
+__device__ inline void* shared_memory() {
+  extern __shared__ int4 memory[];
+  return memory;
+}
+
+// Starts a kernel on a device's stream. Returns null, or what CUDA says against it.
+template <class... Parameters, class... Arguments>
+const char* launch(void (*kernel)(Parameters...), int device, void* stream, unsigned blocks,
+                   unsigned threads, std::size_t shared_bytes, Arguments... arguments) {
+  int before = device;
+  cudaError_t error = cudaGetDevice(&before);
+  if (error == cudaSuccess && before != device) error = cudaSetDevice(device);
+  if (error == cudaSuccess) {
+    kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+    error = cudaGetLastError();
+    if (before != device) cudaSetDevice(before);
+  }
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace
+}  // namespace fastground

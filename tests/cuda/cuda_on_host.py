@@ -1,0 +1,59 @@
+"""The CUDA kernels on the CPU: their own sources, compiled with the launch.cuh of this folder."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pybind11
+from fastground import gpu
+
+ROOT = Path(__file__).parent.parent.parent
+HERE = ROOT / "tests" / "cuda"
+FLAGS = [
+    *("-std=c++20", "-O2", "-g", "-fPIC", "-shared", "-ffp-contract=off"),
+    *("-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+]
+"""Without _FORTIFY_SOURCE: it takes a jump from one fiber's stack to another's for an error."""
+
+
+def compiler():
+    """The C++ compiler; None if there is none."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+
+
+def build(folder):
+    """The path of the extension, made as fastground._cuda would be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    includes = [HERE, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    csrc = ROOT / "csrc"
+    command = [compiler(), *FLAGS, *(f"-I{path}" for path in includes), "-o", made]
+    command += ["-x", "c++", csrc / "cuda_kernels.cu", "-x", "none"]
+    command += [csrc / "cuda_bindings.cpp", csrc / "fixed_point.cpp"]
+    subprocess.run(command, check=True)
+    return made
+
+
+def load(path):
+    """The extension at this path."""
+    spec = importlib.util.spec_from_file_location("_cuda", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def kernels(module):
+    """`fastground.gpu` calls this module, with tensors of the CPU."""
+    before = gpu.cuda_core, gpu._stream
+    gpu.cuda_core, gpu._stream = module, lambda device: 0
+    gpu._table.cache_clear()
+    try:
+        yield
+    finally:
+        gpu.cuda_core, gpu._stream = before
+        gpu._table.cache_clear()

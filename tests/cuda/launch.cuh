@@ -1,0 +1,251 @@
+// What CUDA gives to kernels, on the CPU: so that the very sources of the kernels run where there
+// is no GPU. Include this file's folder before csrc/, whose launch.cuh is nvcc's.
+//
+// A block's threads are fibers of one thread. One runs until it waits for others, at a ballot, a
+// shuffle or a barrier; then the next runs, and when all of a warp (or of a block) have come, the
+// first goes on. Lanes must meet at the same kind of place, or the run ends with a message. Kernels
+// are run one block after another; what several warps do at once is done in some order, which
+// FIBER_ORDER changes.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __host__
+#define __noinline__
+#define __launch_bounds__(...)
+
+struct Index {
+  unsigned x;
+};
+inline Index threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulated {
+
+constexpr int lanes = 32;
+constexpr std::size_t stack_bytes = 64 * 1024;
+constexpr std::size_t shared_room = 48 * 1024;
+
+enum class Place { none, ballot, shuffle, warp_barrier, block_barrier };
+
+struct Fiber {
+  jmp_buf here;
+  ucontext_t begin;
+  std::vector<char> stack = std::vector<char>(stack_bytes);
+  bool started = false;
+  bool done = false;
+  Place place = Place::none;
+  std::uint64_t value = 0;   // given to the others
+  std::uint64_t number = 0;  // how many meetings this fiber has left behind
+};
+
+inline std::vector<Fiber> fibers;
+inline unsigned current;
+inline unsigned threads;
+inline jmp_buf scheduler;
+inline ucontext_t scheduler_context;
+inline std::function<void()> body;
+inline std::vector<std::uint64_t> gathered;  // of each thread, at its last meeting
+alignas(64) inline std::byte shared[shared_room];
+inline std::size_t shared_bytes;
+
+inline void fail(const char* what) {
+  std::fprintf(stderr, "block %u, thread %u: %s\n", blockIdx.x, current, what);
+  std::exit(3);
+}
+
+inline void enter() {
+  body();
+  fibers[current].done = true;
+  _longjmp(scheduler, 1);
+}
+
+// Gives a value and waits until all of the warp, or of the block, have given theirs.
+inline void meet(Place place, std::uint64_t value) {
+  Fiber& fiber = fibers[current];
+  fiber.place = place;
+  fiber.value = value;
+  if (_setjmp(fiber.here) == 0) _longjmp(scheduler, 1);
+}
+
+inline void resume(unsigned thread) {
+  current = thread;
+  threadIdx.x = thread;
+  Fiber& fiber = fibers[thread];
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.here, 1);
+  fiber.started = true;
+  getcontext(&fiber.begin);
+  fiber.begin.uc_stack.ss_sp = fiber.stack.data();
+  fiber.begin.uc_stack.ss_size = fiber.stack.size();
+  fiber.begin.uc_link = nullptr;
+  makecontext(&fiber.begin, enter, 0);
+  setcontext(&fiber.begin);
+}
+
+// Whether the threads [begin, end) wait at one place; those that are done do not count.
+inline bool all_wait(unsigned begin, unsigned end, Place& place) {
+  place = Place::none;
+  for (unsigned t = begin; t < end; ++t) {
+    if (fibers[t].done) continue;
+    if (place != Place::none && fibers[t].place != place) {
+      current = t;
+      fail("waits elsewhere than another lane of its warp");
+    }
+    place = fibers[t].place;
+  }
+  return place != Place::none;
+}
+
+inline void release(unsigned begin, unsigned end) {
+  for (unsigned t = begin; t < end; ++t) gathered[t] = fibers[t].value;
+}
+
+inline void run_warp(unsigned begin, bool backwards) {
+  for (unsigned i = 0; i < lanes; ++i) {
+    const unsigned t = begin + (backwards ? lanes - 1 - i : i);
+    if (!fibers[t].done) resume(t);
+  }
+}
+
+inline void run_block(bool backwards) {
+  for (unsigned t = 0; t < threads; ++t) {
+    fibers[t].started = fibers[t].done = false;
+    fibers[t].place = Place::none;
+  }
+  const unsigned warps = threads / lanes;
+  while (true) {
+    unsigned done = 0;
+    unsigned at_barrier = 0;
+    for (unsigned w = 0; w < warps; ++w) {
+      const unsigned begin = (backwards ? warps - 1 - w : w) * lanes;
+      while (true) {  // as far as this warp comes alone
+        run_warp(begin, backwards);
+        Place place;
+        if (!all_wait(begin, begin + lanes, place)) break;
+        release(begin, begin + lanes);
+        if (place == Place::block_barrier) break;
+      }
+      Place place;
+      const bool waits = all_wait(begin, begin + lanes, place);
+      (waits ? at_barrier : done) += 1;
+    }
+    if (done == warps) return;
+    if (done > 0 && at_barrier > 0) fail("a barrier that not all warps reach");
+  }
+}
+
+}  // namespace emulated
+
+// What kernels call.
+
+inline unsigned __ballot_sync(unsigned, bool value) {
+  const unsigned first = threadIdx.x / 32 * 32;
+  emulated::meet(emulated::Place::ballot, value);
+  unsigned bits = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    bits |= static_cast<unsigned>(emulated::gathered[first + lane] != 0) << lane;
+  }
+  return bits;
+}
+inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
+inline bool __all_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) == ~0u; }
+
+template <class T>
+T shuffled(T value, unsigned from) {
+  static_assert(sizeof(T) <= 8);
+  std::uint64_t bits = 0;
+  __builtin_memcpy(&bits, &value, sizeof value);
+  const unsigned first = threadIdx.x / 32 * 32;
+  emulated::meet(emulated::Place::shuffle, bits);
+  bits = emulated::gathered[first + from];
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int other) {
+  return shuffled(value, threadIdx.x % 32 ^ static_cast<unsigned>(other));
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+  return shuffled(value, static_cast<unsigned>(from));
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, unsigned by) {
+  const unsigned lane = threadIdx.x % 32;
+  return shuffled(value, lane >= by ? lane - by : lane);
+}
+
+inline void __syncwarp() { emulated::meet(emulated::Place::warp_barrier, 0); }
+inline void __syncthreads() { emulated::meet(emulated::Place::block_barrier, 0); }
+
+inline unsigned __popc(unsigned x) { return static_cast<unsigned>(__builtin_popcount(x)); }
+inline unsigned __brev(unsigned x) {
+  unsigned result = 0;
+  for (int i = 0; i < 32; ++i) result |= (x >> i & 1u) << (31 - i);
+  return result;
+}
+
+template <class T, class Step>
+T atomic_step(T* at, Step&& step) {
+  const T before = *at;
+  *at = step(before);
+  return before;
+}
+template <class T>
+T atomicAdd(T* at, T value) {
+  return atomic_step(at, [&](T x) { return static_cast<T>(x + value); });
+}
+template <class T>
+T atomicMin(T* at, T value) {
+  return atomic_step(at, [&](T x) { return value < x ? value : x; });
+}
+template <class T>
+T atomicMax(T* at, T value) {
+  return atomic_step(at, [&](T x) { return value > x ? value : x; });
+}
+template <class T>
+T atomicOr(T* at, T value) {
+  return atomic_step(at, [&](T x) { return static_cast<T>(x | value); });
+}
+
+namespace fastground {
+namespace {
+
+inline void* shared_memory() { return emulated::shared; }
+
+template <class... Parameters, class... Arguments>
+const char* launch(void (*kernel)(Parameters...), int, void*, unsigned blocks, unsigned threads,
+                   std::size_t shared_bytes, Arguments... arguments) {
+  if (threads % emulated::lanes != 0 || threads > 1024 || blocks == 0) return "wrong launch";
+  if (shared_bytes > emulated::shared_room) return "too much shared memory";
+  emulated::threads = threads;
+  if (emulated::fibers.size() < threads) emulated::fibers = std::vector<emulated::Fiber>(threads);
+  emulated::gathered.resize(emulated::fibers.size());
+  emulated::body = [&] { kernel(arguments...); };
+  static const bool backwards = std::getenv("FIBER_ORDER") != nullptr;
+  blockDim.x = threads;
+  gridDim.x = blocks;
+  for (unsigned block = 0; block < blocks; ++block) {
+    blockIdx.x = block;
+    // Memory holds anything at first, and nothing is written behind it.
+    for (std::size_t i = 0; i < emulated::shared_room; ++i) emulated::shared[i] = std::byte{0xa5};
+    emulated::run_block(backwards);
+    for (std::size_t i = shared_bytes; i < emulated::shared_room; ++i) {
+      if (emulated::shared[i] != std::byte{0xa5}) emulated::fail("wrote behind its shared memory");
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace fastground

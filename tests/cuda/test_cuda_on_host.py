@@ -1,0 +1,106 @@
+"""The CUDA kernels' sources, run on the CPU: a part of what `make test-exhaustive` compares."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_on_host
+import fastground as fg
+import pytest
+import torch
+from fastground import dispatch, gpu
+
+sys.path.insert(0, str(Path(__file__).parent))
+import prove_cuda
+
+pytestmark = pytest.mark.skipif(cuda_on_host.compiler() is None, reason="no C++ compiler here")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return cuda_on_host.build(tmp_path_factory.mktemp("cuda"))
+
+
+def test_kernels_equal_the_native_core_to_the_bit(built):
+    done, differ = prove_cuda.prove_all(12_000, built, most_cells=6_000)
+    assert done >= 12_000
+    assert not differ
+
+
+def test_the_order_in_which_lanes_run_does_not_matter(built):
+    """Shared memory that is read before it is written would show in the other order."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import pathlib, prove_cuda\n"
+        "_, differ = prove_cuda.prove_all(2_000, pathlib.Path(sys.argv[2]), most_cells=3_000)\n"
+        "sys.exit(bool(differ))"
+    )
+    folder = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder, str(built)],
+        env={**os.environ, "FIBER_ORDER": "backwards"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 255, 2048, 2049, 2050, 16384, 16385, 16600])
+def test_every_share_of_a_warp(built, count):
+    """Few maps are loaded by many warps, many by one each: from 2,049 and from 16,385 on."""
+    maps = torch.rand(count, 4, 3)
+    with cuda_on_host.kernels(cuda_on_host.load(built)):
+        sums, entropies = gpu.head_stats(maps)
+    expected = fg.head_stats(maps)
+    assert torch.equal(sums, expected.attention_sum) and torch.equal(entropies, expected.entropy)
+
+
+def test_any_shape_and_layout(built):
+    maps = torch.rand(2, 3, 4, 6, 5)
+    with cuda_on_host.kernels(cuda_on_host.load(built)):
+        some_maps = [maps, maps.transpose(0, 1), maps[0, 0, 0], maps[:, :, ::2], maps[:, :0]]
+        some_maps += [maps[..., 1:, ::2], maps[:, :1].expand(2, 3, 4, 6, 5)]
+        for some in some_maps:
+            assert torch.equal(gpu.entropy(some), fg.entropy(some))
+            assert torch.equal(gpu.label(some), fg.label(some))
+        wide = torch.rand(7, 100)
+        some = wide[:, 40:70].unflatten(1, (6, 5))  # rows of attention: maps lie apart
+        assert torch.equal(gpu.head_stats(some).entropy, fg.entropy(some))
+        assert torch.equal(gpu.boxes(some).rows, fg.boxes(some).rows)
+
+
+def test_bindings_refuse_what_they_cannot_run(built):
+    module = cuda_on_host.load(built)
+    maps, room = torch.rand(4, 6, 5), torch.empty(4)
+    batch, where = (maps.data_ptr(), 3, 4, 6, 5, 30), (0, 0, 0, 0)
+    for wrong in [(0, 3, 4, 0, 5, 30), (0, 3, 4, 6, 257, 30), (0, 3, -1, 6, 5, 30)]:
+        with pytest.raises(ValueError, match="1 to 256"):
+            module.binarize(wrong, 0, where, room.data_ptr())
+    with pytest.raises(ValueError, match="no choice has the number 3"):
+        module.binarize(batch, 3, where, room.data_ptr())
+    with pytest.raises(ValueError, match="must not be bool"):
+        module.binarize((0, 0, 4, 6, 5, 30), 0, where, room.data_ptr())
+
+
+class OnCuda:
+    """All that `dispatch` asks of maps."""
+
+    is_cpu, is_cuda, device = False, True, "cuda:0"
+
+
+def test_a_build_without_kernels_says_how_to_have_them(monkeypatch):
+    monkeypatch.delenv("FASTGROUND_IMPLEMENTATION", raising=False)
+    monkeypatch.setattr(dispatch, "cuda_core", None)
+    with pytest.raises(RuntimeError, match=r"maps are on cuda:0, .* FASTGROUND_CUDA=ON \. ; or"):
+        dispatch.native_on_gpu(OnCuda())
+    monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", "reference")
+    assert dispatch.native_on_gpu(OnCuda()) is False
+
+
+def test_a_build_with_kernels_takes_cuda_tensors(monkeypatch):
+    monkeypatch.setattr(dispatch, "cuda_core", object())
+    for name, taken in {"": True, "native": True, "reference": False}.items():
+        monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", name)
+        assert dispatch.native(OnCuda()) is False
+        assert dispatch.native_on_gpu(OnCuda()) is taken
+    monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", "portable")
+    with pytest.raises(ValueError, match="needs maps on the CPU, but got cuda:0"):
+        dispatch.native(OnCuda())
