@@ -395,6 +395,14 @@ def test_a_list_of_lines(photos):
         assert read[2].kind == "animal" and read[5].box is None and read[5].mask is None
 
 
+def test_where_some_lines_have_no_id_none_counts(photos):
+    path = lines(photos, {**MUG, "id": 1}, MUG, {**MUG, "id": 7})
+    read = list(datasets.load("listed", data=path, num_samples=None))
+    assert [s.sample_id for s in read] == [0, 1, 2]
+    path = lines(photos, {**MUG, "id": 1}, {**MUG, "id": 7})
+    assert [s.sample_id for s in datasets.load("listed", data=path)] == [1, 7]
+
+
 def test_a_coco_style_file(photos):
     facts = {
         "images": [

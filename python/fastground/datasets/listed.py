@@ -58,7 +58,8 @@ def annotated_images(
         named.setdefault(str(record["image"]), []).append((where, record))
     if not named:
         raise ValueError(f"split {split!r} must have lines, but {path} has none of it")
-    whole = all(isinstance(i, int) for i in ids)
+    # Numbers given here beside ids given there could be the same.
+    whole = len(ids) == sum(map(len, named.values())) and all(isinstance(i, int) for i in ids)
     found: list[AnnotatedImage] = []
     number = 0
     for name, members in named.items():
