@@ -5,7 +5,7 @@
 
 A run that is stopped goes on where it was (`runs.py`): shards that are there are not done again,
 and their images not opened. A GPU is never waited for but where a shard is whole: the numbers go to
-the host beside its work. Where samples have masks it is, image by image, for each head's IoU.
+the host beside its work; where samples have masks, each head's IoU with them, too.
 Shards are made here, one after another, or by actors of Ray Data on many GPUs (`cluster.py`).
 """
 
@@ -27,7 +27,7 @@ import torch
 from fastground import cluster, models, ops, packing, runs
 from fastground.ahead import Unreadable, default_workers, read_ahead
 from fastground.attention import attention_of_encoded, check_finite
-from fastground.metrics import map_iou
+from fastground.metrics import iou_in_cells, mask_in_cells
 from fastground.models import LVLM
 from fastground.ranking import rank_table
 from fastground.shards import Key, Skipped, key
@@ -306,7 +306,8 @@ def _measure(
     keys: list[Key] = []
     skipped: list[Skipped] = []
     coming: list[HeadStats] = []
-    ious: list[np.ndarray] = []
+    ious: list[torch.Tensor] = []
+    masked: list[bool] = []
 
     def encoded() -> Iterator[Encoded]:
         for _, group, image in images:
@@ -322,7 +323,8 @@ def _measure(
             check_finite(lvlm, attention.sums)  # at once, not after a thousand samples
         stats = head_statistics(attention, recipe, nan="propagate")
         coming.append(HeadStats(*(part.to("cpu", non_blocking=True) for part in stats)))
-        ious.append(_ious(attention, group, recipe, shape))
+        ious.append(_ious(attention, group, recipe).to("cpu", non_blocking=True))
+        masked += [sample.mask is not None for sample in group]
         keys += map(key, group)
         watch.count(len(group))
     if not coming:
@@ -333,22 +335,26 @@ def _measure(
     sums, entropies = (torch.cat(parts) for parts in zip(*coming, strict=True))
     check_finite(lvlm, sums)
     table = head_table(HeadStats(sums, entropies), attention.heads, shape)
-    matrices = {"sums": table[0], "entropies": table[1], "ious": np.concatenate(ious)}
-    if np.isnan(matrices["ious"]).all():
-        del matrices["ious"]
+    matrices = {"sums": table[0], "entropies": table[1]}
+    if any(masked):
+        matrices["ious"] = on_table(torch.cat(ious), attention.heads, shape, 0)
+        matrices["ious"][~np.array(masked)] = np.nan
     return _Measured(keys, skipped, matrices)
 
 
-def _ious(
-    attention: AttentionMaps, group: list[Sample], recipe: Recipe, shape: tuple[int, int]
-) -> np.ndarray:
-    """(samples, layers, heads) float32: each head's IoU with the mask; nan where there is none."""
-    ious = np.full((len(group), *shape), np.nan, dtype=np.float32)
-    masks = [sample.mask for sample in group]
-    if any(mask is not None for mask in masks):
-        foreground = ops.binarize(attention.maps, cut=recipe.cut).cpu().numpy()
-        for i, (sample, mask) in enumerate(zip(group, masks, strict=True)):
-            if mask is not None:
-                iou = map_iou(foreground[i], mask, attention.layout, sample.ignore)
-                ious[i] = on_table(iou, attention.heads, shape, 0)
+def _ious(attention: AttentionMaps, group: list[Sample], recipe: Recipe) -> torch.Tensor:
+    """(samples, heads) float32: each head's IoU with the mask; 0 where there is none."""
+    maps = attention.maps
+    ious = torch.zeros(maps.shape[:2], device=maps.device)
+    if all(sample.mask is None for sample in group):
+        return ious
+    foreground = ops.binarize(maps, cut=recipe.cut, nan="propagate")
+    for i, sample in enumerate(group):
+        if sample.mask is not None:
+            counts, area = mask_in_cells(sample.mask, attention.layout, sample.ignore)
+            pixels = torch.from_numpy(counts)
+            if maps.is_cuda:  # a copy out of other memory waits
+                pixels = pixels.pin_memory()
+            pixels = pixels.to(maps.device, non_blocking=True)
+            ious[i] = iou_in_cells(foreground[i].double(), pixels, area)
     return ious

@@ -145,6 +145,20 @@ def map_iou(foreground: Any, mask: Any, layout: ImageLayout, ignore: Any = None)
     Raises:
         ValueError: the mask's shape is not the layout's image size.
     """
+    cells = np.asarray(foreground, dtype=np.float64)
+    return iou_in_cells(cells, *mask_in_cells(mask, layout, ignore))
+
+
+def mask_in_cells(mask: Any, layout: ImageLayout, ignore: Any = None) -> tuple[np.ndarray, float]:
+    """All that `iou_in_cells` asks of a mask.
+
+    Args:
+        mask, layout, ignore: as in `map_iou`, like what is raised.
+
+    Returns:
+        (grid_h * grid_w, 2) float64: of each cell the pixels in the mask, and all that count. And
+        how many the mask has in all.
+    """
     mask = np.asarray(mask, dtype=bool)
     if mask.shape != layout.image_size:
         raise ValueError(
@@ -160,11 +174,22 @@ def map_iou(foreground: Any, mask: Any, layout: ImageLayout, ignore: Any = None)
         mask = mask & ~np.asarray(ignore, dtype=bool)
         pixels = pixels - rows @ np.asarray(ignore, dtype=bool) @ columns.T
     inside = rows @ mask @ columns.T
-    cells = np.asarray(foreground, dtype=np.float64)
-    cells = cells.reshape(*cells.shape[:-2], -1)
-    intersection = cells @ inside.reshape(-1)
-    union = cells @ pixels.reshape(-1) + mask.sum() - intersection
-    return np.divide(intersection, union, out=np.zeros(union.shape), where=union > 0)
+    return np.stack([inside.reshape(-1), pixels.reshape(-1)], axis=-1), float(mask.sum())
+
+
+def iou_in_cells(foreground: Any, pixels: Any, area: Any) -> Any:
+    """As `map_iou`: whole numbers until the division, and so the same ones wherever it is done.
+
+    Args:
+        foreground: (..., grid_h, grid_w) float64 of 0 and 1, a NumPy array or a torch tensor.
+        pixels, area: from `mask_in_cells`, the pixels likewise.
+
+    Returns:
+        (...) float64 of the same kind.
+    """
+    counts = foreground.reshape(*foreground.shape[:-2], -1) @ pixels
+    intersection = counts[..., 0]
+    return intersection / (counts[..., 1] + area - intersection).clip(1)
 
 
 def spearman(a: Any, b: Any) -> float:
