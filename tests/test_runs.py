@@ -221,7 +221,11 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
     samples[4].image.save(broken)
     broken.write_bytes(broken.read_bytes()[:300])
     bad = [
-        dataclasses.replace(s, image={1: missing, 2: str(broken)}.get(s.image_id, s.image))
+        dataclasses.replace(
+            s,
+            sample_id=np.int64(s.sample_id),
+            image={1: missing, 2: str(broken)}.get(s.image_id, s.image),
+        )
         for s in samples
     ]
     for out in (tmp_path / "bad", tmp_path / "bad", None):  # the second from the shards

@@ -271,7 +271,7 @@ class _Watch:
             self.progress(self.done)
 
     def skip(self, group: list[Sample], reason: str) -> list[Skipped]:
-        skipped = [(s.sample_id, s.image_id, reason) for s in group]
+        skipped = [(int(s.sample_id), int(s.image_id), reason) for s in group]  # NumPy's, too
         self.skipped += skipped
         self.count(len(group))
         self._judge(max(self.done, GRACE))
@@ -356,5 +356,6 @@ def _ious(attention: AttentionMaps, group: list[Sample], recipe: Recipe) -> torc
             if maps.is_cuda:  # a copy out of other memory waits
                 pixels = pixels.pin_memory()
             pixels = pixels.to(maps.device, non_blocking=True)
-            ious[i] = iou_in_cells(foreground[i].double(), pixels, area)
+            cells = foreground[i].view(torch.uint8).double()  # on a CPU slow straight from bool
+            ious[i] = iou_in_cells(cells, pixels, area)
     return ious

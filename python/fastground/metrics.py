@@ -156,7 +156,7 @@ def mask_in_cells(mask: Any, layout: ImageLayout, ignore: Any = None) -> tuple[n
         mask, layout, ignore: as in `map_iou`, like what is raised.
 
     Returns:
-        (grid_h * grid_w, 2) float64: of each cell the pixels in the mask, and all that count. And
+        (2, grid_h * grid_w) float64: of each cell the pixels in the mask, and all that count. And
         how many the mask has in all.
     """
     mask = np.asarray(mask, dtype=bool)
@@ -174,7 +174,7 @@ def mask_in_cells(mask: Any, layout: ImageLayout, ignore: Any = None) -> tuple[n
         mask = mask & ~np.asarray(ignore, dtype=bool)
         pixels = pixels - rows @ np.asarray(ignore, dtype=bool) @ columns.T
     inside = rows @ mask @ columns.T
-    return np.stack([inside.reshape(-1), pixels.reshape(-1)], axis=-1), float(mask.sum())
+    return np.stack([inside.reshape(-1), pixels.reshape(-1)]), float(mask.sum())
 
 
 def iou_in_cells(foreground: Any, pixels: Any, area: Any) -> Any:
@@ -187,9 +187,9 @@ def iou_in_cells(foreground: Any, pixels: Any, area: Any) -> Any:
     Returns:
         (...) float64 of the same kind.
     """
-    counts = foreground.reshape(*foreground.shape[:-2], -1) @ pixels
-    intersection = counts[..., 0]
-    return intersection / (counts[..., 1] + area - intersection).clip(1)
+    cells = foreground.reshape(*foreground.shape[:-2], -1)
+    intersection = cells @ pixels[0]
+    return intersection / (cells @ pixels[1] + area - intersection).clip(1)
 
 
 def spearman(a: Any, b: Any) -> float:
