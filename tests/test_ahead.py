@@ -90,10 +90,12 @@ def test_the_table_is_the_same_with_workers(tmp_path, workers):
 def test_files_are_opened_by_workers_and_bad_ones_listed(folder, tmp_path, monkeypatch):
     for name, content in (("02", b"no image"), ("05", b"")):
         (folder / "train2014" / f"COCO_train2014_0000000000{name}.jpg").write_bytes(content)
-    here = gather(tmp_path / "here", in_files(folder), workers=0, max_bad=0.9)
+    with pytest.warns(UserWarning, match="were not"):
+        here = gather(tmp_path / "here", in_files(folder), workers=0, max_bad=0.9)
     assert {s[1] for s in here.skipped} == {2, 5} and "Pillow can read" in here.skipped[0][2]
     monkeypatch.setattr(Photo, "image", property(opened_by(os.getpid())))
-    there = gather(tmp_path / "there", in_files(folder), workers=2, max_bad=0.9)
+    with pytest.warns(UserWarning, match="were not"):
+        there = gather(tmp_path / "there", in_files(folder), workers=2, max_bad=0.9)
     assert same(there, here) and there.skipped == here.skipped
 
 

@@ -229,7 +229,8 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
         for s in samples
     ]
     for out in (tmp_path / "bad", tmp_path / "bad", None):  # the second from the shards
-        table = gather(out, bad, max_bad=0.5)
+        with pytest.warns(UserWarning, match="5 of 11 were not; the first is .* left out"):
+            table = gather(out, bad, max_bad=0.5)
         assert table.sample_ids.tolist() == [0, 1, 2, 8, 9, 10]
         assert [s[:2] for s in table.skipped] == [(3, 1), (4, 1), (5, 1), (6, 1), (7, 2)]
         assert "none at" in table.skipped[0][2] and "broken.jpg" in table.skipped[4][2]

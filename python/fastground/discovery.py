@@ -11,6 +11,7 @@ Shards are made here, one after another, or by actors of Ray Data on many GPUs (
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
@@ -82,7 +83,8 @@ def discover(
         out: a folder for the ranking and the table it is made from, which grows shard by shard;
             stopped at any instant, the next run with the same folder goes on. Needs pyarrow.
         resume: whether the folder may hold shards of an earlier run.
-        max_bad: the largest share of samples whose image may be unreadable; they are skipped.
+        max_bad: the largest share of samples whose image may be unreadable; they are skipped,
+            with a warning at the end.
         max_tokens: most tokens of one forward, over all of its images.
         workers: processes that read images ahead of the model. By default as many as there are
             cores for beside a GPU, and 0 where the model runs on the CPU itself.
@@ -284,17 +286,28 @@ class _Watch:
         self._judge(self.done)
         if len(self.skipped) == self.done:
             self._judge(0)
+        if self.skipped:
+            warnings.warn(
+                f"images must be readable, but {self._told()}; they are left out, and listed as "
+                "skipped in the table",
+                stacklevel=4,
+            )
         if self.progress is not None:
             self.progress(self.done)
 
     def _judge(self, of: int) -> None:
         if len(self.skipped) > self.max_bad * of:
-            sample_id, image_id, reason = self.skipped[0]
             raise ValueError(
                 f"images must be readable but for max_bad={self.max_bad:g} of the samples, but "
-                f"{len(self.skipped)} of {self.done} were not; the first is sample_id {sample_id}, "
-                f"image_id {image_id}: {reason}; mend the images or raise max_bad"
+                f"{self._told()}; mend the images or raise max_bad"
             )
+
+    def _told(self) -> str:
+        sample_id, image_id, reason = self.skipped[0]
+        return (
+            f"{len(self.skipped)} of {self.done} were not; the first is sample_id {sample_id}, "
+            f"image_id {image_id}: {reason}"
+        )
 
 
 def _measure(
