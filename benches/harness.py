@@ -30,7 +30,10 @@ from rich.table import Table
 
 FLOOR = "floor: one plain read"
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "numpy", "scipy", "opencv-python-headless", "numba", "transformers", "triton")
+PACKAGES = (
+    "torch", "numpy", "scipy", "opencv-python-headless", "numba", "transformers", "triton",
+    "cupy-cuda12x", "cupy-cuda13x", "kornia",
+)  # fmt: skip
 
 
 def _when_done() -> float:
@@ -243,6 +246,7 @@ def machine() -> dict[str, str]:
     }
     if torch.cuda.is_available():
         card["gpu"] = torch.cuda.get_device_name()
+        card["cuda"] = f"{torch.version.cuda}; kernels {_core.build_info()['cuda']}"
     for package in ("fastground", *PACKAGES):
         try:
             card[package] = version(package)

@@ -231,12 +231,13 @@ __device__ KeptRegion keep_all(BoxesMemory<Words>& w) {
 
 // The box of the map w.combiner.combined(), whose cells sum to `all`.
 template <int Words>
-__device__ Box box_of(BoxesMemory<Words>& w, double all, const BoxesCall& call, const bool* valid) {
+__device__ Box box_of(BoxesMemory<Words>& w, double all, const BoxesCall& call,
+                      const std::uint8_t* valid) {
   const int grid_w = w.regions.grid_w;
   const int count = w.regions.grid_h * grid_w;
   const float* cells = w.combiner.combined();
   if (!is_finite(all)) return {0, 0, 0, 0, 0, NAN, NAN};
-  const auto counts = [&](int i) { return valid == nullptr || valid[i]; };
+  const auto counts = [&](int i) { return valid == nullptr || valid[i] != 0; };
   int num_valid = 0;
   for (int i = this_lane(); i < count; i += warp_size) num_valid += counts(i);
   num_valid = sum_of_lanes(num_valid);
@@ -288,7 +289,7 @@ __global__ void __launch_bounds__(warp_size, 16)
   const std::int64_t groups = call.maps.count / call.heads;
   for (std::int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
     const double all = w.combiner.combine(call.maps, group * call.heads, call.heads, call.filter);
-    const bool* valid = call.valid.data == nullptr ? nullptr : call.valid.map<bool>(group);
+    const auto* valid = call.valid.data == nullptr ? nullptr : call.valid.map<std::uint8_t>(group);
     const Box box = box_of(w, all, call, valid);
     if (this_lane() == 0) call.out[group] = box;
     __syncwarp();

@@ -127,11 +127,11 @@ std::size_t workspace_bytes(const std::string& operation, int grid_h, int grid_w
   throw std::invalid_argument("no operation is called " + operation);
 }
 
+// Of every number of cells: the logarithm of a GPU may round elsewhere than that of the CPU.
 py::array_t<std::int64_t> n_ln_n_of_all() {
-  py::array_t<std::int64_t> table(n_ln_n_known);
-  for (int n = 0; n < n_ln_n_known; ++n) {
-    table.mutable_at(n) = static_cast<std::int64_t>(n_ln_n_table[n]);
-  }
+  constexpr int known = max_grid * max_grid + 1;
+  py::array_t<std::int64_t> table(known);
+  for (int n = 0; n < known; ++n) table.mutable_at(n) = static_cast<std::int64_t>(n_ln_n(n));
   return table;
 }
 

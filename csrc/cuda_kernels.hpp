@@ -28,7 +28,7 @@ struct CudaCall {
   int device;
   void* stream;
   void* workspace;              // of cuda_workspace_bytes on the device; may be null if that is 0
-  const std::uint64_t* n_ln_n;  // the table of fixed_point.hpp, on the device
+  const std::uint64_t* n_ln_n;  // fixed_point.hpp's, of 0 to 256 x 256 cells, on the device
 };
 
 // Working memory for `count` results, beyond what a block of threads has; most often none.

@@ -2,8 +2,7 @@
 #pragma once
 
 #include <cmath>
-
-#include "anywhere.hpp"
+#include <cstdint>
 
 namespace fastground {
 
@@ -15,7 +14,7 @@ extern const std::uint64_t* const n_ln_n_table;
 
 namespace {
 
-FASTGROUND_ANYWHERE inline std::uint64_t compute_n_ln_n(int n) {
+inline std::uint64_t compute_n_ln_n(int n) {
   return static_cast<std::uint64_t>(
       std::round(n * std::log(static_cast<double>(n)) / fixed_point_unit));
 }

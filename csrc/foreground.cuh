@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(warp_size, 16)
   const Regions<Words>& regions = w.regions;
   for (std::int64_t index = blockIdx.x; index < maps.count; index += gridDim.x) {
     if (maps.dtype == Dtype::boolean) {
-      const bool* cells = maps.map<bool>(index);
-      write_stream(count, w.stream, [&](int i) { return cells[i]; });
+      const auto* cells = maps.map<std::uint8_t>(index);
+      write_stream(count, w.stream, [&](int i) { return cells[i] != 0; });
     } else {
       const AnyCells cells = maps.any(index);
       const double level = level_of(cells, count, sum_of(cells, count), cut);

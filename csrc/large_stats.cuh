@@ -32,18 +32,15 @@ __device__ float entropy_by_area(LargeStats<Words>& w, const StatsCall& call) {
     atomicAdd(&w.areas[regions.roots[place]], regions.cells_of(strip, run));
   });
   __syncwarp();
-  const auto n_ln_n_of = [&](int n) {
-    return n < n_ln_n_known ? call.n_ln_n[n] : compute_n_ln_n(n);
-  };
   int cells = 0;
   unsigned long long sum = 0;
   for (int i = this_lane(); i < regions.places(); i += warp_size) {
     cells += w.areas[i];
-    sum += n_ln_n_of(w.areas[i]);
+    sum += call.n_ln_n[w.areas[i]];
   }
   cells = sum_of_lanes(cells);
   sum = sum_of_lanes(sum);
-  return entropy_of_areas(cells, n_ln_n_of(cells), sum, call.nothing);
+  return entropy_of_areas(cells, call.n_ln_n[cells], sum, call.nothing);
 }
 
 // Masses are added up in the order of the CPU's, by one lane.

@@ -24,6 +24,8 @@ const char* launch(void (*kernel)(Parameters...), int device, void* stream, unsi
     kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
     error = cudaGetLastError();
     if (before != device) cudaSetDevice(before);
+  } else {
+    cudaGetLastError();  // so that it is not told of the next launch once more
   }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "anywhere.hpp"
 #include "fixed_point.hpp"
 
 namespace fastground {

@@ -98,7 +98,7 @@ struct StatsCall {
   Maps maps;
   Cut cut;
   float nothing;                // the entropy of a map without foreground
-  const std::uint64_t* n_ln_n;  // as fixed_point.hpp knows it
+  const std::uint64_t* n_ln_n;  // of as many cells as the largest grid has
   float* sums;                  // or null
   float* entropies;
 };

@@ -244,6 +244,9 @@ def attention_rows(
     page = 0 if block_table is None else key.shape[2]
     T = key.shape[2] if block_table is None else page * block_table.shape[1]
     G, table = _table(heads, H // key.shape[1], device)
+    starts = _offsets(offsets, device)
+    if query.is_cuda and torch.cuda.is_current_stream_capturing():
+        _read_by_graphs.append((table, starts))
     K, C = len(table[2]), len(heads)
     P = R if phrases is None else phrases.shape[1]
     told = range(T) if tokens is None else tokens
@@ -271,7 +274,7 @@ def attention_rows(
             query,
             key,
             query if visible is None else visible,
-            _offsets(offsets, device),
+            starts,
             query if block_table is None else block_table,
             *table,
             logits,
@@ -333,6 +336,10 @@ def tile_sizes(rows, head_dim, upcast):
         "BLOCK_D": block_d,
         "num_warps": 4 if many or block_m == 16 else 8,
     }
+
+
+_read_by_graphs = []
+"""Tables and offsets that a captured graph reads at each replay; the caches may forget them."""
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ together, on the device.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -170,7 +170,7 @@ def _stream(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream
 
 
-@lru_cache
+@cache
 def _table(device: torch.device) -> torch.Tensor:
     return _upload(cuda_core.n_ln_n(), device)
 
@@ -180,14 +180,27 @@ def _taps(kernel_size: int, sigma: float) -> np.ndarray:
     return np.array(gaussian(kernel_size, sigma))
 
 
-@lru_cache
+@cache
 def _weights(device: torch.device, kernel_size: int, sigma: float) -> torch.Tensor:
     return _upload(_taps(kernel_size, sigma), device)
 
 
 def _upload(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The numbers on the device, for good, and there before any stream asks for them."""
+    """The numbers on the device, for good, and there before any stream asks for them.
+
+    For good: graphs know their address. Two threads may come here at once, and both go on with
+    their own.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "the first call on a device, or with another filter, must be made before a CUDA graph "
+            "is captured, but came while one is; make the same call once before"
+        )
     there = torch.from_numpy(numbers).to(device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    _uploaded.append(there)
     return there
+
+
+_uploaded: list[torch.Tensor] = []

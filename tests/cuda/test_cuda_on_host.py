@@ -1,5 +1,6 @@
 """The CUDA kernels' sources, run on the CPU: a part of what `make test-exhaustive` compares."""
 
+import math
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import cuda_on_host
 import fastground as fg
+import numpy as np
 import pytest
 import torch
 from fastground import dispatch, gpu
@@ -65,6 +67,29 @@ def test_any_shape_and_layout(built):
         some = wide[:, 40:70].unflatten(1, (6, 5))  # rows of attention: maps lie apart
         assert torch.equal(gpu.head_stats(some).entropy, fg.entropy(some))
         assert torch.equal(gpu.boxes(some).rows, fg.boxes(some).rows)
+
+
+def test_a_region_of_more_cells_than_the_cpus_table_has(built):
+    maps = torch.rand(1, 256, 200)
+    maps[:, 140:].mul_(1e-3)
+    with cuda_on_host.kernels(cuda_on_host.load(built)):
+        assert torch.equal(gpu.entropy(maps), fg.entropy(maps))
+        assert gpu.cuda_core.n_ln_n().view("uint64")[-1] == round(2**64 * math.log(2))
+
+
+def test_cells_of_masks_are_set_by_any_byte_but_0(built):
+    masks = torch.randint(0, 3, (5, 6, 5), dtype=torch.uint8).mul(127).view(torch.bool)
+    with cuda_on_host.kernels(cuda_on_host.load(built)):
+        assert torch.equal(gpu.label(masks), fg.label(masks))
+        found = gpu.boxes(torch.ones(5, 1, 6, 5) + torch.eye(6)[:, :5], valid=masks).rows
+    expected = fg.boxes(torch.ones(5, 1, 6, 5) + torch.eye(6)[:, :5], valid=masks).rows
+    assert torch.equal(found, expected)
+
+
+def test_a_first_call_in_a_capture_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"before a CUDA graph .* the same call once before"):
+        gpu._upload(np.zeros(3), torch.device("cuda", 0))
 
 
 def test_bindings_refuse_what_they_cannot_run(built):
