@@ -213,10 +213,15 @@ def split(readme: str, begin: str = BEGIN, end: str = END) -> tuple[str, str, st
 
 
 def newest() -> Path:
-    """The results file with the latest run."""
-    files = {
-        path: max(run["date"] for run in json.loads(path.read_text()).values())
+    """The results file with the latest run, of those that the tables can be written from."""
+    found = {
+        path: json.loads(path.read_text())
         for path in (ROOT / "benches" / "results").glob("*-cores.json")
+    }
+    files = {
+        path: max(run["date"] for run in runs.values())
+        for path, runs in found.items()
+        if "entropy" in runs
     }
     if not files:
         raise SystemExit("benches/results: no results yet; `make bench` writes them")
