@@ -70,6 +70,10 @@ def test_nothing_is_asked_again_of_what_is_done(tmp_path, monkeypatch):
     ("change", "says"),
     [
         ({"baseline": "text-box"}, "baseline must be None"),
+        (
+            {"options": {"masks": False}},
+            r"options must be \{\}, with which .* got \{'masks': False",
+        ),
         ({"resume": False}, "must hold no run where resume is False"),
     ],
 )
@@ -87,6 +91,28 @@ def test_a_folder_of_something_else_is_refused(tmp_path, change, says):
         gather(tmp_path, ranking=smoothed)
     with pytest.raises(ValueError, match=r"written by fastground discover --out, but .*evaluate"):
         runs.load(tmp_path)
+
+
+def greedily(tau=0.2, **changes):
+    """The small world's ranking, choosing heads in every sample."""
+    recipe = small_world.RECIPE.replace(selection="greedy", **changes)
+    return dataclasses.replace(small_world.ranking(), recipe=recipe, tau=tau)
+
+
+def test_greedy_choice_is_of_the_same_heads_or_the_folder_is_refused(tmp_path):
+    made = gather(tmp_path, ranking=greedily())
+    assert same(gather(tmp_path, ranking=greedily()), made)
+    heads = small_world.ranking().heads
+    low = dataclasses.replace(heads[0], attention_sum=0.01)
+    other = dataclasses.replace(greedily(), heads=(low, *heads[1:]))
+    with pytest.raises(ValueError, match=r"kept_heads must be '\d+ of 12, "):
+        gather(tmp_path, ranking=other)
+
+
+def test_greedy_choice_by_a_samples_own_sums_needs_no_tau(tmp_path):
+    ranking = greedily(tau=float("nan"), scope="sample")
+    made = gather(tmp_path, ranking=ranking)
+    assert same(gather(tmp_path, ranking=ranking), made)
 
 
 def test_a_grounder_without_a_model_keeps_no_folder(tmp_path):
