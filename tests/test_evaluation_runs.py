@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,23 @@ def test_a_folder_of_something_else_is_refused(tmp_path, change, says):
         gather(tmp_path, ranking=smoothed)
     with pytest.raises(ValueError, match=r"written by fastground discover --out, but .*evaluate"):
         runs.load(tmp_path)
+
+
+def whole(_, groundings, recipe):
+    return [np.ones(g.mask.shape, dtype=bool) for g in groundings]
+
+
+def test_a_segmenter_is_known_again_and_another_is_refused(tmp_path):
+    def gathered(segmenter):
+        made = Grounder(small_world.lvlm(), small_world.ranking(), segmenter=segmenter)
+        return evaluate(made, small_world.samples(), out=tmp_path)
+
+    first = gathered(whole)
+    again = types.FunctionType(whole.__code__, globals(), "whole")  # as in another process
+    assert repr(again) != repr(whole) and same(gathered(again), first)
+    for segmenter in (None, lambda *_: []):
+        with pytest.raises(ValueError, match="segmenter must be '<function whole>'"):
+            gathered(segmenter)
 
 
 def greedily(tau=0.2, **changes):

@@ -12,6 +12,7 @@ stopped.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from hashlib import blake2b
@@ -188,8 +189,12 @@ def _about(
 
 
 def _named(segmenter: Any) -> str:
-    """A segmenter by what it says of itself, and by its weights where it has any."""
+    """A segmenter by what it says of itself, and by its weights where it has any.
+
+    Not by its address, which no later process has again.
+    """
+    name = re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(segmenter))
     weights = getattr(getattr(getattr(segmenter, "model", None), "model", None), "state_dict", None)
     if weights is None:
-        return repr(segmenter)
-    return f"{segmenter!r} {runs.fingerprint(weights().items())}"
+        return name
+    return f"{name} {runs.fingerprint(weights().items())}"

@@ -147,7 +147,8 @@ def ranking_table(ranking: HeadRanking, rows: int = 10) -> Table:
     table = _table(
         f"heads of {ranking.checkpoint} on {ranking.num_samples:,} expressions of {where}",
         ("head", "elected in", "± trials", "attention sum", "entropy"),
-        f"attention-sum threshold {ranking.tau:.3f}; bold: the {ranking.recipe.k} chosen",
+        f"attention-sum threshold {ranking.tau:.3f}; bold: the {ranking.recipe.k} chosen\n"
+        f"{recipe_line(ranking.recipe)}",
     )
     for place, ranked in enumerate(ranking.heads[: max(rows, ranking.recipe.k)]):
         table.add_row(
@@ -210,11 +211,10 @@ def comparison_rows(comparison: Any) -> list[list[str]]:
 def comparison_table(comparison: Any) -> Table:
     """The method, bold, beside what it must beat; or the rows of a paper's table."""
     names, *lines = comparison_rows(comparison)
-    low, high = (100 * v for v in comparison.rows[0].scores.interval)
     table = _table(
         f"{comparison.num_samples:,} held-out expressions", tuple(names),
-        f"percent, but for the mean IoU; 95 % of the first row's Acc@0.5: {low:.1f} to {high:.1f}\n"
-        f"{recipe_line(comparison.recipe)}",
+        "percent, but for the mean IoU; 95 % of the first row's Acc@0.5: "
+        f"{_span(comparison.rows[0].scores.interval)}\n{recipe_line(comparison.recipe)}",
     )  # fmt: skip
     for i, line in enumerate(lines):
         table.add_row(*line, style="bold" if i == 0 else None)

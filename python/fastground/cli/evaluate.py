@@ -96,7 +96,8 @@ def evaluate(
             found, heads = grounder.ranking, None
             if run is not None:
                 heads = runs.load(run)
-                found = rank_table(heads, grounder.recipe, seed=seed)
+                trials = len(found.trials)
+                found = rank_table(heads, grounder.recipe, trials=trials, seed=seed)
             elif found.recipe != grounder.recipe:
                 found = replace(found, recipe=grounder.recipe)
             if table == "heads":
