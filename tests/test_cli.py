@@ -164,9 +164,13 @@ def test_evaluate_scores_and_compares(capsys, model, heads):
     scores = strict(out)["scores"]
     assert code == 0 and scores["num_samples"] == 8 and 0 <= scores["accuracy"] <= 1
     code, out, _ = run(capsys, "evaluate", *options)
-    assert code == 0 and "Acc@0.5" in out
-    code, out, _ = run(capsys, "evaluate", *options, "--table", "heads")
+    assert code == 0 and "Acc@0.5" in out and "recipe: paper" in out
+    code, out, _ = run(capsys, "evaluate", *options, "--profile", "repo-2025-06")
+    assert code == 0 and "3 heads, own for each sample" in out and "recipe: repo-2025-06" in out
+    sigma = ("--recipe", "sigma=2.0")
+    code, out, _ = run(capsys, "evaluate", *options, "--table", "heads", *sigma)
     assert code == 0 and "3 random heads" in out and "trials" in out
+    assert "recipe: paper, but" in out and "sigma=2.0" in out
 
 
 @pytest.mark.parametrize(
@@ -332,6 +336,7 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["evaluate", "{model}", "--ranking", "nowhere"], "nowhere"),
         (["evaluate", "{model}", "--table", "heads"], "--ranking FOLDER"),
         (["evaluate", "{model}", "--table", "5"], "--ranking FOLDER"),
+        (["evaluate", "{model}", "--ranking", "{model}", "--table", "heads"], "--ranking FOLDER"),
         (["report", "nowhere"], "nowhere"),
         (["report", "{heads}", "--format", "bmp"], "png, svg, pdf"),
         (["report", "{heads}/ranking.json", "--recipe", "k=2"], "need a run's table"),

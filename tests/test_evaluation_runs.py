@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,10 @@ def test_nothing_is_asked_again_of_what_is_done(tmp_path, monkeypatch):
     ("change", "says"),
     [
         ({"baseline": "text-box"}, "baseline must be None"),
+        (
+            {"options": {"masks": False}},
+            r"options must be \{\}, with which .* got \{'masks': False",
+        ),
         ({"resume": False}, "must hold no run where resume is False"),
     ],
 )
@@ -87,6 +92,45 @@ def test_a_folder_of_something_else_is_refused(tmp_path, change, says):
         gather(tmp_path, ranking=smoothed)
     with pytest.raises(ValueError, match=r"written by fastground discover --out, but .*evaluate"):
         runs.load(tmp_path)
+
+
+def whole(_, groundings, recipe):
+    return [np.ones(g.mask.shape, dtype=bool) for g in groundings]
+
+
+def test_a_segmenter_is_known_again_and_another_is_refused(tmp_path):
+    def gathered(segmenter):
+        made = Grounder(small_world.lvlm(), small_world.ranking(), segmenter=segmenter)
+        return evaluate(made, small_world.samples(), out=tmp_path)
+
+    first = gathered(whole)
+    again = types.FunctionType(whole.__code__, globals(), "whole")  # as in another process
+    assert repr(again) != repr(whole) and same(gathered(again), first)
+    for segmenter in (None, lambda *_: []):
+        with pytest.raises(ValueError, match="segmenter must be '<function whole>'"):
+            gathered(segmenter)
+
+
+def greedily(tau=0.2, **changes):
+    """The small world's ranking, choosing heads in every sample."""
+    recipe = small_world.RECIPE.replace(selection="greedy", **changes)
+    return dataclasses.replace(small_world.ranking(), recipe=recipe, tau=tau)
+
+
+def test_greedy_choice_is_of_the_same_heads_or_the_folder_is_refused(tmp_path):
+    made = gather(tmp_path, ranking=greedily())
+    assert same(gather(tmp_path, ranking=greedily()), made)
+    heads = small_world.ranking().heads
+    low = dataclasses.replace(heads[0], attention_sum=0.01)
+    other = dataclasses.replace(greedily(), heads=(low, *heads[1:]))
+    with pytest.raises(ValueError, match=r"kept_heads must be '\d+ of 12, "):
+        gather(tmp_path, ranking=other)
+
+
+def test_greedy_choice_by_a_samples_own_sums_needs_no_tau(tmp_path):
+    ranking = greedily(tau=float("nan"), scope="sample")
+    made = gather(tmp_path, ranking=ranking)
+    assert same(gather(tmp_path, ranking=ranking), made)
 
 
 def test_a_grounder_without_a_model_keeps_no_folder(tmp_path):

@@ -23,7 +23,7 @@ def explained(truth=None, **changes):
     return explain.explain(grounder, IMAGE, "the red mug", truth)
 
 
-def told(maps, truth, recipe=Recipe(kernel_size=1)):
+def told(maps, truth, recipe=Recipe(kernel_size=1), mask_box=None):
     """What would be said of these maps: a grounder whose model saw them."""
     where = layout(image=(60, 60))
 
@@ -33,7 +33,8 @@ def told(maps, truth, recipe=Recipe(kernel_size=1)):
         def __call__(self, image, expression):
             given = attention(np.asarray(maps)[None], where)
             (found,) = grounding.ground(given, [expression], recipe=recipe)
-            return dataclasses.replace(found, image=image)
+            box = found.box if mask_box is None else torch.tensor(mask_box)
+            return dataclasses.replace(found, image=image, box=box)
 
     Planted.recipe = recipe
     from PIL import Image
@@ -107,6 +108,15 @@ def test_it_says_that_the_box_is_too_large_or_the_grid_too_coarse():
     assert "the right region is kept, and its box has 11 % of the true box's area" in e.remarks
     e = told([block(2, 2)], (22, 22, 26, 26))
     assert any("the 6 x 6 cells of the grid are too coarse" in r for r in e.remarks)
+
+
+def test_it_says_that_the_mask_or_all_regions_together_lost_it():
+    recipe = Recipe(kernel_size=1, box_from="mask")
+    e = told([block(slice(2, 4), slice(2, 4))], (20, 20, 40, 40), recipe, mask_box=(0, 0, 60, 60))
+    assert "the map's box has IoU 1.00: the mask's (box_from=mask) lost it" in e.remarks
+    maps = block(slice(0, 2), slice(0, 2)) + block(slice(4, 6), slice(4, 6))
+    e = told([maps], (0, 0, 20, 20), Recipe(kernel_size=1, region="all"))
+    assert any("one of the regions alone has IoU 1.00" in r for r in e.remarks)
 
 
 def test_it_says_that_nothing_was_found():

@@ -184,7 +184,7 @@ def test_bootstrap_of_a_ratio_draws_both_sums_together():
     inter = (unions * random.random(400)).astype(int)
     low, high = metrics.bootstrap_interval(inter, weights=unions)
     assert low < inter.sum() / unions.sum() < high
-    assert metrics.bootstrap_interval([0], weights=[0]) == (1, 1)
+    assert metrics.bootstrap_interval([0, 0], weights=[0, 0]) == (1, 1)
 
 
 def test_bootstrap_holds_the_mean_and_is_wider_by_image():
@@ -197,7 +197,9 @@ def test_bootstrap_holds_the_mean_and_is_wider_by_image():
     error = np.sqrt(hits.mean() * (1 - hits.mean()) / 500)
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert metrics.bootstrap_interval(hits) == (low, high)
-    assert np.isnan(metrics.bootstrap_interval([])).all()
+    for few in ([], [1.0]):
+        assert np.isnan(metrics.bootstrap_interval(few)).all()
+    assert np.isnan(metrics.bootstrap_interval(hits, np.zeros(500))).all()  # one image
 
 
 def test_masks_of_other_shapes_are_refused():

@@ -79,6 +79,13 @@ def test_a_planted_sink_no_longer_hides_the_object(name):
         assert (boxes == [[30, 30, 50, 50], [0, 40, 20, 60]]) == right
 
 
+def test_a_head_that_the_generic_prompt_does_not_reach_keeps_its_map():
+    maps = planted()
+    maps[2, 1] = 0  # a window ends before the image
+    plain, cleared = sinks.cleared(attention(maps), Recipe(sinks="relative"))
+    torch.testing.assert_close(cleared.maps[:, 1], plain.maps[:, 1])
+
+
 def test_a_head_that_sees_nothing_stays_empty():
     maps = planted()
     maps[:, 1] = 0

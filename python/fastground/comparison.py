@@ -24,6 +24,7 @@ from fastground.metrics import mean, spearman
 from fastground.ranking import OFTEN, greedy
 from fastground.result import Grounding
 from fastground.scoring import Columns, Scores, measured, scored
+from fastground.segmentation import segmented
 from fastground.settings import Setting
 from fastground.stats import head_statistics, head_table
 from fastground.table import HeadTable
@@ -96,11 +97,11 @@ def compare(
 ) -> Comparison:
     """The method and what it must beat, from one reading of every head's map.
 
-    The rows, all under the ranking's recipe: its k heads by both criteria; k by one criterion
-    alone; k chosen in every sample anew; one head; five heads; all heads; k random heads; the k of
-    highest mean mask IoU on the training split; the true mask instead of heads. Random heads come
-    from the layers that may be chosen, the oracle's from all; neither oracle nor ceiling is there
-    without masks.
+    The rows, all under the ranking's recipe: its k heads; k by the other choices of criteria; k
+    chosen in every sample anew; one head; five heads; all heads; k random heads; the k of highest
+    mean mask IoU on the training split; the true mask instead of heads. Random heads come from the
+    layers that may be chosen, the oracle's from all; neither oracle nor ceiling is there without
+    masks.
 
     Args:
         lvlm: the model.
@@ -208,7 +209,7 @@ def _scored(
                 tallies[setting.name, draw].add(measured(group, found, setting.recipe))
         if whole and all(s.mask is not None for s in group):
             truth = ground(_of_masks(group, captured), expressions, recipe=recipe)
-            tallies[CEILING, 0].add(measured(group, truth, recipe))
+            tallies[CEILING, 0].add(measured(group, segmented(None, truth, recipe), recipe))
         if whole and all(s.answer for s in group):
             right += right_answers(lvlm, group, recipe=recipe)
         done += len(group)
@@ -257,6 +258,7 @@ def _ground_draws(
     repeated = replace(attention, maps=attention.maps[again], sums=attention.sums[again])
     chosen = torch.from_numpy(places.reshape(n * draws, -1))
     found = ground(repeated, [expressions[i] for i in again], recipe=recipe, chosen=chosen)
+    found = segmented(None, found, recipe)
     return [found[draw::draws] for draw in range(draws)]
 
 

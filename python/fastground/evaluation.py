@@ -12,8 +12,10 @@ stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import numpy as np
 
 from fastground import runs
 from fastground.attention import right_answers
+from fastground.ranking import kept_of
 from fastground.result import Grounding
 from fastground.scoring import Columns, Scores, encoded, measured, scored
 from fastground.shards import Key, key, write_whole
@@ -48,6 +51,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     seed: int = 0,
     shard_samples: int = SHARD_SAMPLES,
+    options: Mapping[str, Any] | None = None,
 ) -> Scores:
     """The scores of a grounder on samples with true boxes.
 
@@ -64,6 +68,7 @@ def evaluate(
         progress: called with the number of samples done.
         seed: of the intervals' resampling.
         shard_samples: samples of a shard, at least; an earlier run's own where it goes on.
+        options: what else the data set was loaded with, as JSON has it; a run of others is refused.
 
     Returns:
         Every score with its interval; nan where the samples lack that truth.
@@ -113,7 +118,7 @@ def evaluate(
 
     place: Any = nullcontext(runs.InMemory({}, shard_samples))
     if out is not None:
-        about = _about(grounder, dataset, split, baseline)
+        about = _about(grounder, dataset, split, options, baseline)
         place = runs.begin(out, about, resume=resume, shard_samples=shard_samples, command=COMMAND)
     with place as run:
         left = runs.left(run, samples, lambda _, many, __: count(many))
@@ -155,7 +160,13 @@ def references(checkpoint: str, dataset: str, split: str) -> str:
     )
 
 
-def _about(grounder: Any, dataset: str, split: str, baseline: str | None) -> dict[str, Any]:
+def _about(
+    grounder: Any,
+    dataset: str,
+    split: str,
+    options: Mapping[str, Any] | None,
+    baseline: str | None,
+) -> dict[str, Any]:
     """What decides the numbers of a run."""
     lvlm, recipe = grounder.lvlm, grounder.recipe
     about = {
@@ -164,20 +175,26 @@ def _about(grounder: Any, dataset: str, split: str, baseline: str | None) -> dic
         "weights": runs.fingerprint(lvlm.model.named_parameters()),
         "dataset": dataset,
         "split": split,
+        "options": dict(options or {}),
         "heads": [list(head) for head in grounder.heads],
         "segmenter": _named(grounder.segmenter),
         "baseline": baseline,
         "recipe": recipe.to_dict(),
         "versions": installed_versions(),
     }
-    if recipe.selection == "greedy":
-        about["tau"] = grounder.ranking.tau
+    if recipe.selection == "greedy" and (kept := kept_of(grounder.ranking, recipe)) is not None:
+        digest = blake2b(kept.tobytes(), digest_size=8).hexdigest()
+        about["kept_heads"] = f"{kept.sum()} of {kept.size}, {digest}"
     return about
 
 
 def _named(segmenter: Any) -> str:
-    """A segmenter by what it says of itself, and by its weights where it has any."""
+    """A segmenter by what it says of itself, and by its weights where it has any.
+
+    Not by its address, which no later process has again.
+    """
+    name = re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(segmenter))
     weights = getattr(getattr(getattr(segmenter, "model", None), "model", None), "state_dict", None)
     if weights is None:
-        return repr(segmenter)
-    return f"{segmenter!r} {runs.fingerprint(weights().items())}"
+        return name
+    return f"{name} {runs.fingerprint(weights().items())}"

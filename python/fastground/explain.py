@@ -253,8 +253,12 @@ def _remarks(e: Explanation) -> list[str]:
     elif e.looks:
         said.append("every head peaks inside the true box")
     best = max(e.parts, key=lambda part: part.iou)
-    if not best.kept and best.iou >= 0.5:
-        said.append(f"another region has IoU {best.iou:.2f}: the choice of the region "
+    of_map = _iou(g.map_box.cpu(), truth)
+    if of_map >= 0.5:
+        said.append(f"the map's box has IoU {of_map:.2f}: the mask's (box_from=mask) lost it")
+    elif best.iou >= 0.5:
+        other = "one of the regions alone" if best.kept else "another region"
+        said.append(f"{other} has IoU {best.iou:.2f}: the choice of the region "
                     f"(region={e.recipe.region}) lost it")  # fmt: skip
     elif best.iou == 0:
         said.append("no region touches the true box: the heads look elsewhere")

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
 import torch
 
 from fastground import models, segmentation, sinks
@@ -17,7 +16,7 @@ from fastground.grounding import ground
 from fastground.models import LVLM
 from fastground.models.geometry import read_image
 from fastground.published import RANKINGS, PublishedRanking
-from fastground.ranking import greedy, kept_heads
+from fastground.ranking import greedy, kept_of
 from fastground.result import Grounding
 from fastground.segmentation import Segmenter
 from fastground.stats import head_statistics, head_table
@@ -186,12 +185,7 @@ class Grounder:
         shape = self.lvlm.architecture["num_layers"], self.lvlm.architecture["num_heads"]
         stats = head_statistics(attention, self.recipe)
         sums, entropies = head_table(stats, attention.heads, shape)
-        kept = None
-        if self.recipe.scope == "mean":
-            means = np.zeros(shape)
-            for head in self.ranking.heads:
-                means[head.head] = head.attention_sum
-            kept = kept_heads(means, self.recipe, tau=self.ranking.tau)
+        kept = kept_of(self.ranking, self.recipe)
         chosen = greedy(sums, entropies, self.recipe, kept=kept)
         return torch.from_numpy(attention.positions(chosen, shape[1]))
 

@@ -233,14 +233,14 @@ def bootstrap_interval(
         seed: of the draws.
 
     Returns:
-        The lower and the upper end; nan without values. A draw without weight counts 1, as an
-        empty union does.
+        The lower and the upper end; nan for fewer than two groups, of which nothing can be drawn
+        but themselves. A draw without weight counts 1, as an empty union does.
     """
     values = np.asarray(values, dtype=np.float64)
-    if not values.size:
-        return float("nan"), float("nan")
     labels = np.arange(len(values)) if groups is None else np.asarray(groups)
-    _, group = np.unique(labels, return_inverse=True)
+    names, group = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        return float("nan"), float("nan")
     total, size = np.bincount(group, values), np.bincount(group, weights)
     random = np.random.default_rng(seed)
     means, step = np.ones(draws), max(1, MOST_DRAWN // len(size))

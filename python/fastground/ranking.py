@@ -61,6 +61,25 @@ def kept_heads(
     return kept & seeing
 
 
+def kept_of(ranking: HeadRanking, recipe: Recipe) -> np.ndarray | None:
+    """The heads that greedy choice may take in any sample, by the means of a ranking.
+
+    Args:
+        ranking: its attention sums and tau.
+        recipe: scope, criteria and skip_layers.
+
+    Returns:
+        (L, H) bool; None where each sample's own sums decide (scope "sample").
+    """
+    if recipe.scope != "mean":
+        return None
+    shape = ranking.architecture["num_layers"], ranking.architecture["num_heads"]
+    means = np.zeros(shape)
+    for head in ranking.heads:
+        means[head.head] = head.attention_sum
+    return kept_heads(means, recipe, tau=ranking.tau)
+
+
 def _seeing(sums: np.ndarray) -> np.ndarray:
     """(L, H) bool: the heads with any attention on the image in (L, H) or (N, L, H) sums."""
     return (sums != 0).reshape(-1, *sums.shape[-2:]).any(axis=0)

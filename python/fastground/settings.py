@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastground.ranking import kept_heads, rank_table
+from fastground.ranking import kept_of, rank_table
 from fastground.table import HeadTable
 from fastground.types import HeadRanking, Recipe
 
@@ -64,27 +64,28 @@ def of_heads(
             f"1, but got {k} and {draws}"
         )
     drawn = np.stack([random.choice(pool, k, replace=False) for _ in range(draws)])
+    says = {criteria: name for name, criteria in CRITERIA} | {"both": "both criteria"}
+    by = says.pop(recipe.criteria)
     fixed = {
-        f"{named(k)}, both criteria": flat(ranking, k),
-        f"{named(k)}, attention sum only": flat(_alone(table, recipe, "attention_sum"), k),
-        f"{named(k)}, entropy only": flat(_alone(table, recipe, "entropy"), k),
+        f"{named(k)}, {by}": flat(ranking, k),
+        **{f"{named(k)}, {name}": flat(_alone(table, recipe, c), k) for c, name in says.items()},
         f"{named(k)}, own for each sample": None,
-        "1 head, both criteria": flat(ranking, 1),
-        "5 heads, both criteria": flat(ranking, 5),
+        f"1 head, {by}": flat(ranking, 1),
+        f"5 heads, {by}": flat(ranking, 5),
         "all heads": np.flatnonzero(seeing)[None],
         named(k, "random "): drawn,
     }
     if table.mean_ious is not None:
         best = np.argsort(-table.mean_ious.reshape(-1), kind="stable")
         fixed[oracle(k)] = best[None, :k]
-    kept = _kept(table, ranking)
+    kept = kept_of(ranking, recipe)
     return [Setting(name, recipe, chosen, kept) for name, chosen in fixed.items()]
 
 
 def of_counts(ranking: HeadRanking) -> list[Setting]:
-    """Table 4: the ranking's first k heads, for k from 1 to 5."""
+    """Table 4: the ranking's first k heads, for k from 1 to 5; k of each sample's if greedy."""
     return [
-        Setting(f"k = {k}", ranking.recipe.replace(k=k), flat(ranking, k))
+        _as_told(f"k = {k}", ranking, ranking.recipe.replace(k=k))
         for k in COUNTS
         if k <= len(ranking.heads)
     ]
@@ -100,18 +101,18 @@ def of_criteria(table: HeadTable, ranking: HeadRanking) -> list[Setting]:
         if criteria != ranking.recipe.criteria:
             fixed = rank_table(table, recipe, trials=1)
         found.append(Setting(f"{name}, fixed", recipe, flat(fixed, recipe.k)))
-        found.append(Setting(f"{name}, greedy", own, None, _kept(table, fixed)))
+        found.append(Setting(f"{name}, greedy", own, None, kept_of(fixed, recipe)))
     return found
 
 
 def of_smoothing(ranking: HeadRanking) -> list[Setting]:
     """Table 8: no smoothing, then sigma by kernel size."""
-    heads = flat(ranking, ranking.recipe.k)
-    found = [Setting("not smoothed", ranking.recipe.replace(sigma=0.0, kernel_size=1), heads)]
+    recipe = ranking.recipe.replace(sigma=0.0, kernel_size=1)
+    found = [_as_told("not smoothed", ranking, recipe)]
     for sigma in SIGMAS:
         for size in KERNEL_SIZES:
             recipe = ranking.recipe.replace(sigma=sigma, kernel_size=size)
-            found.append(Setting(f"sigma {sigma}, kernel {size}", recipe, heads))
+            found.append(_as_told(f"sigma {sigma}, kernel {size}", ranking, recipe))
     return found
 
 
@@ -135,7 +136,8 @@ def _alone(table: HeadTable, recipe: Recipe, criteria: str) -> HeadRanking:
     return rank_table(table, recipe.replace(criteria=criteria), trials=1)
 
 
-def _kept(table: HeadTable, ranking: HeadRanking) -> np.ndarray | None:
-    if ranking.recipe.scope != "mean":
-        return None
-    return kept_heads(table.mean_sums, ranking.recipe, tau=ranking.tau)
+def _as_told(name: str, ranking: HeadRanking, recipe: Recipe) -> Setting:
+    """The ranking's first k heads, or each sample's own where the recipe has it so."""
+    if recipe.selection == "greedy":
+        return Setting(name, recipe, None, kept_of(ranking, recipe))
+    return Setting(name, recipe, flat(ranking, recipe.k))

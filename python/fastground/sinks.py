@@ -72,8 +72,9 @@ def cleared(attention: AttentionMaps, recipe: Recipe) -> tuple[AttentionMaps, At
 
 
 def _relative(maps: torch.Tensor, generic: torch.Tensor) -> torch.Tensor:
-    generic = generic + LEAST * generic.mean((-2, -1), keepdim=True)
-    ratio = (maps / generic).nan_to_num(0)  # a head that sees nothing of the image: 0 / 0
+    mean = generic.mean((-2, -1), keepdim=True)
+    # A head that sees nothing of the image for the generic prompt has no sinks to divide by.
+    ratio = maps / torch.where(mean > 0, generic + LEAST * mean, 1.0)
     scale = maps.sum((-2, -1), keepdim=True) / ratio.sum((-2, -1), keepdim=True)
     return ratio * scale.nan_to_num(0)
 

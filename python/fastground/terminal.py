@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastground.types import PROFILES, Recipe
+
 if TYPE_CHECKING:
     import torch
     from rich.table import Table
@@ -145,7 +147,8 @@ def ranking_table(ranking: HeadRanking, rows: int = 10) -> Table:
     table = _table(
         f"heads of {ranking.checkpoint} on {ranking.num_samples:,} expressions of {where}",
         ("head", "elected in", "± trials", "attention sum", "entropy"),
-        f"attention-sum threshold {ranking.tau:.3f}; bold: the {ranking.recipe.k} chosen",
+        f"attention-sum threshold {ranking.tau:.3f}; bold: the {ranking.recipe.k} chosen\n"
+        f"{recipe_line(ranking.recipe)}",
     )
     for place, ranked in enumerate(ranking.heads[: max(rows, ranking.recipe.k)]):
         table.add_row(
@@ -208,10 +211,10 @@ def comparison_rows(comparison: Any) -> list[list[str]]:
 def comparison_table(comparison: Any) -> Table:
     """The method, bold, beside what it must beat; or the rows of a paper's table."""
     names, *lines = comparison_rows(comparison)
-    low, high = (100 * v for v in comparison.rows[0].scores.interval)
     table = _table(
         f"{comparison.num_samples:,} held-out expressions", tuple(names),
-        f"percent, but for the mean IoU; 95 % of the first row's Acc@0.5: {low:.1f} to {high:.1f}",
+        "percent, but for the mean IoU; 95 % of the first row's Acc@0.5: "
+        f"{_span(comparison.rows[0].scores.interval)}\n{recipe_line(comparison.recipe)}",
     )  # fmt: skip
     for i, line in enumerate(lines):
         table.add_row(*line, style="bold" if i == 0 else None)
@@ -241,12 +244,23 @@ def comparison_facts(comparison: Any) -> list[tuple[str, str]]:
     ]
 
 
-def scores_table(scores: Any, title: str, references: str = "") -> Table:
+def recipe_line(recipe: Recipe) -> str:
+    """The recipe in words: a profile's name, or the paper's with what differs from it."""
+    for name, profile in PROFILES.items():
+        if recipe == profile:
+            return f"recipe: {name}"
+    paper = Recipe().to_dict()
+    changes = (f"{n}={v}" for n, v in recipe.to_dict().items() if v != paper[n])
+    return f"recipe: paper, but {', '.join(changes)}"
+
+
+def scores_table(scores: Any, title: str, recipe: Recipe, references: str = "") -> Table:
     """`Scores`: all samples, and each part of them, with what else was asked below.
 
     Args:
         scores: of `fastground.evaluation`.
         title: what they are of.
+        recipe: what they were made with.
         references: what others have published, a line below the table.
     """
     columns = ("", "n", "Acc@0.5", "95 %", "mean IoU", "pointing", "mask cIoU", "95 %", "gIoU")
@@ -266,7 +280,7 @@ def scores_table(scores: Any, title: str, references: str = "") -> Table:
         each = {"all": scores, **kinds}
         told = (f"{name} {_percent(part.average_recall)}" for name, part in each.items())
         facts.append(f"average recall: {', '.join(told)}")
-    facts += [references] * bool(references)
+    facts += [recipe_line(recipe), *[references] * bool(references)]
     table = _table(title, columns, "\n".join(facts))
     parts = [("all", scores)]
     for of, members in scores.parts.items():

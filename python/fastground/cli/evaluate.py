@@ -64,7 +64,8 @@ def evaluate(
         raise ValueError(
             f"--table must be one of {', '.join(comparison.TABLES)}, but got {table!r}"
         )
-    if table in ("heads", "5") and (ranking is None or not ranking.is_dir()):
+    run = ranking if ranking is not None and (ranking / runs.MANIFEST).is_file() else None
+    if table in ("heads", "5") and run is None:
         raise ValueError(
             f"--table {table} needs --ranking FOLDER, what discover wrote with --out; make it "
             f"with: fastground discover {model} --out FOLDER"
@@ -76,10 +77,10 @@ def evaluate(
                 "leave one of them out"
             )
 
+    options = options_of(dataset, option)
     samples = datasets.load(
-        dataset, data=data, split=split, num_samples=num_samples, seed=seed,
-        **options_of(dataset, option),
-    )  # fmt: skip
+        dataset, data=data, split=split, num_samples=num_samples, seed=seed, **options
+    )
     grounder = make_grounder(model, ranking, profile, recipe, segmenter)
     with (
         terminal.progress("evaluating", num_samples) as advance,
@@ -89,13 +90,14 @@ def evaluate(
         if table is None:
             scores: Any = evaluation.evaluate(
                 grounder, left, dataset=dataset, split=split, baseline=baseline, out=out,
-                progress=advance, seed=seed,
+                progress=advance, seed=seed, options=options,
             )  # fmt: skip
         else:
             found, heads = grounder.ranking, None
-            if ranking is not None and ranking.is_dir() and (ranking / runs.MANIFEST).exists():
-                heads = runs.load(ranking)
-                found = rank_table(heads, grounder.recipe, seed=seed)
+            if run is not None:
+                heads = runs.load(run)
+                trials = len(found.trials)
+                found = rank_table(heads, grounder.recipe, trials=trials, seed=seed)
             elif found.recipe != grounder.recipe:
                 found = replace(found, recipe=grounder.recipe)
             if table == "heads":
@@ -119,9 +121,11 @@ def evaluate(
                 print(f"{name}: {value}")
     else:
         heads_used = ", ".join(map(str, grounder.heads))
+        if grounder.recipe.selection == "greedy":
+            heads_used = f"{grounder.recipe.k} heads, own for each sample"
         title = f"{model} on {dataset} {split}: {heads_used}"
         references = evaluation.references(model, dataset, split)
-        terminal.show(terminal.scores_table(scores, title, references))
+        terminal.show(terminal.scores_table(scores, title, grounder.recipe, references))
         if out is not None:
             print(f"wrote {out / evaluation.SCORES_FILE}")
     leave(stop, scores.num_samples)
