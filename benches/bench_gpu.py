@@ -5,7 +5,7 @@
     throughput   a million maps: "of floor" is the share of the copy's bandwidth that is reached,
                  each counted by the bytes that it must read and write
     one call     1,024 maps, one image's heads: from Python until the answer is there; a CUDA graph
-    peers        16,384 maps: CuPy's labels on one stack, kornia's union-find, the PyTorch reference
+    peers        16,384 maps: labels of CuPy and cuCIM, kornia's union-find, the PyTorch reference
 
 All in one run, each contender repeated in a new order. Without a CUDA device nothing is done.
 """
@@ -40,17 +40,39 @@ def by_cupy(maps: torch.Tensor) -> torch.Tensor:
     import cupy
     import cupyx.scipy.ndimage
 
-    cells = cupy.from_dlpack(maps.detach())
-    above = cells > cells.mean((1, 2), dtype=cupy.float64)[:, None, None]
     structure = cupy.zeros((3, 3, 3))
     structure[1] = 1
-    labels, count = cupyx.scipy.ndimage.label(above, structure)
+    labels, count = cupyx.scipy.ndimage.label(_above(maps), structure)
+    return _entropies(labels.reshape(len(maps), -1), count)
+
+
+def by_cucim(maps: torch.Tensor) -> torch.Tensor:
+    """The same by cuCIM, which has no such structures: one tall image, a row empty below each."""
+    import cupy
+    from cucim.skimage.measure import label
+
+    tall = cupy.pad(_above(maps), ((0, 0), (0, 1), (0, 0))).reshape(-1, maps.shape[-1])
+    labels, count = label(tall, connectivity=2, return_num=True)
+    return _entropies(labels.reshape(len(maps), -1), count)
+
+
+def _above(maps: torch.Tensor) -> Any:
+    import cupy
+
+    cells = cupy.from_dlpack(maps.detach())
+    return cells > cells.mean((1, 2), dtype=cupy.float64)[:, None, None]
+
+
+def _entropies(labels: Any, count: int) -> torch.Tensor:
+    """Of labels 1 to count that rise from map to map, (maps, cells)."""
+    import cupy
+
     areas = cupy.bincount(labels.ravel(), minlength=count + 1)[1:]
     # CuPy has no running maximum; torch's works on the same memory.
-    last = torch.from_dlpack(labels.reshape(len(maps), -1).max(1)).cummax(0).values
+    last = torch.from_dlpack(labels.max(1)).cummax(0).values
     owners = cupy.searchsorted(cupy.from_dlpack(last), cupy.arange(1, count + 1))
-    total = cupy.bincount(owners, areas, minlength=len(maps))
-    sums = cupy.bincount(owners, areas * cupy.log(areas), minlength=len(maps))
+    total = cupy.bincount(owners, areas, minlength=len(labels))
+    sums = cupy.bincount(owners, areas * cupy.log(areas), minlength=len(labels))
     return torch.from_dlpack(cupy.log(total) - sums / total)
 
 
@@ -72,6 +94,8 @@ def peers() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     found: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
     if importlib.util.find_spec("cupyx"):
         found[CUPY] = by_cupy
+        if importlib.util.find_spec("cucim"):
+            found["cuCIM, one tall image"] = by_cucim
     if importlib.util.find_spec("kornia"):
         import kornia
 
