@@ -255,7 +255,9 @@ def test_report_shows_heads_at_work(capsys, model, heads, tmp_path):
     )
     images = [group[0] for group in by_image(datasets.load("shapes", num_samples=60))][:3]
     assert all(sample.expression in page for sample in images)
-    code, _, err = run(capsys, "report", heads, *options, "--examples", 1, "--model", "nowhere")
+    code, _, err = run(
+        capsys, "report", heads, *options, "--examples", 1, "--model", tmp_path / "nowhere"
+    )
     assert code == 2 and "nowhere" in err
 
 
