@@ -79,7 +79,7 @@ def gemma4(seed, *, both_ways="vision"):
         ),
         vision_config=hf.Gemma4VisionConfig(
             **VISION, num_key_value_heads=2, head_dim=16, pooling_kernel_size=2,
-            position_embedding_size=80,
+            position_embedding_size=160,
         ),
         audio_config=None, boi_token_id=start, eoi_token_id=end, image_token_id=image,
         audio_token_id=audio, video_token_id=video,
