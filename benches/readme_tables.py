@@ -22,6 +22,7 @@ from goals import (
     CAPTURE,
     DISCOVER,
     EAGER,
+    GROUNDER,
     HALF,
     NUMBA,
     ONE_BY_ONE,
@@ -92,7 +93,7 @@ def section(results: Results, name: str) -> str:
         "these tables.",
         "",
     ]
-    tables = (families, operations, regions, captures, discoveries)
+    tables = (families, operations, regions, captures, groundings, discoveries)
     for table in tables:
         if rows := list(table(results)):
             lines += [*rows, ""]
@@ -180,6 +181,21 @@ def captures(results: Results) -> Iterator[str]:
     ]
     if None not in kept:
         yield f"| attention bytes kept: eager, over capture | {' | '.join(map(times, kept))} |"
+
+
+def groundings(results: Results) -> Iterator[str]:
+    """From an image to its boxes, and what plain forwards and the published way take."""
+    head = "| from image to boxes, three heads | expressions/s | plain forwards | published way |"
+    lines = [head, "| --- | ---: | ---: | ---: |"]
+    for model in ("tiny", "LLaVA"):
+        for workload in (f"{model}, 1 expression", f"{model}, 7 expressions"):
+            rows = rows_of(results, "grounder", workload)
+            if not rows:
+                return
+            ours = rows[GROUNDER]
+            others = [times(rows[way]["ratio"] / ours["ratio"]) for way in (PLAIN, PUBLISHED)]
+            lines.append(f"| {workload} | {ours['expressions_per_s']:.3g} | {' | '.join(others)} |")
+    yield from lines
 
 
 def discoveries(results: Results) -> Iterator[str]:
