@@ -13,7 +13,7 @@ from typing import Any
 
 CALLS = (
     "attention_sum", "binarize", "entropy", "head_stats", "label", "smooth", "boxes",
-    "boxes, xyxy read",
+    "boxes, xyxy read", "boxes, all read",
 )  # fmt: skip
 NUMBA, OPENCV, SCIPY = "numba, union-find of cells", "OpenCV BBDT, tiled", "SciPy, per map"
 CAPTURE, PACKED = "capture", "capture, packed"
@@ -40,8 +40,7 @@ class Goal:
     at_most: float | None = None
     """Our time, in the peer's."""
     within_us: float | None = None
-    """Our time in microseconds, less ours on the workload `beyond` if there is one."""
-    beyond: str = ""
+    """Our time in microseconds."""
     ours: str = "fastground"
     of: str = "ratio"
     """The field of the rows: "ratio" (of times), "kept_mb" or "peak_mb"."""
@@ -61,13 +60,6 @@ def of_capture(benchmark: str, over_plain: float, over_eager: float | None) -> t
         if over_eager:
             found.append(Goal(benchmark, one, EAGER, over_eager, ours=CAPTURE))
     return tuple(found)
-
-
-def of_calls() -> Iterator[Goal]:
-    """What a call on one map may take beyond the map's share of a call on many."""
-    for kind in ("torch", "numpy"):
-        beyond = f"{kind}, one of many"
-        yield from (Goal("calls", kind, within_us=5, beyond=beyond, ours=call) for call in CALLS)
 
 
 MAPS, CALL = "entropy, 16,384 maps", "entropy, 1,024 maps"
@@ -116,7 +108,7 @@ GOALS = (
     Goal("rows-gpu", STACK, EAGER, 300, ours=ROWS, of="kept_mb"),
     Goal("rows-gpu", THREE, within_us=15, ours=ROWS),
     Goal("rows-gpu", PACKED_ROWS, ONE, at_most=1.3, ours=SEVEN),
-    *of_calls(),
+    *(Goal("calls", kind, within_us=5, ours=call) for kind in ("torch", "numpy") for call in CALLS),
     *(Goal("discovery", model, ONE_BY_ONE, 5, ours=DISCOVER) for model in ("tiny", "LLaVA")),
     *(Goal("discovery", model, PUBLISHED, 15, ours=DISCOVER) for model in ("tiny", "LLaVA")),
     Goal("discovery-gpu", "LLaVA", PUBLISHED, 100, ours=DISCOVER),
@@ -146,19 +138,12 @@ def times_faster(
     return float(numbers[peer] / numbers[ours])
 
 
-def clocked(results: Mapping[str, Any], goal: Goal) -> float | None:
-    """The time that `Goal.within_us` bounds; None if not measured."""
-    workloads = [goal.workload, *([goal.beyond] if goal.beyond else [])]
-    rows = [rows_of(results, goal.benchmark, w).get(goal.ours) for w in workloads]
-    times = [float(row["time_us"]) for row in rows if row]
-    return times[0] - sum(times[1:]) if len(times) == len(rows) else None
-
-
 def reached(results: Mapping[str, Any]) -> Iterator[tuple[Goal, float | None, str]]:
     """Each goal, its ratio or time in these results and what that means, in words."""
     for goal in GOALS:
         if goal.within_us is not None:
-            taken = clocked(results, goal)
+            ours = rows_of(results, goal.benchmark, goal.workload).get(goal.ours)
+            taken = ours and ours["time_us"]
             word = "reached" if taken and taken <= goal.within_us else "not reached"
             yield goal, taken, word if taken else "not measured"
             continue
