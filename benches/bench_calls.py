@@ -4,9 +4,9 @@
 
 The other benchmarks time throughput; this one times the door, on one thread, for torch tensors and
 for NumPy arrays: checks, the answer's arrays and the work itself. What the work costs says the same
-map a thousand times over, in one call; the overhead is what one call costs beyond that. A tensor is
-made in half a microsecond. Boxes make their five when they are read, so that they are timed with
-none, one and all of them. Ratios are to the cheapest call, attention_sum.
+map a thousand times over, in one call; the overhead is what one call costs beyond that. Boxes are
+timed with none, one and all of their five parts read, so that nothing put off stays unseen. Ratios
+are to the cheapest call, attention_sum.
 """
 
 from __future__ import annotations

@@ -108,15 +108,16 @@ def peers() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
 def throughput(name: str, maps: torch.Tensor, call: Call, given: Any) -> list[harness.Row]:
     """A call on many maps beside a copy of them; items are what it answers."""
     result = call()
-    result = result.rows if hasattr(result, "rows") else result
+    parts = [result] if isinstance(result, torch.Tensor) else list(result)
     room = torch.empty_like(maps)
     contenders = {"fastground": call, COPIED: lambda: room.copy_(maps)}
-    items = max(1, result.numel() // max(1, result[0].numel()))
+    items = max(1, len(parts[0]))
     rows = harness.compare(
-        name, contenders, items=items, clock="cuda", errors=checked(name, maps, result), **given
+        name, contenders, items=items, clock="cuda", errors=checked(name, maps, parts[0]), **given
     )
     ours, copy = rows
-    ours.floor = copy.time_us / ours.time_us * (maps.nbytes + result.nbytes) / (2 * maps.nbytes)
+    moved = maps.nbytes + sum(part.nbytes for part in parts)
+    ours.floor = copy.time_us / ours.time_us * moved / (2 * maps.nbytes)
     copy.floor, copy.error = 1.0, f"{2 * maps.nbytes / items / copy.time_us / 1e3:.0f} GB/s"
     return rows
 

@@ -1,10 +1,9 @@
 // The Python face of the native core: the only file that knows Python, and it computes nothing.
 //
 // A call goes through three steps. What it is given is checked, since kernels read and write
-// without looking: choices are the numbers of `codes`; input is a NumPy array, or a tensor's
-// address, shape and strides, which must be true; output is a NumPy array of the result's size. Who
-// calls holds all of them until the call returns. Then the GIL is released. Then slices.cpp
-// computes.
+// without looking: choices are the numbers of `codes`; input is a NumPy array or a tensor; output
+// is a NumPy array of the result's size. Who calls holds all of them until the call returns. Then
+// the GIL is released. Then slices.cpp computes.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -13,12 +12,15 @@
 #include <cstddef>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "box_tensors.hpp"
 #include "choices.hpp"
+#include "exchange.hpp"
 #include "kernels.hpp"
 #include "slices.hpp"
 #include "threads.hpp"
@@ -50,6 +52,26 @@ std::map<std::string, std::map<std::string, int>> codes() {
       {"region", numbered(pair("hull", Keep::hull), pair("component", Keep::component),
                           pair("mass", Keep::mass), pair("all", Keep::all))},
   };
+}
+
+// The class of the tensors that are read and made, and its functions for both.
+PyObject* tensor_class = nullptr;
+const dlpack::Exchange* exchange = nullptr;
+
+void use_tensors(const py::type& given) {
+  const py::object table = given.attr("__dlpack_c_exchange_api__");
+  const void* found = PyCapsule_GetPointer(table.ptr(), "dlpack_exchange_api");
+  if (found == nullptr) throw py::error_already_set();
+  exchange = dlpack::of_this_version(static_cast<const dlpack::Exchange*>(found));
+  if (exchange == nullptr || exchange->look == nullptr) {
+    throw std::invalid_argument("tensors must be exchanged as DLPack 1 says");
+  }
+  tensor_class = given.inc_ref().ptr();  // for as long as the process lives
+}
+
+bool is_tensor(py::handle given) {
+  return tensor_class != nullptr &&
+         PyObject_TypeCheck(given.ptr(), reinterpret_cast<PyTypeObject*>(tensor_class)) != 0;
 }
 
 // A NumPy array as it is: anything else is refused, not converted.
@@ -92,27 +114,88 @@ class Output {
   T* data_ = nullptr;
 };
 
-// One map or a batch, (grid_h, grid_w) or (count, grid_h, grid_w): a NumPy array, or the tuple
-// (owner, address, dtype, shape, strides) of a tensor.
+using MaybeDtype = std::optional<Dtype>;
+
+MaybeDtype dtype_of(const py::array& array) {
+  switch (letter_of(array)) {
+    case '?':
+      return Dtype::boolean;
+    case 'e':
+      return Dtype::float16;
+    case 'f':
+      return Dtype::float32;
+    case 'd':
+      return Dtype::float64;
+    default:
+      return {};
+  }
+}
+
+MaybeDtype dtype_of(const dlpack::Tensor& tensor) {
+  const auto is = [&](dlpack::TypeCode code, std::uint8_t bits) {
+    return tensor.dtype == dlpack::DataType{code, bits, 1};
+  };
+  if (is(dlpack::boolean, 8)) return Dtype::boolean;
+  if (is(dlpack::floating, 16)) return Dtype::float16;
+  if (is(dlpack::bfloat, 16)) return Dtype::bfloat16;
+  if (is(dlpack::floating, 32)) return Dtype::float32;
+  if (is(dlpack::floating, 64)) return Dtype::float64;
+  return {};
+}
+
+// The shape of floating maps of so many axes or more that can be read as they are; None of others,
+// of which arguments.py says what is wrong or what is done with them. Of what stands in the way a
+// tensor's negative bit alone cannot be seen here.
+py::object plain_shape(py::handle maps, int least_axes) {
+  const auto shape_of = [least_axes](MaybeDtype dtype, std::int64_t axes,
+                                     const auto* sizes) -> py::object {
+    if (!dtype || *dtype == Dtype::boolean || axes < least_axes) return py::none();
+    for (std::int64_t i = axes - least_axes; i < axes; ++i) {
+      if (sizes[i] < 1 || (i >= axes - 2 && sizes[i] > max_grid)) return py::none();
+    }
+    py::tuple shape(axes);
+    for (std::int64_t i = 0; i < axes; ++i) {
+      PyTuple_SET_ITEM(shape.ptr(), i, PyLong_FromLongLong(sizes[i]));
+    }
+    return shape;
+  };
+  if (is_tensor(maps)) {
+    dlpack::Tensor tensor;
+    if (exchange->look(maps.ptr(), &tensor) != 0) {
+      PyErr_Clear();
+      return py::none();
+    }
+    if (tensor.device.type != dlpack::cpu) return py::none();
+    return shape_of(dtype_of(tensor), tensor.ndim, tensor.shape);
+  }
+  using py::detail::npy_api;
+  if (Py_TYPE(maps.ptr()) != npy_api::get().PyArray_Type_) return py::none();  // a subclass, too
+  const auto array = py::reinterpret_borrow<py::array>(maps);
+  if ((array.flags() & npy_api::NPY_ARRAY_ALIGNED_) == 0) return py::none();
+  return shape_of(dtype_of(array), array.ndim(), array.shape());
+}
+
+// One map or a batch, (grid_h, grid_w) or (count, grid_h, grid_w): a NumPy array or a tensor.
 class Input {
  public:
   explicit Input(py::handle source) {
-    if (PyTuple_Check(source.ptr())) {
-      const auto tensor = py::reinterpret_borrow<py::tuple>(source);
-      const py::tuple shape = tensor[3];
-      const py::tuple strides = tensor[4];
-      const auto number = [](const py::tuple& numbers, std::size_t i) {
-        return numbers[i].cast<std::int64_t>();
-      };
-      maps_.data = reinterpret_cast<const void*>(tensor[1].cast<std::uintptr_t>());
-      maps_.dtype = chosen(tensor[2].cast<int>(), Dtype::float64);
+    if (is_tensor(source)) {
+      dlpack::Tensor tensor;
+      if (exchange->look(source.ptr(), &tensor) != 0) throw py::error_already_set();
+      if (tensor.device.type != dlpack::cpu && tensor.device.type != dlpack::pinned) {
+        throw std::invalid_argument("maps must be on the CPU");
+      }
+      if (tensor.data != nullptr) {
+        maps_.data = static_cast<const char*>(tensor.data) + tensor.byte_offset;
+      }
+      maps_.dtype = known(dtype_of(tensor));
       take_axes(
-          shape.size(), [&](std::size_t i) { return number(shape, i); },
-          [&](std::size_t i) { return number(strides, i); });
+          tensor.ndim, [&](std::size_t i) { return tensor.shape[i]; },
+          [&](std::size_t i) { return tensor.strides[i]; });
     } else {
       const py::array array = taken(source);
       maps_.data = array.data();
-      maps_.dtype = dtype_of(letter_of(array));
+      maps_.dtype = known(dtype_of(array));
       take_axes(
           array.ndim(), [&](std::size_t i) { return array.shape()[i]; },
           [&](std::size_t i) { return elements(array.strides()[i], array.itemsize()); });
@@ -127,19 +210,9 @@ class Input {
   }
 
  private:
-  static Dtype dtype_of(char letter) {
-    switch (letter) {
-      case '?':
-        return Dtype::boolean;
-      case 'e':
-        return Dtype::float16;
-      case 'f':
-        return Dtype::float32;
-      case 'd':
-        return Dtype::float64;
-      default:
-        throw std::invalid_argument("maps must be float16, float32, float64 or bool");
-    }
+  static Dtype known(MaybeDtype dtype) {
+    if (dtype) return *dtype;
+    throw std::invalid_argument("maps must be float16, bfloat16, float32, float64 or bool");
   }
 
   static std::int64_t elements(std::int64_t bytes, std::int64_t itemsize) {
@@ -255,19 +328,64 @@ MapView valid_view(const std::optional<Input>& source, const MapView& maps, std:
   return valid;
 }
 
-std::int64_t run_boxes(py::handle source, int heads, py::handle weights, int border,
-                       py::handle valid_source, int region, py::handle rows) {
-  const Input input(source);
-  const MapView& maps = input.numbers();
-  const Taps taps = taps_of(weights, border);
-  const std::int64_t groups = groups_of(maps, heads);
+// The arguments of boxes, checked.
+struct BoxesOf {
+  BoxesOf(py::handle source, int heads, py::handle weights, int border, py::handle valid_source,
+          int region)
+      : input(source),
+        maps(input.numbers()),
+        heads(heads),
+        taps(taps_of(weights, border)),
+        groups(groups_of(maps, heads)),
+        keep(chosen(region, Keep::all)) {
+    if (!valid_source.is_none()) valid_input.emplace(valid_source);
+    valid = valid_view(valid_input, maps, groups);
+  }
+
+  std::int64_t write(Box* rows) const {
+    const WithoutGil without(maps);
+    return boxes(maps, heads, taps, valid, keep, rows);
+  }
+
+  Input input;
+  const MapView& maps;
+  int heads;
+  Taps taps;
+  std::int64_t groups;
+  Keep keep;
   std::optional<Input> valid_input;
-  if (!valid_source.is_none()) valid_input.emplace(valid_source);
-  const MapView valid = valid_view(valid_input, maps, groups);
-  const Output<float> to_rows(rows, 7 * groups);
-  const WithoutGil without(maps);
-  return boxes(maps, heads, taps, valid, chosen(region, Keep::all),
-               reinterpret_cast<Box*>(to_rows.data()));
+  MapView valid{};
+};
+
+std::int64_t run_boxes(py::handle source, int heads, py::handle weights, int border,
+                       py::handle valid, int region, py::handle rows) {
+  const BoxesOf given(source, heads, weights, border, valid, region);
+  const Output<float> to_rows(rows, 7 * given.groups);
+  return given.write(reinterpret_cast<Box*>(to_rows.data()));
+}
+
+py::tuple run_box_tensors(py::handle source, int heads, py::handle weights, int border,
+                          py::handle valid, int region, const py::tuple& batch) {
+  if (exchange == nullptr) throw std::invalid_argument("there is no class of tensors yet");
+  const BoxesOf given(source, heads, weights, border, valid, region);
+  auto room = std::make_unique<BoxTensors>(given.groups, batch.size(), [&](std::size_t axis) {
+    return batch[axis].cast<std::int64_t>();
+  });
+  const std::int64_t not_finite = given.write(room->rows());
+  room->look_which_are_found();
+
+  auto tensors = py::tuple(BoxTensors::parts);
+  BoxTensors* const shared = room.release();
+  for (int i = 0; i < BoxTensors::parts; ++i) {
+    void* made = nullptr;
+    // Who then frees what it was given is not agreed upon, so that the memory is left.
+    if (exchange->make(shared->part(i), &made) != 0) throw py::error_already_set();
+    PyTuple_SET_ITEM(tensors.ptr(), i, static_cast<PyObject*>(made));
+  }
+  auto answer = py::tuple(2);
+  PyTuple_SET_ITEM(answer.ptr(), 0, PyLong_FromLongLong(not_finite));
+  PyTuple_SET_ITEM(answer.ptr(), 1, tensors.release().ptr());
+  return answer;
 }
 
 double run_largest(py::handle source) {
@@ -325,6 +443,13 @@ PYBIND11_MODULE(_core, module) {
   module.def("boxes", &run_boxes, py::arg("maps"), py::arg("heads"), py::arg("taps"),
              py::arg("border"), py::arg("valid"), py::arg("region"), py::arg("rows"),
              "x1, y1, x2, y2, area, mass and score of each combined map, as float32.");
+  module.def("box_tensors", &run_box_tensors, py::arg("maps"), py::arg("heads"), py::arg("taps"),
+             py::arg("border"), py::arg("valid"), py::arg("region"), py::arg("batch"),
+             "The same as tensors over one piece of memory: xyxy, area, mass, score, found.");
+  module.def("plain_shape", &plain_shape, py::arg("maps"), py::arg("least_axes"),
+             "The shape of maps that can be read as they are, else None.");
+  module.def("use_tensors", &use_tensors, py::arg("tensor_class"),
+             "Which class of tensors is read and made, by DLPack's exchange in C.");
   module.def("largest", &run_largest, py::arg("maps"),
              "The largest magnitude of all cells; inf if one is not finite.");
   module.def("set_num_threads", &set_num_threads, py::arg("count"));

@@ -73,7 +73,8 @@ def values_of(kind, dtype, shape, rng):
 def lay_out(cells, dtype, rng):
     """A view of the cells laid out at random in memory of its own, and the cells as they then are.
 
-    Strides may overlap (0), run backwards, leave gaps or take the axes in another order.
+    Strides may overlap (0), leave gaps, take the axes in another order or, in NumPy, run backwards;
+    bfloat16 is torch's.
     """
     shape = np.array(cells.shape)
     strides, step = np.zeros(3, np.int64), 1
@@ -83,7 +84,8 @@ def lay_out(cells, dtype, rng):
         step += int(rng.integers(4)) if rng.integers(4) == 0 else 0
     if rng.integers(4) == 0:
         strides[rng.integers(3)] = 0
-    strides *= rng.choice([1, -1], 3) if rng.integers(3) == 0 else 1
+    if dtype != "bfloat16" and rng.integers(3) == 0:
+        strides *= rng.choice([1, -1], 3)
     reach = (shape - 1).clip(min=0) * strides
     offset = int(rng.integers(5)) if rng.integers(2) else 0
     low = -reach.clip(max=0).sum() + offset
@@ -93,9 +95,10 @@ def lay_out(cells, dtype, rng):
     view = np.ndarray(cells.shape, kind, memory, int(low) * width, tuple(strides * width))
     view[...] = cells.view(getattr(torch, SIGNED[width].__name__)).numpy().view(kind)
     plain = torch.from_numpy(np.array(view).view(SIGNED[width])).view(cells.dtype)
-    first = memory.ctypes.data + int(low) * width
-    view = (memory, first, CODES["dtype"][dtype], cells.shape, tuple(map(int, strides)))
-    return view, plain
+    if dtype != "bfloat16":
+        return view.view(dtype), plain
+    memory = torch.from_numpy(memory.view(np.int16)).view(torch.bfloat16)
+    return memory.as_strided(cells.shape, tuple(map(int, strides)), int(low)), plain
 
 
 def out(dtype, *shape):
@@ -231,7 +234,7 @@ def boxes(view, maps, rng, heads):
     order = Sums(combined, valid)
     clear = torch.from_numpy(order.exact & order.safe) & valid.any(-1).any(-1)
     expected = reference.regions(combined[clear], region=keep, valid=valid[clear])
-    made = Boxes(rows[clear])
+    made = Boxes.of(rows[clear])
     for part in ("found", "xyxy", "area"):
         hold(part, getattr(made, part), getattr(expected, part))
     for part in ("mass", "score"):

@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 from fastground import _core, reference
 
 PAGE = mmap.PAGESIZE
@@ -33,6 +34,7 @@ COUNTS = [1, 2, 3, 15, 16, 17, 33]
 WIDTHS = {"bool": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 LAYOUTS = ["contiguous", "apart", "backwards", "columns first", "one for all"]
 CODES = _core.codes
+_core.use_tensors(torch.Tensor)
 
 
 class Arena:
@@ -48,21 +50,21 @@ class Arena:
                 raise OSError(ctypes.get_errno(), "mprotect")
 
     def piece(self, size, at_end):
-        """The address of `size` bytes and a NumPy array over them."""
+        """A NumPy array over `size` bytes."""
         address = self.stop - size if at_end else self.start
-        return address, np.frombuffer((ctypes.c_ubyte * size).from_address(address), np.uint8)
+        return np.frombuffer((ctypes.c_ubyte * size).from_address(address), np.uint8)
 
 
 ARENAS = [Arena(33 * 256 * 256) for _ in range(7)]
 
 
-def strides_of(layout, count, h, w, rng):
-    """Strides in elements, of maps, rows and columns."""
+def strides_of(layout, dtype, count, h, w, rng):
+    """Strides in elements, of maps, rows and columns; torch, which has bfloat16, has none < 0."""
     if layout == "apart":
         column = int(rng.integers(1, 3))
         row = w * column + int(rng.integers(4))
         return h * row + int(rng.integers(3)), row, column
-    if layout == "backwards":
+    if layout == "backwards" and dtype != "bfloat16":
         return tuple(np.array([h * w, w, 1]) * rng.choice([1, -1], 3))
     if layout == "columns first":
         return 1, count, h * count
@@ -73,22 +75,20 @@ class Guarded:
     """A batch of maps in a guarded piece, and the same contiguous in ordinary memory."""
 
     def __init__(self, arena, values, dtype, layout, at_end, rng):
-        strides = np.array(strides_of(layout, *values.shape, rng), np.int64)
+        strides = np.array(strides_of(layout, dtype, *values.shape, rng), np.int64)
         reach = (np.array(values.shape) - 1) * strides
         low, high = reach.clip(max=0).sum(), reach.clip(min=0).sum()
         width = WIDTHS[dtype]
-        address, raw = arena.piece(int(high - low + 1) * width, at_end)
+        raw = arena.piece(int(high - low + 1) * width, at_end)
         raw[:] = 0xFF  # NaN in every dtype, true as bool
         kind = values.dtype
-        view = np.ndarray(values.shape, kind, raw, -low * width, tuple(strides * width))
-        view[...] = values[:1] if layout == "one for all" else values
-        self.plain = np.ascontiguousarray(view)
-        shape = tuple(map(int, values.shape))
-        first = int(address - low * width)
-        self.view = (raw, first, CODES["dtype"][dtype], shape, tuple(map(int, strides)))
-        h, w = shape[1:]
-        plain = self.plain.ctypes.data
-        self.plain_view = (self.plain, plain, CODES["dtype"][dtype], shape, (h * w, w, 1))
+        self.view = np.ndarray(values.shape, kind, raw, -low * width, tuple(strides * width))
+        self.view[...] = values[:1] if layout == "one for all" else values
+        self.plain = np.ascontiguousarray(self.view)
+        if dtype == "bfloat16":
+            numbers = torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16)
+            self.view = numbers.as_strided(values.shape, tuple(map(int, strides)), int(-low))
+            self.plain = torch.from_numpy(self.plain.view(np.int16)).view(torch.bfloat16)
 
 
 def values_of(dtype, shape, rng):
@@ -157,9 +157,9 @@ def check(number, names):
         sizes = [np.dtype(kind).itemsize * size for kind, size in results]
         expected = [np.full(size, 0xFF, np.uint8) for size in sizes]
         _core.use("portable")
-        call(maps.plain_view, valid.plain_view, typed(expected, results))
+        call(maps.plain, valid.plain, typed(expected, results))
         for name in names:
-            outs = [arena.piece(n, at_end)[1] for arena, n in zip(ARENAS[2:], sizes, strict=False)]
+            outs = [arena.piece(n, at_end) for arena, n in zip(ARENAS[2:], sizes, strict=False)]
             for array in outs:
                 array[:] = 0xFF
             words = f"{number}: {what} by {name}, {count} x {h} x {w} {dtype}, {layout}"

@@ -1,8 +1,10 @@
 """The native core: what csrc/bindings.cpp exposes.
 
 Outputs are C-contiguous NumPy arrays of the result's size and itemsize; where head_stats is given
-None, that is not wanted. Every operation returns how many maps are not finite; `largest`, the
-largest magnitude of all cells, inf if one is not finite.
+None, that is not wanted. Every operation returns how many maps are not finite; `box_tensors` also
+what the rows of `boxes` hold, as tensors of this batch: xyxy, area, mass, score, found; `largest`,
+the largest magnitude of all cells, inf if one is not finite. Tensors are of the class that
+`use_tensors` was given; `plain_shape` tells which floating maps on the CPU can be read as they are.
 """
 
 from typing import TypeAlias
@@ -10,9 +12,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-Source: TypeAlias = np.ndarray | tuple[torch.Tensor, int, int, tuple[int, ...], tuple[int, ...]]
-"""Maps (grid_h, grid_w) or (count, grid_h, grid_w): a NumPy array; or a tensor, its address, the
-code of its dtype, its shape and its strides, which count elements."""
+Source: TypeAlias = np.ndarray | torch.Tensor
+"""Maps (grid_h, grid_w) or (count, grid_h, grid_w) on the CPU, strided as they come."""
 
 codes: dict[str, dict[str, int]]
 """The numbers of the dtypes and of every named choice, by the argument's name."""
@@ -39,6 +40,17 @@ def boxes(
     region: int,
     rows: np.ndarray,
 ) -> int: ...
+def box_tensors(
+    maps: Source,
+    heads: int,
+    taps: np.ndarray,
+    border: int,
+    valid: Source | None,
+    region: int,
+    batch: tuple[int, ...],
+) -> tuple[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]: ...
+def plain_shape(maps: object, least_axes: int) -> tuple[int, ...] | None: ...
+def use_tensors(tensor_class: type) -> None: ...
 def largest(maps: Source) -> float: ...
 def set_num_threads(count: int) -> None: ...
 def num_threads() -> int: ...

@@ -41,8 +41,7 @@ DTYPES: dict[Any, str] = {
 
 MASKS = (torch.bool, np.dtype("bool"))
 
-_DTYPES = {torch.bool: "bool", **DTYPES}
-CODES = {dtype: _core.codes["dtype"][name] for dtype, name in _DTYPES.items()}
+_core.use_tensors(Tensor)
 
 
 class Choice(dict):
@@ -115,8 +114,18 @@ def take_maps(
 
     Maps are floating, with `masks` also bool; `heads` is one axis more.
     """
-    if not isinstance(maps, Tensor) or maps.layout is not strided or maps.is_meta or maps.is_neg():
-        maps = take(maps, "maps")
+    shape = _core.plain_shape(maps, 2 + heads)
+    if shape is None or (isinstance(maps, Tensor) and maps.is_neg()):
+        maps, shape = _take_others(maps, masks, heads)
+    try:
+        return maps, shape, NAN[nan]
+    except TypeError:
+        raise unhashable(nan=nan) from None
+
+
+def _take_others(maps: Any, masks: bool, heads: bool) -> tuple[Array, Shape]:
+    """Maps that are refused, or that the native core for the CPU cannot read as they are."""
+    maps = take(maps, "maps")
     shape = tuple(maps.shape)
     if maps.dtype not in DTYPES and not (masks and maps.dtype in MASKS):
         kinds = [*dict.fromkeys(DTYPES.values()), *(["bool"] if masks else [])]
@@ -140,10 +149,7 @@ def take_maps(
             f"maps must hold at least one head, but got shape {shape}; the axis before the grid is "
             "that of the heads"
         )
-    try:
-        return maps, shape, NAN[nan]
-    except TypeError:
-        raise unhashable(nan=nan) from None
+    return maps, shape
 
 
 def take_valid(valid: Any, maps: Array, shape: Shape) -> Tensor:
@@ -205,14 +211,9 @@ def _span(array: Tensor) -> tuple[int, int]:
     return array.data_ptr(), array.data_ptr() + (last + 1) * array.element_size()
 
 
-def source(array: Array, shape: Shape) -> Any:
-    """An array of this shape as the native core reads it: see `Source` in _core.pyi."""
-    if len(shape) > 3:
-        array = _one_batch(array, shape)
-        shape = array.shape
-    if isinstance(array, ndarray):
-        return array
-    return array, array.data_ptr(), CODES[array.dtype], shape, array.stride()
+def source(array: Array, shape: Shape) -> Array:
+    """An array of this shape as the native core reads it: one map or one batch."""
+    return array if len(shape) < 4 else _one_batch(array, shape)
 
 
 def _one_batch(array: Array, shape: Shape) -> Array:

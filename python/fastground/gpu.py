@@ -20,11 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastground.arguments import ANY, BORDER, CODES, CUT, EMPTY, REGION, WEIGHT
+from fastground import _core
+from fastground.arguments import ANY, BORDER, CUT, EMPTY, REGION, WEIGHT
 from fastground.dispatch import cuda_core
 from fastground.reference import gaussian
 from fastground.regions import Boxes
 from fastground.types import HeadStats, Recipe
+
+_CODES = {getattr(torch, name): code for name, code in _core.codes["dtype"].items()}
 
 
 def attention_sum(maps: torch.Tensor) -> torch.Tensor:
@@ -110,7 +113,7 @@ def boxes(
         _where(maps, workspace),
         rows.data_ptr(),
     )
-    return Boxes(rows)
+    return Boxes.of(rows)
 
 
 def _head_stats(
@@ -143,7 +146,7 @@ def _batch(maps: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
 
 
 def _source(maps: torch.Tensor) -> tuple[int, ...]:
-    return (maps.data_ptr(), CODES[maps.dtype], *maps.shape, maps.stride(0))
+    return (maps.data_ptr(), _CODES[maps.dtype], *maps.shape, maps.stride(0))
 
 
 def _room(maps: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

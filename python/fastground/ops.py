@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy import empty as new_array
 from numpy import float32
-from torch import Tensor, from_numpy
+from torch import Tensor
 
 from fastground import _core, gpu, reference
 from fastground.arguments import (
@@ -302,13 +302,19 @@ def boxes(
         if recipe.padding == "include":
             valid = None
     if native(maps):
-        rows: Any = new_array((*shape[:-3], 7), float32)
         among = valid if valid is None else source(valid, valid.shape)
-        suspect = _core.boxes(source(maps, shape), shape[-3], taps, border, among, region, rows)
+        groups, heads, batch = source(maps, shape), shape[-3], shape[:-3]
+        if isinstance(maps, Tensor):
+            suspect, parts = _core.box_tensors(groups, heads, taps, border, among, region, batch)
+            found = Boxes._make(parts)
+        else:
+            rows = new_array((*batch, 7), float32)
+            suspect = _core.boxes(groups, heads, taps, border, among, region, rows)
+            found = Boxes.of(rows)
         if strict and suspect:
-            area, mass = rows[..., 4], rows[..., 5]
+            area, mass = np.asarray(found.area), np.asarray(found.mass)
             refuse(np.where(area > 0, 0, mass))  # where one is found, a share of a sum of 0
-        return Boxes(rows, from_numpy) if isinstance(maps, Tensor) else Boxes(rows)
+        return found
     if _tensors(maps) is gpu:
         found = gpu.boxes(tensor(maps), recipe=recipe, valid=valid)
         if strict:
@@ -318,7 +324,7 @@ def boxes(
     if strict:
         refuse_maps(combined)
     found = reference.regions(combined, region=recipe.region, valid=valid)
-    return found if isinstance(maps, Tensor) else Boxes(found.rows.numpy())
+    return found if isinstance(maps, Tensor) else Boxes._make(part.numpy() for part in found)
 
 
 def _tensors(maps: Array) -> Any:

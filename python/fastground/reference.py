@@ -228,7 +228,7 @@ def regions(
         )
     ]
     table = torch.tensor(found, dtype=torch.float64).float()
-    return Boxes(table.reshape(*batch, 7).to(combined.device))
+    return Boxes.of(table.reshape(*batch, 7).to(combined.device))
 
 
 def _box(

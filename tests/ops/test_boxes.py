@@ -1,6 +1,7 @@
 """boxes: every implementation against SciPy's regions and OpenCV's hulls."""
 
 import copy
+import gc
 import math
 import pickle
 
@@ -13,6 +14,7 @@ import pytest
 import scipy.ndimage
 import torch
 from fastground import reference
+from fastground.arguments import dtype_name
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,7 +64,7 @@ def assert_like_opencv(boxes, combined, valid, region):
     for i, cells in enumerate(combined.double().numpy()):
         expected = by_opencv(cells, valid, region)
         assert bool(boxes.found[i]) == (expected is not None)
-        numbers = boxes.rows[i].tolist()
+        numbers = torch.cat([boxes.xyxy[i], torch.stack(boxes[1:4])[:, i]]).tolist()
         assert numbers == pytest.approx(expected or [0] * 7, rel=1e-5)
 
 
@@ -193,36 +195,40 @@ def test_shapes_of_batch_and_valid(implementation):
     assert none.xyxy.shape == (2, 0, 4) and none.found.dtype == torch.bool
 
 
-def test_unpacked_boxes_are_their_five_parts(implementation):
+def test_boxes_are_a_named_tuple_of_five(implementation):
     maps = torch.rand(2, 3, 6, 5)
     maps[1] = 1  # nothing found
     for some in (maps, maps[0]):
         boxes = implementation(fg.boxes, some)
-        xyxy, area, mass, score, found = boxes
-        assert torch.equal(boxes.rows[..., :4], xyxy) and torch.equal(boxes.xyxy, xyxy)
-        assert torch.equal(boxes.rows[..., 4:], torch.stack([area, mass, score], dim=-1))
-        assert torch.equal(boxes.found, found) and torch.equal(found, area > 0)
-        assert repr(boxes).startswith("Boxes(xyxy=tensor(") and "found=tensor(" in repr(boxes)
+        assert boxes._fields == ("xyxy", "area", "mass", "score", "found")
+        assert boxes.xyxy.shape == (*boxes.area.shape, 4)
+        assert torch.equal(boxes.found, boxes.area > 0)
         for other in (copy.deepcopy(boxes), pickle.loads(pickle.dumps(boxes))):
-            assert all(map(torch.equal, boxes, other))
-        for name in ("rows", "xyxy", "area", "mass", "score", "found"):
-            with pytest.raises(AttributeError):
-                setattr(boxes, name, area)
+            assert type(other) is type(boxes) and all(map(torch.equal, boxes, other))
 
 
 @pytest.mark.parametrize("name", ["reference", "native"])
 @pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray], ids=["torch", "numpy"])
-def test_each_part_is_a_view_of_the_kind_of_maps(monkeypatch, name, kind):
+def test_each_part_is_of_the_kind_of_maps_and_the_callers_own(monkeypatch, name, kind):
     monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", name)
-    maps = kind(np.random.default_rng(0).random((3, 24, 24), np.float32))
-    for some, batch in ((maps, ()), (maps[None], (1,)), (maps[None, :, None], (1, 3))):
+    numbers = np.random.default_rng(0).random((2, 3, 24, 24), np.float32)
+    maps = kind(numbers)
+    for some, batch in ((maps[0], ()), (maps, (2,)), (maps[:1, None], (1, 1)), (maps[:0], (0,))):
         boxes = fg.boxes(some)
-        assert boxes.rows.shape == (*batch, 7) and boxes.xyxy.shape == (*batch, 4)
-        assert isinstance(boxes.rows, type(maps))
-        for part in (*boxes, boxes.found):
-            assert isinstance(part, type(maps)) and tuple(part.shape) in (batch, (*batch, 4))
-        boxes.rows[..., :] = 0  # seen in every part
-        assert not any(bool(part.any()) for part in boxes)
+        assert tuple(boxes.xyxy.shape) == (*batch, 4)
+        assert all(tuple(part.shape) == batch for part in boxes[1:])
+        assert all(isinstance(part, type(maps)) for part in boxes)
+        assert [dtype_name(part.dtype) for part in boxes] == ["float32"] * 4 + ["bool"]
+    boxes = fg.boxes(maps)
+    kept = [copy.deepcopy(part) for part in boxes]
+    xyxy, found = boxes.xyxy, boxes.found
+    boxes.area[...] = 7  # each has its own numbers, and may be written
+    boxes.found[...] = False
+    assert (boxes.xyxy == kept[0]).all() and (boxes.score == kept[3]).all() and not found.any()
+    del boxes, maps
+    gc.collect()
+    noise = [np.ones(n, np.uint8) for n in range(1, 2000)]  # were the memory free, it would be here
+    assert (xyxy == kept[0]).all() and len(noise) == 1999
 
 
 @pytest.mark.parametrize("grid", [(6, 5), (24, 24), (4, 70)])
@@ -239,7 +245,7 @@ def test_each_map_may_have_its_own_valid_cells(implementation, region, grid):
     for where in (valid, wide[:, ::2, 1::3], transposed):
         boxes = implementation(fg.boxes, maps[:, None], recipe=recipe, valid=where)
         for i in range(6):
-            one = type(boxes)(boxes.rows[i : i + 1])
+            one = boxes._make(part[i : i + 1] for part in boxes)
             assert_like_opencv(one, maps[i : i + 1], valid[i].numpy(), region)
     nowhere = torch.zeros(1, 1, dtype=torch.bool).expand(6, *grid)
     assert not implementation(fg.boxes, maps[:, None], recipe=recipe, valid=nowhere).found.any()
