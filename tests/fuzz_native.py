@@ -36,6 +36,7 @@ SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 EDGES = [1, 2, 15, 16, 17, 24, 31, 32, 33, 63, 64, 65, 127, 128, 129, 130, 255, 256]
 VALUES = ["bits", "uniform", "levels", "huge", "sub-normal", "signed", "spoilt", "constant"]
 CODES = _core.codes
+_core.use_tensors(torch.Tensor)
 
 
 def chosen(name, rng):
