@@ -4,13 +4,12 @@ As a program, since Triton's interpreter must be chosen before its import: `inte
 `compile` with a compute capability.
 """
 
+import contextlib
+import io
 import itertools
 import json
 import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import torch
 from fastground import reference
@@ -257,10 +256,10 @@ WHOLE |= dict.fromkeys(("heads_ptr", "slots_ptr", "key_heads_ptr"), "*i32")
 
 
 def report(function, types, constants, capability):
-    """Compile to PTX as the launcher would, then let the bundled ptxas count registers."""
+    """Compile as the launcher would, and tell what ptxas said of the code."""
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     names = function.arg_names
@@ -284,22 +283,15 @@ def report(function, types, constants, capability):
         },
     )
     target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+    with knobs.nvidia.scope(), contextlib.redirect_stdout(io.StringIO()) as printed:
+        knobs.nvidia.dump_ptxas_log = True
+        compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+    said = printed.getvalue()
     assert len(compiled.asm["cubin"]) > 0
-    architecture = "sm_90a" if capability == 90 else f"sm_{capability}"
-    with tempfile.TemporaryDirectory() as folder:
-        ptx = Path(folder) / "kernel.ptx"
-        ptx.write_text(compiled.asm["ptx"])
-        command = [get_ptxas(capability).path, "-v", f"--gpu-name={architecture}", ptx]
-        done = subprocess.run(
-            [*command, "-o", Path(folder) / "kernel.cubin"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+    (architecture,) = re.findall(r"Compiling entry function '\w+' for '(\w+)'", said)
     wide = sum(name in compiled.asm["ptx"] for name in VECTORS)
     registers, stores, loads = (
-        int(re.search(pattern, done.stderr)[1])
+        int(re.search(pattern, said)[1])
         for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill st", r"(\d+) bytes spill lo")
     )
     print(json.dumps({
