@@ -17,7 +17,8 @@ ASKING := tests/adapters $(wildcard tests/test_capture*.py) $(addprefix tests/te
   bad_input.py geometry.py grounder.py hybrids.py images.py layouts.py models.py packing.py \
   segmentation.py)
 
-.PHONY: help demo test test-newest test-exhaustive sanitize fuzz lint format bench gpu-check clean
+.PHONY: help demo test test-newest test-cuda test-exhaustive sanitize fuzz lint format bench \
+  gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,8 +26,9 @@ help:
 	@echo "                (DEMO_SAMPLES=$(DEMO_SAMPLES), DEMO_OUT=$(DEMO_OUT))"
 	@echo "make test       run the tests"
 	@echo "make test-newest  those that touch transformers, with its newest release"
-	@echo "make test-exhaustive  compare the native core with SciPy on $(EXHAUSTIVE_MAPS) maps, and"
-	@echo "                the CUDA kernels, run on the CPU, with it on $(CUDA_MAPS)"
+	@echo "make test-cuda  compare the CUDA kernels, run on the CPU, with the native core on"
+	@echo "                $(CUDA_MAPS) maps"
+	@echo "make test-exhaustive  that, and the native core with SciPy on $(EXHAUSTIVE_MAPS) maps"
 	@echo "make sanitize   run its tests under the address and undefined-behaviour sanitizers"
 	@echo "make fuzz       call it at random under the same for $(FUZZ_SECONDS) seconds"
 	@echo "make lint       check format, style and types;   make format: mend what can be mended"
@@ -44,9 +46,11 @@ test: .venv/ready
 test-newest: $(NEWEST)/ready
 	$(NEWEST)/bin/python $(BIN)/pytest $(ASKING)
 
-test-exhaustive: .venv/ready
-	$(BIN)/python tests/exhaustive/prove.py --maps $(EXHAUSTIVE_MAPS)
+test-cuda: .venv/ready
 	$(BIN)/python tests/cuda/prove_cuda.py --maps $(CUDA_MAPS)
+
+test-exhaustive: .venv/ready test-cuda
+	$(BIN)/python tests/exhaustive/prove.py --maps $(EXHAUSTIVE_MAPS)
 
 sanitize: .venv/ready
 	.ci/sanitize $(BIN)/python
