@@ -2,13 +2,14 @@
 
     argv: discover | evaluate     stdin: FOLDER SECONDS WORKERS       stdout: "done" or "killed"
 
-Each run is a process of its own, forked when the model is loaded, and is sent SIGKILL after so many
-seconds.
+Each run is a process of its own, forked when the model is loaded and has made a run already, and is
+sent SIGKILL after so many seconds: those then fall into the run, not into imports before it.
 """
 
 import os
 import signal
 import sys
+import tempfile
 import time
 import warnings
 
@@ -43,6 +44,8 @@ def main():
     torch.manual_seed(0)
     lvlm = models.wrap(build(6).eval(), processor(6), checkpoint="random")
     made, of = (grounder(lvlm), evaluated) if sys.argv[1] == "evaluate" else (lvlm, run)
+    with tempfile.TemporaryDirectory() as folder:
+        of(made, folder, 0)
     print("ready", flush=True)
     for line in sys.stdin:
         folder, seconds, workers = line.split()
