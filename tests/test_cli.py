@@ -14,6 +14,7 @@ from fastground.ablations import ablate
 from fastground.cli import main
 from fastground.cli.options import recipe_of
 from fastground.datasets.images import by_image
+from fastground.datasets.shapes.export import export
 from fastground.ranking import rank_table
 from fastground.types import HeadRanking, Recipe
 from random_sam import random_sam
@@ -171,6 +172,31 @@ def test_evaluate_scores_and_compares(capsys, model, heads):
     code, out, _ = run(capsys, "evaluate", *options, "--table", "heads", *sigma)
     assert code == 0 and "3 random heads" in out and "trials" in out
     assert "recipe: paper, but" in out and "sigma=2.0" in out
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_evaluate_skips_what_cannot_be_read_and_reads_ahead(capsys, model, heads, tmp_path):
+    export(tmp_path / "data", 6, 2)
+    path = tmp_path / "data" / "train2014" / "COCO_train2014_000000000002.jpg"
+    path.write_bytes(path.read_bytes()[:400])
+    options = (model, "--ranking", heads, "--dataset", "refcoco", "--data", tmp_path / "data")
+    options += ("--split", "train", "--option", "check_sizes=false")
+    code, _, err = run(capsys, "evaluate", *options)
+    assert code == 2 and "max_bad=0.01" in err.splitlines()[-1] and path.name in err
+    told = []
+    for workers in (0, 2):
+        with pytest.warns(UserWarning, match="they are left out"):
+            code, out, _ = run(
+                capsys, "evaluate", *options, "--max-bad", 0.5, "--json", "--workers", workers
+            )
+        told.append(strict(out))
+        assert code == 0
+    assert told[0] == told[1]
+    scores = told[0]["scores"]
+    assert scores["skipped"] > 0 and scores["num_samples"] > 0
+    with pytest.warns(UserWarning, match="they are left out"):
+        code, out, _ = run(capsys, "evaluate", *options, "--max-bad", 0.5)
+    assert code == 0 and f"could not be read: {scores['skipped']}" in out
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_world
-from fastground import evaluation, grounder, runs
+from fastground import evaluation, grounder, runs, terminal
+from fastground.datasets.annotated import AnnotatedImage, Phrase, stream
+from fastground.datasets.masks import Drawn
+from fastground.datasets.photos import Photo, open_image
 from fastground.evaluation import evaluate
 from fastground.grounder import Grounder
 
@@ -142,6 +146,155 @@ def test_a_grounder_without_a_model_keeps_no_folder(tmp_path):
             evaluate(told, small_world.samples(), **options)
     with pytest.raises(ValueError, match="baseline must be text-box, but got 'boxes'"):
         evaluate(told, small_world.samples(), baseline="boxes")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The small world's samples with their images in files; the third image's is cut off."""
+    samples, good = [], small_world.samples()
+    for sample in good:
+        path = tmp_path / f"{sample.image_id}.png"
+        if sample.image_id == 2:
+            path = path.with_suffix(".jpg")
+        sample.image.save(path)
+        samples.append(dataclasses.replace(sample, image=str(path)))
+    cut = tmp_path / "2.jpg"
+    cut.write_bytes(cut.read_bytes()[:300])
+    return samples
+
+
+def rows(folder):
+    """What the shards hold, to the byte."""
+    return [p.read_bytes() for p in shards(folder)]
+
+
+def test_unreadable_images_are_skipped_counted_and_listed(tmp_path, files):
+    readable = [s for s in small_world.samples() if s.image_id != 2]
+    plain = dataclasses.replace(gather(None, readable), skipped=1)
+    for out in (tmp_path / "run", tmp_path / "run", None):  # the second from the shards
+        with pytest.warns(UserWarning, match=r"1 of 11 were not; the first is .*2\.jpg"):
+            assert same(gather(out, files, max_bad=0.1), plain)
+    assert same(evaluation.load(tmp_path / "run"), plain)
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["skipped"] == 1
+    columns, about = runs.load_columns(tmp_path / "run", "evaluate")
+    assert columns["sample_ids"].tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10]
+    ((sample_id, image_id, reason),) = about["skipped"]
+    assert (sample_id, image_id) == (7, 2) and "2.jpg" in reason
+    table = terminal.scores_table(plain, "", small_world.RECIPE)
+    assert "could not be read: 1\n" in table.caption
+
+
+@pytest.mark.parametrize("stop", [3, 7, 8, 10])
+def test_what_was_skipped_is_neither_lost_nor_doubled_when_a_run_goes_on(tmp_path, files, stop):
+    with pytest.warns(UserWarning, match="were not"):
+        whole = gather(None, files, max_bad=0.1)
+
+    def interrupted():
+        yield from files[:stop]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gather(tmp_path / "run", interrupted(), max_bad=0.1)
+    with pytest.warns(UserWarning, match="1 of 11 were not"):
+        assert same(gather(tmp_path / "run", files, max_bad=0.1), whole)
+    assert same(evaluation.load(tmp_path / "run"), whole)
+
+
+def test_too_many_unreadable_images_are_an_error_and_shards_are_kept(tmp_path, files, monkeypatch):
+    says = r"max_bad=0\.01 of the samples, but 1 of 11 were not; .*2\.jpg.* or raise max_bad"
+    with pytest.raises(ValueError, match=says):
+        gather(tmp_path / "run", files)  # a short run is judged at its end
+    assert len(shards(tmp_path / "run")) == 3
+    monkeypatch.setattr("fastground.watch.GRACE", 1)
+    with pytest.raises(ValueError, match="1 of 8 were not"):
+        gather(tmp_path / "soon", files)
+    assert len(shards(tmp_path / "soon")) == 2
+    before = rows(tmp_path / "soon")
+    with pytest.warns(UserWarning, match="left out"):
+        gather(tmp_path / "soon", files, max_bad=0.5)
+    assert rows(tmp_path / "soon")[:2] == before
+    with pytest.raises(ValueError, match="1 of 1 were not"):
+        gather(None, files[7:8], max_bad=1)
+
+
+def test_a_grounder_of_ones_own_skips_them_too(files):
+    made = Grounder(small_world.lvlm(), small_world.ranking())
+    asked = []
+
+    def own(image, expressions):
+        asked.append(image)
+        return made(image, expressions)
+
+    with pytest.warns(UserWarning, match="1 of 11 were not"):
+        scores = evaluate(own, files, max_bad=0.1)
+    assert (scores.num_samples, scores.skipped) == (10, 1)
+    assert asked == [files[0].image, files[3].image, files[8].image]
+    with pytest.raises(ValueError, match=r"must be a fastground\.Grounder .* workers"):
+        evaluate(own, files, workers=2)
+
+
+class Tinted:
+    """A segmenter whose masks hang on every pixel."""
+
+    def __repr__(self):
+        return "tinted"
+
+    def __call__(self, image, groundings, recipe):
+        pixels = np.asarray(image)
+        assert pixels.shape[2] == 3
+        for _ in groundings:
+            yield pixels[..., 0] > pixels.mean()
+
+
+# Python's of forks beside threads, from 3.12: torch's workers are made for them.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("recipe", [{}, {"sinks": "relative", "generic": "the mug"}])
+@pytest.mark.parametrize("segmenter", [None, Tinted()])
+def test_workers_give_the_same_rows_to_the_byte(tmp_path, files, recipe, segmenter):
+    ranking = dataclasses.replace(
+        small_world.ranking(), recipe=small_world.RECIPE.replace(**recipe)
+    )
+    made = Grounder(small_world.lvlm(), ranking, segmenter=segmenter)
+    found = {}
+    for workers in (0, 1, 2):
+        out = tmp_path / str(workers)
+        with pytest.warns(UserWarning, match="1 of 11 were not"):
+            found[workers] = evaluate(
+                made, files, out=out, shard_samples=2, max_bad=0.1, workers=workers,
+                baseline="text-box",
+            )  # fmt: skip
+        assert rows(out) == rows(tmp_path / "0") and same(found[workers], found[0])
+    direct = [
+        g for s in files if s.image_id != 2 for g in made(s.image, [s.expression])
+    ]  # by the public door, one by one
+    columns, _ = runs.load_columns(tmp_path / "2", "evaluate")
+    assert columns["masks"].tolist() == [g.to_rle()["counts"] for g in direct]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_with_workers_no_image_is_opened_here(tmp_path, monkeypatch):
+    """Not even for the size at which masks are drawn, where no annotation tells it."""
+    images = []
+    for i, sample in enumerate(small_world.samples()[:4]):
+        sample.image.save(tmp_path / f"{i}.png")
+        draw = functools.partial(drawn, sample.mask)
+        phrase = Phrase(sample.expression, i, None, draw)
+        images.append(AnnotatedImage(tmp_path / f"{i}.png", i, (phrase,)))
+    made = Grounder(small_world.lvlm(), small_world.ranking())
+    here = evaluate(made, stream(images))
+    process = os.getpid()
+
+    def image(photo):
+        assert os.getpid() != process, f"{photo.source} is opened"
+        return open_image(photo.source, photo.told)
+
+    monkeypatch.setattr(Photo, "image", property(image))
+    assert same(evaluate(made, stream(images), workers=2), here)
+
+
+def drawn(mask, size):
+    assert mask.shape == size
+    return Drawn(mask)
 
 
 @pytest.mark.parametrize("change", [{"packed": False}, {"max_tokens": 60}, {"max_tokens": 1}])

@@ -34,8 +34,9 @@ ROWS = (
         "metrics", "sam", "sinks",
     },
     # layer 4, pipelines
-    {"attention", "runs", "segmentation", "scoring", "settings", "charts"},
+    {"attention", "runs", "segmentation", "scoring", "settings", "charts", "watch"},
     {"textboxes", "ahead", "cluster"},
+    {"gathering"},
     {"grounder", "discovery", "evaluation", "comparison", "ablations", "report", "explain"},
     # layer 5, commands
     {"terminal", "info", "tiny"},

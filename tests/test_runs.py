@@ -247,7 +247,7 @@ def test_many_unreadable_images_stop_a_run_before_its_end(tmp_path, monkeypatch)
             yield dataclasses.replace(small_world.samples()[0], image="none.jpg", image_id=i)
         raise AssertionError("read on")
 
-    monkeypatch.setattr("fastground.discovery.GRACE", 100)
+    monkeypatch.setattr("fastground.watch.GRACE", 100)
     with pytest.raises(ValueError, match="2 of 2 were not"):
         gather(tmp_path / "bad", samples())
 

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
-from PIL.Image import DecompressionBombError
+from PIL.Image import DecompressionBombError, Image, fromarray
 from torch.utils.data import DataLoader, Dataset
 
 from fastground.datasets.images import unopened
@@ -67,6 +68,8 @@ class _Read(NamedTuple):
 
     encoded: Encoded
     inputs: dict[str, torch.Tensor]
+    pixels: torch.Tensor | None
+    """(height, width, 3) uint8: the image itself, where it is asked for."""
 
 
 def default_workers(device: torch.device) -> int:
@@ -80,8 +83,26 @@ def default_workers(device: torch.device) -> int:
     return min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) - 1))
 
 
+def opened(image: Any) -> Image | Unreadable:
+    """An image in RGB, or why there is none.
+
+    Args:
+        image: a `Photo`, or as `read_image` takes it.
+    """
+    try:
+        return read_image(image.image if isinstance(image, Photo) else image)
+    except (ValueError, OSError, SyntaxError, DecompressionBombError) as error:
+        return Unreadable(" ".join(str(error).split()))
+
+
 def read_ahead(
-    lvlm: LVLM, images: Iterable[tuple[Tag, list[Sample]]], recipe: Recipe, workers: int
+    lvlm: LVLM,
+    images: Iterable[tuple[Tag, list[Sample]]],
+    recipe: Recipe,
+    workers: int,
+    *,
+    more: Sequence[str] = (),
+    keep_images: bool = False,
 ) -> Generator[tuple[Tag, list[Sample], Encoded | Unreadable]]:
     """Images as the model reads them, in order; close it to end the workers.
 
@@ -91,6 +112,8 @@ def read_ahead(
             as is read.
         recipe: as in `LVLM.encode`.
         workers: processes that read; 0: each image is read when it is asked for.
+        more: expressions that every image is asked behind its own.
+        keep_images: whether `Encoded.image` is wanted.
 
     Yields:
         What was given, with the image and its expressions in the host's memory, or with the reason
@@ -111,9 +134,10 @@ def read_ahead(
     def asked() -> Iterator[_Asked]:
         for tag, group in images:
             given.append((tag, group))
-            yield _Asked(unopened(group[0]), tuple(s.expression for s in group), _name(group))
+            expressions = (*(s.expression for s in group), *more)
+            yield _Asked(unopened(group[0]), expressions, _name(group))
 
-    reader = _Reader(lvlm, recipe)
+    reader = _Reader(lvlm, recipe, keep_images)
     pinned = lvlm.model.device.type == "cuda"
     found_all = _by_others(reader, asked(), workers, pinned) if workers else map(reader, asked())
     for found in found_all:
@@ -123,7 +147,11 @@ def read_ahead(
         if isinstance(found, Unreadable):
             yield tag, group, found
         else:
-            yield tag, group, _with_tensors(found)
+            encoded = _with_tensors(found)
+            photo = unopened(group[0])
+            if isinstance(photo, Photo) and encoded.layout.image_size is not None:
+                photo.remember(encoded.layout.image_size)  # masks are drawn at it, none is opened
+            yield tag, group, encoded
 
 
 def _by_others(
@@ -155,18 +183,16 @@ def _by_others(
 class _Reader(Dataset[Any]):
     """What a worker does with each image it is sent."""
 
-    def __init__(self, lvlm: LVLM, recipe: Recipe) -> None:
-        self.lvlm, self.recipe = lvlm, recipe
+    def __init__(self, lvlm: LVLM, recipe: Recipe, keep_images: bool) -> None:
+        self.lvlm, self.recipe, self.keep_images = lvlm, recipe, keep_images
 
     def __getitem__(self, asked: _Asked) -> _Read | Unreadable | _Wrong:
         return self(asked)
 
     def __call__(self, asked: _Asked) -> _Read | Unreadable | _Wrong:
-        try:
-            image = asked.image.image if isinstance(asked.image, Photo) else asked.image
-            image = read_image(image)
-        except (ValueError, OSError, SyntaxError, DecompressionBombError) as error:
-            return Unreadable(" ".join(str(error).split()))
+        image = opened(asked.image)
+        if isinstance(image, Unreadable):
+            return image
         try:
             encoded = self.lvlm.encode(image, list(asked.expressions), self.recipe)
         except ValueError as error:
@@ -175,7 +201,7 @@ class _Reader(Dataset[Any]):
             raise RuntimeError(
                 f"{asked.name} must be read, but {type(error).__name__}: {error}"
             ) from error
-        return _without_tensors(encoded)
+        return _without_tensors(encoded, image if self.keep_images else None)
 
 
 def _begin(parent: int, worker: int) -> None:
@@ -199,13 +225,14 @@ def _as_it_is(found: Any) -> Any:
     return found
 
 
-def _without_tensors(encoded: Encoded) -> _Read:
+def _without_tensors(encoded: Encoded, image: Image | None) -> _Read:
     """A few words' tokens as arrays: a tensor costs a file of shared memory, however small."""
     ids: Any = tuple(ids.numpy() for ids in encoded.token_ids)
     places: Any = encoded.prefix_positions
     places = None if places is None else places.numpy()
     bare = replace(encoded, token_ids=ids, prefix_positions=places, image_inputs={})
-    return _Read(bare, encoded.image_inputs)
+    pixels = None if image is None else torch.from_numpy(np.array(image))
+    return _Read(bare, encoded.image_inputs, pixels)
 
 
 def _with_tensors(found: _Read) -> Encoded:
@@ -216,6 +243,7 @@ def _with_tensors(found: _Read) -> Encoded:
         token_ids=tuple(torch.from_numpy(ids) for ids in bare.token_ids),
         prefix_positions=None if places is None else torch.from_numpy(places),
         image_inputs=found.inputs,
+        image=None if found.pixels is None else fromarray(found.pixels.numpy()),
     )
 
 

@@ -33,7 +33,7 @@ def attention_maps(
 
     Args:
         lvlm: the model, from `fastground.models`.
-        image: PIL image, or a path to one.
+        image: PIL image, or a path to one; or both encoded already.
         expressions: N of them.
         recipe: template, query and ensure_period are read.
         heads: (layer, head) pairs, kept in this order; all heads unless given.
@@ -73,7 +73,10 @@ def attention_of_images(
     Yields:
         One AttentionMaps an image, in order.
     """
-    encoded = (lvlm.encode(image, list(expressions), recipe) for image, expressions in asked)
+    encoded = (
+        image if isinstance(image, Encoded) else lvlm.encode(image, list(expressions), recipe)
+        for image, expressions in asked
+    )
     for found in attention_of_encoded(
         lvlm, encoded, recipe=recipe, heads=heads, packed=packed, max_tokens=max_tokens
     ):

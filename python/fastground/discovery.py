@@ -11,11 +11,9 @@ Shards are made here, one after another, or by actors of Ray Data on many GPUs (
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -35,13 +33,11 @@ from fastground.shards import Key, Skipped, key
 from fastground.stats import head_statistics, head_table, on_table
 from fastground.table import HeadTable, installed_versions
 from fastground.types import AttentionMaps, Encoded, HeadRanking, HeadStats, Recipe, Sample
+from fastground.watch import MAX_BAD, Watch
 
 RANKING_FILE = "ranking.json"
 ENGINES = ("plain", "ray")
 """Who makes the shards: this process, or actors of Ray Data."""
-MAX_BAD = 0.01
-GRACE = 1000
-"""Samples after which the share of unreadable ones is judged; before, as if there were so many."""
 Read = tuple[int, list[Sample], Encoded | Unreadable]
 """An image that was read: its shard's number, its samples, and what the model takes."""
 
@@ -159,7 +155,7 @@ def collect(
         "recipe": recipe.to_dict(),
         "versions": installed_versions(),
     }
-    watch = _Watch(max_bad, progress)
+    watch = Watch(max_bad, progress)
     here = partial(_here, recipe=recipe, max_tokens=max_tokens, workers=workers)
     place: Any = nullcontext(runs.InMemory(about, shard_samples))
     if out is not None:
@@ -192,7 +188,7 @@ def _here(
     recipe: Recipe,
     max_tokens: int,
     workers: int | None,
-    watch: _Watch,
+    watch: Watch,
 ) -> Generator[tuple[int, _Measured]]:
     """Shards made by this process, one after another."""
     if workers is None:
@@ -208,7 +204,7 @@ def _by_actors(
     here: Callable[..., Generator[tuple[int, _Measured]]],
     load: Callable[[str], LVLM],
     num_actors: int | None,
-    watch: _Watch,
+    watch: Watch,
 ) -> Generator[tuple[int, _Measured]]:
     """Shards made by actors of Ray, each as `here` makes it, in the order in which they end."""
     shards = (list(images) for _, images in groupby(left, key=itemgetter(0)))
@@ -216,7 +212,7 @@ def _by_actors(
     with closing(cluster.spread(shards, measure, load, num_actors)) as made:
         for index, shard in made:
             watch.begin(index)
-            watch.shard(shard)
+            watch.shard(len(shard.keys), shard.skipped)
             yield index, shard
 
 
@@ -224,7 +220,7 @@ def _measure_apart(
     lvlm: LVLM, left: list[tuple[int, list[Sample]]], *, here: Any
 ) -> tuple[int, _Measured]:
     """One shard, in an actor."""
-    [made] = here(lvlm, left, watch=_Watch(max_bad=1, progress=None))
+    [made] = here(lvlm, left, watch=Watch(max_bad=1, progress=None))
     return made
 
 
@@ -240,78 +236,8 @@ def _load(checkpoint: str, dtype: Any, weights: str, device: str) -> LVLM:
     return lvlm
 
 
-@dataclass
-class _Watch:
-    """How many samples are done, told to whoever asked, and how many could not be."""
-
-    max_bad: float
-    progress: Callable[[int], None] | None
-    done: int = 0
-    skipped: list[Skipped] = field(default_factory=list)
-    _kept: deque[tuple[int, int, list[Skipped]]] = field(default_factory=deque)
-
-    def kept(self, index: int, count: int, skipped: list[Skipped]) -> None:
-        """An earlier run's shard, found ahead of its turn."""
-        self._kept.append((index, count, skipped))
-
-    def begin(self, index: float) -> None:
-        """A shard's turn; those kept before are told with its first samples, as a rate has them."""
-        while self._kept and self._kept[0][0] < index:
-            _, count, skipped = self._kept.popleft()
-            self.done += count
-            self.skipped += skipped
-
-    def shard(self, shard: _Measured) -> None:
-        """Another process's, whole."""
-        self.skipped += shard.skipped
-        self.count(len(shard.keys) + len(shard.skipped))
-        self._judge(max(self.done, GRACE))
-
-    def count(self, samples: int) -> None:
-        self.done += samples
-        if self.progress is not None:
-            self.progress(self.done)
-
-    def skip(self, group: list[Sample], reason: str) -> list[Skipped]:
-        skipped = [(int(s.sample_id), int(s.image_id), reason) for s in group]  # NumPy's, too
-        self.skipped += skipped
-        self.count(len(group))
-        self._judge(max(self.done, GRACE))
-        return skipped
-
-    def end(self) -> None:
-        self.begin(float("inf"))
-        if not self.done:
-            raise ValueError("samples must hold at least one sample, but are empty")
-        self._judge(self.done)
-        if len(self.skipped) == self.done:
-            self._judge(0)
-        if self.skipped:
-            warnings.warn(
-                f"images must be readable, but {self._told()}; they are left out, and listed as "
-                "skipped in the table",
-                stacklevel=4,
-            )
-        if self.progress is not None:
-            self.progress(self.done)
-
-    def _judge(self, of: int) -> None:
-        if len(self.skipped) > self.max_bad * of:
-            raise ValueError(
-                f"images must be readable but for max_bad={self.max_bad:g} of the samples, but "
-                f"{self._told()}; mend the images or raise max_bad"
-            )
-
-    def _told(self) -> str:
-        sample_id, image_id, reason = self.skipped[0]
-        return (
-            f"{len(self.skipped)} of {self.done} were not; the first is sample_id {sample_id}, "
-            f"image_id {image_id}: {reason}"
-        )
-
-
 def _measure(
-    lvlm: LVLM, images: Iterable[Read], recipe: Recipe, max_tokens: int, watch: _Watch
+    lvlm: LVLM, images: Iterable[Read], recipe: Recipe, max_tokens: int, watch: Watch
 ) -> _Measured:
     """One shard, by forwards of its own."""
     shape = (lvlm.architecture["num_layers"], lvlm.architecture["num_heads"])

@@ -4,39 +4,35 @@
                                                              |
                                                          RUN/shards/00000.parquet, RUN/scores.json
 
-With a folder every row is kept, boxes and masks too, and a run that is stopped goes on where it was
-(`runs.py`). A row hangs on its own image alone, so the scores are the same as of a run that never
-stopped.
+How rows are gathered, kept and gone on with, `gathering.py` tells. With a folder each has boxes and
+masks, too, so that other scores can be made of it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from functools import partial
 from hashlib import blake2b
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastground import runs
+from fastground import gathering, runs
 from fastground.attention import right_answers
+from fastground.gathering import SCORES_FILE, SHARD_SAMPLES, Way
 from fastground.ranking import kept_of
 from fastground.result import Grounding
 from fastground.scoring import Columns, Scores, encoded, measured, scored
-from fastground.shards import Key, key, write_whole
-from fastground.table import installed_versions
 from fastground.textboxes import written_boxes
 from fastground.types import Recipe, Sample
+from fastground.watch import MAX_BAD
 
-SCORES_FILE = "scores.json"
+__all__ = ["SCORES_FILE", "evaluate", "load", "references"]
+
 COMMAND = "evaluate"
 BASELINES = ("text-box",)
-SHARD_SAMPLES = 256
-"""Samples of a shard, at least."""
 
 
 def evaluate(
@@ -52,8 +48,10 @@ def evaluate(
     seed: int = 0,
     shard_samples: int = SHARD_SAMPLES,
     options: Mapping[str, Any] | None = None,
+    max_bad: float = MAX_BAD,
+    workers: int | None = None,
 ) -> Scores:
-    """The scores of a grounder on samples with true boxes.
+    """The scores of a grounder on samples with true boxes or masks.
 
     Args:
         grounder: a `Grounder`, or anything that takes an image and a list of expressions.
@@ -69,67 +67,54 @@ def evaluate(
         seed: of the intervals' resampling.
         shard_samples: samples of a shard, at least; an earlier run's own where it goes on.
         options: what else the data set was loaded with, as JSON has it; a run of others is refused.
+        max_bad: the largest share of samples whose image may be unreadable; they are skipped and
+            counted in `Scores.skipped`, with a warning at the end.
+        workers: processes that read images ahead of a `Grounder`, to the same scores. By default
+            as many as there are cores for beside a GPU, and 0 where the model runs on the CPU.
 
     Returns:
         Every score with its interval; nan where the samples lack that truth.
 
     Raises:
-        ValueError: no samples, one without a box, an unknown baseline, a folder with a run of
-            something else, or a grounder without a model where one is needed.
+        ValueError: no samples, one without a box, an unknown baseline, too many unreadable images,
+            a folder with a run of something else, or a grounder without a model where one is
+            needed.
         OSError: the folder cannot be written.
+        RuntimeError: a worker was killed, or failed; says at which samples.
     """
     if baseline is not None and baseline not in BASELINES:
         raise ValueError(f"baseline must be {' or '.join(BASELINES)}, but got {baseline!r}")
     lvlm = getattr(grounder, "lvlm", None)
-    if lvlm is None and (out is not None or baseline is not None):
+    if lvlm is None and (out is not None or baseline is not None or workers):
         raise ValueError(
-            f"grounder must be a fastground.Grounder where out or baseline is given, but got "
-            f"{type(grounder).__name__}; leave them out"
+            f"grounder must be a fastground.Grounder where out, baseline or workers are given, but "
+            f"got {type(grounder).__name__}; leave them out"
         )
     recipe = getattr(grounder, "recipe", Recipe())
-    done = 0
+    way = Way(dataset, split, options, out, resume, shard_samples, max_bad, workers, progress)
 
-    def count(samples: int) -> None:
-        nonlocal done
-        done += samples
-        if progress is not None:
-            progress(done)
+    def measure(group: list[Sample], image: Any) -> Columns:
+        expressions = [s.expression for s in group]
+        found = grounder(image, expressions)
+        piece = measured(group, found, recipe)
+        if out is not None:
+            piece |= encoded(group, found)
+        if lvlm is not None:
+            piece["rights"] = np.full(len(group), -1)
+            if all(s.answer for s in group):
+                piece["rights"] = np.array(right_answers(lvlm, group, recipe=recipe), dtype=int)
+        if baseline is not None and lvlm is not None:
+            piece |= written_boxes(lvlm, image.image, expressions)
+        return piece
 
-    def measure(groups: Iterable[list[Sample]]) -> tuple[list[Key], Columns]:
-        keys: list[Key] = []
-        pieces: list[Columns] = []
-        for group in groups:
-            found = grounder(group[0].image, [s.expression for s in group])
-            piece = measured(group, found, recipe)
-            if out is not None:
-                piece |= encoded(group, found)
-            if lvlm is not None:
-                piece["rights"] = np.full(len(group), -1)
-                if all(s.answer for s in group):
-                    piece["rights"] = np.array(right_answers(lvlm, group, recipe=recipe), dtype=int)
-            if baseline is not None and lvlm is not None:
-                piece |= written_boxes(lvlm, group[0].image, [s.expression for s in group])
-            pieces.append(piece)
-            keys += map(key, group)
-            count(len(group))
-        columns = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
-        del columns["image_ids"]  # a key has it
-        return keys, columns
-
-    place: Any = nullcontext(runs.InMemory({}, shard_samples))
-    if out is not None:
-        about = _about(grounder, dataset, split, options, baseline)
-        place = runs.begin(out, about, resume=resume, shard_samples=shard_samples, command=COMMAND)
-    with place as run:
-        left = runs.left(run, samples, lambda _, many, __: count(many))
-        for index, images in groupby(left, key=lambda one: one[0]):
-            keys, columns = measure(group for _, group in images)
-            run.write(index, keys, (), **columns)
-        scores = scored(run.columns(), seed)
-    if out is not None:
-        # What JSON lacks, nan, becomes null.
-        told = json.loads(json.dumps(scores.to_dict()), parse_constant=lambda _: None)
-        write_whole(Path(out) / SCORES_FILE, json.dumps(told, indent=1).encode() + b"\n")
+    read: Any = gathering.alone
+    if lvlm is not None:
+        pixels = baseline is not None or getattr(grounder, "segmenter", None) is not None
+        read = gathering.of_model(lvlm, recipe, workers, keep_images=pixels)
+    about = partial(_about, grounder, baseline, way)
+    columns, skipped = gathering.gathered(samples, read, measure, way, about, COMMAND)
+    scores = scored(columns, seed, skipped=skipped)
+    way.save(scores.to_dict())
     return scores
 
 
@@ -144,7 +129,8 @@ def load(folder: str | Path, *, seed: int = 0) -> Scores:
         FileNotFoundError: there is no run.
         ValueError: a shard is missing or damaged.
     """
-    return scored(runs.load_columns(folder, COMMAND)[0], seed)
+    columns, about = runs.load_columns(folder, COMMAND)
+    return scored(columns, seed, skipped=len(about["skipped"]))
 
 
 def references(checkpoint: str, dataset: str, split: str) -> str:
@@ -160,28 +146,16 @@ def references(checkpoint: str, dataset: str, split: str) -> str:
     )
 
 
-def _about(
-    grounder: Any,
-    dataset: str,
-    split: str,
-    options: Mapping[str, Any] | None,
-    baseline: str | None,
-) -> dict[str, Any]:
+def _about(grounder: Any, baseline: str | None, way: Way) -> dict[str, Any]:
     """What decides the numbers of a run."""
-    lvlm, recipe = grounder.lvlm, grounder.recipe
-    about = {
-        "checkpoint": lvlm.checkpoint,
-        "architecture": dict(lvlm.architecture),
-        "weights": runs.fingerprint(lvlm.model.named_parameters()),
-        "dataset": dataset,
-        "split": split,
-        "options": dict(options or {}),
-        "heads": [list(head) for head in grounder.heads],
-        "segmenter": _named(grounder.segmenter),
-        "baseline": baseline,
-        "recipe": recipe.to_dict(),
-        "versions": installed_versions(),
-    }
+    recipe = grounder.recipe
+    about = way.about(
+        grounder.lvlm,
+        recipe,
+        heads=[list(head) for head in grounder.heads],
+        segmenter=_named(grounder.segmenter),
+        baseline=baseline,
+    )
     if recipe.selection == "greedy" and (kept := kept_of(grounder.ranking, recipe)) is not None:
         digest = blake2b(kept.tobytes(), digest_size=8).hexdigest()
         about["kept_heads"] = f"{kept.sum()} of {kept.size}, {digest}"

@@ -20,7 +20,7 @@ from fastground.ranking import greedy, kept_of
 from fastground.result import Grounding
 from fastground.segmentation import Segmenter
 from fastground.stats import head_statistics, head_table
-from fastground.types import AttentionMaps, HeadId, HeadRanking, Recipe
+from fastground.types import AttentionMaps, Encoded, HeadId, HeadRanking, Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,7 +140,8 @@ class Grounder:
         Args:
             image: a PIL image, the path of one, an array or a tensor, as `read_image` takes them.
                 A file is turned upright as its EXIF data says, and boxes are in upright pixels;
-                images and arrays are taken as they are.
+                images and arrays are taken as they are. Or an `Encoded` of the image and of what
+                `sinks.asked` makes of these expressions, as `read_ahead` gives it.
             expression: what to look for, or a list of such texts; a `phrases.Phrase` is asked in
                 its place in its sentence.
 
@@ -152,24 +153,25 @@ class Grounder:
                 not know.
             FileNotFoundError: there is no such image file.
         """
-        image = read_image(image)
+        seen = image.image if isinstance(image, Encoded) else read_image(image)
+        image = image if isinstance(image, Encoded) else seen
         one = isinstance(expression, str)
         expressions = [expression] if isinstance(expression, str) else list(expression)
         if not expressions:
             return []
         attention, chosen = self._look(image, expressions)
         found = ground(attention, expressions, recipe=self.recipe, chosen=chosen)
-        found = self._with_masks(image, found)
+        found = self._with_masks(seen, found)
         return found[0] if one else found
 
-    def _with_masks(self, image: Image, found: list[Grounding]) -> list[Grounding]:
+    def _with_masks(self, image: Image | None, found: list[Grounding]) -> list[Grounding]:
         """The segmenter's masks; it gets all objects of the image at once, and the image once."""
         every = [replace(g, image=image, others=()) for one in found for g in (one, *one.others)]
         made = iter(segmentation.segmented(self.segmenter, every, self.recipe))
         return [replace(next(made), others=tuple(islice(made, len(g.others)))) for g in found]
 
     def _look(
-        self, image: Image, expressions: list[str]
+        self, image: Image | Encoded, expressions: list[str]
     ) -> tuple[AttentionMaps, torch.Tensor | None]:
         """The maps that ground, and (expressions, k) positions of each expression's own heads."""
         asked = sinks.asked(expressions, self.recipe)

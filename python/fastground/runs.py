@@ -75,9 +75,13 @@ class InMemory:
         self.pieces[index] = columns_of(keys, columns)
         self.skipped[index] = skipped
 
+    def left_out(self) -> list[Skipped]:
+        """The samples whose image could not be read."""
+        return [each for part in _in_order(self.skipped) for each in part]
+
     def columns(self) -> dict[str, np.ndarray]:
         """All columns of all samples, by name."""
-        pieces = _in_order(self.pieces)
+        pieces = [piece for piece in _in_order(self.pieces) if len(piece[IDS[0]])]
         names = pieces[0] if pieces else {}
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
@@ -87,8 +91,7 @@ class InMemory:
         names = (*IDS, *(n for n in MATRICES if any(n in piece for piece in pieces)))
         parts = [[_column(piece, name) for piece in pieces] for name in names]
         columns = dict(zip(names, map(np.concatenate, parts), strict=True))
-        skipped = tuple(each for part in _in_order(self.skipped) for each in part)
-        about = {**self.about, "recipe": recipe, "skipped": skipped}
+        about = {**self.about, "recipe": recipe, "skipped": tuple(self.left_out())}
         about.pop("weights", None)
         return HeadTable.of(columns, **about)
 
@@ -165,6 +168,10 @@ class Run:
                 "are kept: make room and run again with the same folder",
             ) from error
         self._used[index] = shard
+
+    def left_out(self) -> list[Skipped]:
+        """The samples whose image could not be read, of those written or kept."""
+        return _left_out(_in_order(self._used))
 
     def columns(self) -> dict[str, np.ndarray]:
         """All columns of all samples written or kept, by name."""
@@ -285,14 +292,14 @@ def load(folder: str | Path) -> HeadTable:
 
 
 def load_columns(folder: str | Path, command: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """All columns of all samples of a command's run, and what its manifest says.
+    """All columns of all samples of a command's run; what its manifest says, and who was skipped.
 
     Raises:
         FileNotFoundError: there is no run.
         ValueError: a shard is missing or damaged, or the run is another command's.
     """
     shards, about = _opened(Path(folder), command)
-    return _columns(shards), about
+    return _columns(shards), {**about, "skipped": _left_out(shards)}
 
 
 def fingerprint(parameters: Iterable[tuple[str, Any]]) -> str:
@@ -330,7 +337,7 @@ def _table(shards: Sequence[Shard], about: dict[str, Any], recipe: Recipe) -> He
         split=about["split"],
         versions=about["versions"],
         has_ious=any("ious" in shard.names for shard in shards),
-        skipped=tuple(skipped for shard in shards for skipped in shard.skipped),
+        skipped=tuple(_left_out(shards)),
     )
 
 
@@ -346,6 +353,10 @@ def _opened(folder: Path, command: str) -> tuple[list[Shard], dict[str, Any]]:
     if not paths:
         raise ValueError(f"{folder} must hold shards, but has none yet; run {command} to its end")
     return [Shard.open(path, NEEDED.get(command, ())) for path in paths], about
+
+
+def _left_out(shards: Sequence[Shard]) -> list[Skipped]:
+    return [skipped for shard in shards for skipped in shard.skipped]
 
 
 def _columns(shards: Sequence[Shard]) -> dict[str, np.ndarray]:

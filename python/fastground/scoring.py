@@ -88,6 +88,8 @@ class Scores(Part):
     """Share of questions that greedy decoding answers right, word for word."""
     text_boxes: TextBoxes | None
     """The text-box baseline, where it was asked for."""
+    skipped: int = 0
+    """How many samples beside these had no readable image."""
 
     @property
     def by_kind(self) -> dict[str, float]:
@@ -185,13 +187,14 @@ def _runs(mask: Any) -> str:
     return "" if mask is None else rle(mask)["counts"]
 
 
-def scored(columns: Columns, seed: int = 0) -> Scores:
+def scored(columns: Columns, seed: int = 0, *, skipped: int = 0) -> Scores:
     """The scores of these rows.
 
     Args:
         columns: as `measured` names them; with rights (1, 0, -1: not asked) and text_boxes (nan:
             no box) where the model was asked for these.
         seed: of the intervals.
+        skipped: samples that have no row, since their image could not be read.
 
     Raises:
         ValueError: no rows.
@@ -215,6 +218,7 @@ def scored(columns: Columns, seed: int = 0) -> Scores:
         parts=parts,
         answer_accuracy=mean(rights[rights >= 0]),
         text_boxes=texts,
+        skipped=skipped,
     )
 
 

@@ -322,6 +322,8 @@ class Encoded:
     prefix_positions: torch.Tensor | None = None
     """(axes, prefix_length) int64 where the model counts positions in several axes (M-RoPE); the
     words after the prefix go on from the largest, on all axes alike. None: 0, 1, 2, ..."""
+    image: Image | None = field(default=None, repr=False)
+    """In RGB, upright; None where only the model looks at it."""
 
 
 @dataclass(frozen=True)

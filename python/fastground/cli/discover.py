@@ -13,6 +13,7 @@ from fastground.cli.options import (
     Data,
     Dataset,
     Json,
+    MaxBad,
     Model,
     NumSamples,
     Options,
@@ -39,9 +40,7 @@ def discover(
         Path | None,
         typer.Option(help="A folder for ranking.json and its table; run again, it goes on."),
     ] = None,
-    max_bad: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")
-    ] = 0.01,
+    max_bad: MaxBad = 0.01,
     workers: Workers = None,
     engine: Annotated[
         str, typer.Option(metavar="plain|ray", help="ray: on many GPUs or machines, by Ray Data.")

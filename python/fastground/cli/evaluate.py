@@ -14,6 +14,7 @@ from fastground.cli.options import (
     Data,
     Dataset,
     Json,
+    MaxBad,
     Model,
     NumSamples,
     Options,
@@ -21,6 +22,7 @@ from fastground.cli.options import (
     Ranking,
     Seed,
     Segmenter,
+    Workers,
     leave,
     make_grounder,
     options_of,
@@ -51,6 +53,8 @@ def evaluate(
         Path | None,
         typer.Option(help="A folder for scores and every sample's row; run again, it goes on."),
     ] = None,
+    max_bad: MaxBad = 0.01,
+    workers: Workers = None,
     option: Options = None,
     profile: Profile = None,
     recipe: Changes = None,
@@ -90,7 +94,7 @@ def evaluate(
         if table is None:
             scores: Any = evaluation.evaluate(
                 grounder, left, dataset=dataset, split=split, baseline=baseline, out=out,
-                progress=advance, seed=seed, options=options,
+                progress=advance, seed=seed, options=options, max_bad=max_bad, workers=workers,
             )  # fmt: skip
         else:
             found, heads = grounder.ranking, None

@@ -37,6 +37,9 @@ Workers = Annotated[
         help="Processes that read images ahead; 0: none. If not given, one a core beside a GPU.",
     ),
 ]
+MaxBad = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")
+]
 Ranking = Annotated[
     Path | None, typer.Option(help="What discover wrote, file or folder; the model's own if not.")
 ]

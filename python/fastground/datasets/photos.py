@@ -60,10 +60,14 @@ class Photo:
         """Opened when first asked for, and kept as long as this is; errors as in `open_image`."""
         return open_image(self.source, self.told)
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """(height, width), for which the image is opened only where nothing tells."""
         return self.told or (self.image.height, self.image.width)
+
+    def remember(self, size: tuple[int, int]) -> None:
+        """Take the (height, width) that another process saw, which has opened it."""
+        self.__dict__["size"] = self.told or size
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the pixels: who is sent this opens it anew."""
