@@ -199,6 +199,22 @@ def test_evaluate_skips_what_cannot_be_read_and_reads_ahead(capsys, model, heads
     assert code == 0 and f"could not be read: {scores['skipped']}" in out
 
 
+def test_evaluate_counts_a_question_about_nothing(capsys, model, heads, tmp_path):
+    (tmp_path / "val").mkdir()
+    for i, shapes in enumerate([[], [{"label": "x", "points": [[5, 5], [50, 5], [50, 40]]}]]):
+        (sample,) = datasets.load("shapes", split="test", num_samples=1, seed=i)
+        sample.image.save(tmp_path / "val" / f"{i}.jpg")
+        facts = {"text": "the red thing", "is_sentence": False, "shapes": shapes}
+        (tmp_path / "val" / f"{i}.json").write_text(json.dumps(facts))
+    options = (model, "--ranking", heads, "--dataset", "reasonseg", "--data", tmp_path)
+    options += ("--split", "val", "--option", "check_sizes=false")
+    code, out, _ = run(capsys, "evaluate", *options, "--json")
+    scores = strict(out)["scores"]
+    assert code == 0 and (scores["num_samples"], scores["without_object"]) == (2, 1)
+    code, out, _ = run(capsys, "evaluate", *options)
+    assert code == 0 and "without an object, so that only masks count: 1" in out
+
+
 @pytest.mark.parametrize(
     ("table", "rows"), [("4", 5), ("5", 6), ("8", 17)], ids=["table 4", "table 5", "table 8"]
 )

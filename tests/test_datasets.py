@@ -235,9 +235,17 @@ def test_reasonseg_asserts_its_sizes_and_its_form(tmp_path):
     reasonseg(tmp_path, shapes=[{"label": "target", "points": [[1, 2], [3]]}])
     with pytest.raises(ValueError, match=r"points must be pairs.*0\.jpg"):
         small_world.read(datasets.load("reasonseg", data=data, split="val", check_sizes=False))
-    reasonseg(tmp_path, shapes=[])
+
+
+def test_reasonseg_may_have_no_object(tmp_path):
+    for shapes in ([], [{"label": "ignore", "points": [[1, 2], [3, 4], [5, 2]]}]):
+        data = reasonseg(tmp_path, shapes=shapes)
+        [sample] = datasets.load("reasonseg", data=data, split="val", check_sizes=False)
+        assert sample.box is None and not sample.mask.any() and sample.mask.ndim == 2
+        assert (sample.ignore is None) == (not shapes)
+    [blind] = datasets.load("reasonseg", data=data, split="val", check_sizes=False, masks=False)
     with pytest.raises(ValueError, match="mask must have pixels, but is empty"):
-        small_world.read(datasets.load("reasonseg", data=data, split="val", check_sizes=False))
+        _ = blind.box
 
 
 def test_ignored_pixels_count_neither_way(tmp_path):

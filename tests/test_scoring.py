@@ -61,6 +61,49 @@ def test_reasonseg_by_short_and_long_queries_and_overall():
     assert scores.average_recall == pytest.approx((0.5 + 0 + 0.75 + 0) / 4)  # nothing is no recall
 
 
+NOTHING = (np.nan,) * 4
+
+
+def test_what_is_not_there_counts_in_masks_alone_as_lisa_has_it():
+    """Two samples without an object: in one nothing is found, in the other 60 pixels are."""
+    scores = scoring.scored(
+        rows(
+            [BOX, (0, 0, 0, 0), MISS, MISS], [BOX, NOTHING, NOTHING, BOX],
+            inter=[20, 0, 0, 10], union=[40, 0, 60, 100], areas=[40, 0, 0, 100],
+        )
+        | {"hits": np.array([1, -1, -1, 0]), "text_boxes": np.array([BOX, BOX, NOTHING, MISS])}
+    )  # fmt: skip
+    assert scores.ciou == 30 / 200 and scores.giou == pytest.approx((0.5 + 1 + 0 + 0.1) / 4)
+    assert (scores.num_samples, scores.without_object) == (4, 2)
+    assert (scores.accuracy, scores.mean_iou, scores.pointing) == (0.5, 0.5, 0.5)
+    assert scores.by_box == {"map": 0.5, "mask": 0.5}
+    assert (scores.text_boxes.accuracy, scores.text_boxes.parsed) == (0.5, 0.75)
+    sizes = {name: part.num_samples for name, part in scores.parts["size"].items()}
+    assert sizes == {"small": 2}  # what is not there has none
+    assert sum(part.num_samples for part in scores.parts["third"].values()) == 2
+    alone = scoring.scored(rows([MISS], [NOTHING], inter=[0], union=[0], areas=[0]))
+    assert (alone.ciou, alone.giou) == (1, 1) and np.isnan([alone.accuracy, alone.mean_iou]).all()
+    assert alone.parts["size"] == alone.parts["third"] == {}
+
+
+def test_a_sample_without_an_object_is_measured():
+    grounder = Grounder(small_world.lvlm(), small_world.ranking())
+    sample = small_world.samples()[0]
+    absent = dataclasses.replace(sample, box=None, mask=np.zeros_like(sample.mask))
+    found = grounder(sample.image, sample.expression)
+    nothing = dataclasses.replace(found, mask=torch.zeros_like(found.mask), found=False)
+    columns = scoring.measured([absent, absent], [found, nothing], Recipe())
+    assert np.isnan(columns["truths"]).all() and columns["hits"].tolist() == [-1, -1]
+    assert columns["intersections"].tolist() == [0, 0]
+    assert columns["unions"].tolist() == [int(found.mask.sum()), 0] and columns["unions"][0] > 0
+    assert scoring.scored(columns).giou == 0.5
+    ignored = dataclasses.replace(absent, ignore=np.ones_like(sample.mask))
+    assert scoring.measured([ignored], [found], Recipe())["unions"].tolist() == [0]
+    for wrong in ({"mask": None}, {"mask": sample.mask}):
+        with pytest.raises(ValueError, match="must have true boxes to be scored"):
+            scoring.measured([dataclasses.replace(absent, **wrong)], [found], Recipe())
+
+
 def test_png_by_things_and_stuff_singulars_and_plurals():
     kinds = ["thing, singular", "thing, plural", "stuff, singular"]
     scores = scoring.scored(

@@ -76,9 +76,9 @@ def evaluate(
         Every score with its interval; nan where the samples lack that truth.
 
     Raises:
-        ValueError: no samples, one without a box, an unknown baseline, too many unreadable images,
-            a folder with a run of something else, or a grounder without a model where one is
-            needed.
+        ValueError: no samples, one without a true box, an unknown baseline, too many unreadable
+            images, a folder with a run of something else, or a grounder without a model where one
+            is needed.
         OSError: the folder cannot be written.
         RuntimeError: a worker was killed, or failed; says at which samples.
     """

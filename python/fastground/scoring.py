@@ -6,7 +6,11 @@
     columns --scored--> Scores: of all samples, and of parts of them by kind, size, sentence
 
 So whatever stopped a run, in whatever order its parts were made: the same rows, the same scores.
-Where a sample lacks a truth its number is nan, or -1 in a column of integers.
+Where a sample lacks a truth its number is nan, or -1 in a column of integers. An empty true mask
+says that there is no such object: nothing found has an empty union and counts 1 in the gIoU, all
+that is found adds to the cIoU's unions and counts 0; no box is to be hit, nothing to be pointed at.
+
+Source: of the empty mask, the evaluation of LISA (Lai et al., CVPR 2024).
 """
 
 from __future__ import annotations
@@ -47,7 +51,8 @@ class Part:
 
     num_samples: int
     accuracy: float
-    """Acc@0.5: share of expressions whose box has IoU >= 0.5; a box not found is a miss."""
+    """Acc@0.5: share of expressions with a true box whose box has IoU >= 0.5; a box not found is a
+    miss."""
     interval: tuple[float, float]
     """Of the accuracy."""
     by_box: dict[str, float]
@@ -90,6 +95,8 @@ class Scores(Part):
     """The text-box baseline, where it was asked for."""
     skipped: int = 0
     """How many samples beside these had no readable image."""
+    without_object: int = 0
+    """How many of the samples say what is not there: their true mask is empty."""
 
     @property
     def by_kind(self) -> dict[str, float]:
@@ -105,7 +112,7 @@ def measured(samples: Sequence[Sample], found: Sequence[Grounding], recipe: Reci
     """The rows of one image's samples.
 
     Args:
-        samples: n of them, with true boxes.
+        samples: n of them, with true boxes or masks.
         found: their groundings.
         recipe: padding is read, for the peaks.
 
@@ -115,10 +122,11 @@ def measured(samples: Sequence[Sample], found: Sequence[Grounding], recipe: Reci
         pixels that count, truth_areas in pixels, found, scores, masses.
 
     Raises:
-        ValueError: a sample without a box, or a mask of another size than the true one.
+        ValueError: a sample without a box whose mask does not say that there is no object, or a
+            mask of another size than the true one.
     """
     for sample in samples:
-        if sample.box is None:
+        if sample.box is None and (sample.mask is None or np.any(sample.mask)):
             raise ValueError(
                 f"samples must have true boxes to be scored, but sample {sample.sample_id} "
                 f"({sample.expression!r}) has none"
@@ -133,15 +141,15 @@ def _row(sample: Sample, grounding: Grounding, recipe: Recipe) -> dict[str, Any]
     peak = peaks(grounding.map, grounding.layout, recipe).tolist()
     hit, area, (intersection, union) = -1, -1, (-1, -1)
     if sample.mask is not None:
-        hit = int(points_inside(peak, sample.mask))
         area = int(np.count_nonzero(sample.mask))
+        hit = int(points_inside(peak, sample.mask)) if area else -1
         intersection, union = mask_overlap(mask, sample.mask, sample.ignore)
     return {
         "image_ids": sample.image_id,
         "kinds": sample.kind,
         "firsts": sample.first,
         "sizes": tuple(mask.shape),
-        "truths": np.array(sample.box, dtype=np.float64),
+        "truths": np.array(NO_BOX if sample.box is None else sample.box, dtype=np.float64),
         "boxes": grounding.box.tolist(),
         "map_boxes": map_box,
         "mask_boxes": mask_box(mask).tolist() if mask.any() else map_box,
@@ -209,9 +217,11 @@ def scored(columns: Columns, seed: int = 0, *, skipped: int = 0) -> Scores:
     rights = columns.get("rights", np.full(len(everything), -1))
     texts = None
     if "text_boxes" in columns:
-        parsed = np.isfinite(columns["text_boxes"]).all(axis=1)
-        hits = parsed & (box_iou(np.nan_to_num(columns["text_boxes"]), columns["truths"]) >= 0.5)
-        interval = bootstrap_interval(hits, columns["image_ids"], seed=seed)
+        boxed, written = _boxed(columns), columns["text_boxes"]
+        parsed = np.isfinite(written).all(axis=1)
+        hits = box_iou(np.nan_to_num(written[boxed]), columns["truths"][boxed]) >= 0.5
+        hits &= parsed[boxed]
+        interval = bootstrap_interval(hits, columns["image_ids"][boxed], seed=seed)
         texts = TextBoxes(mean(hits), interval, mean(parsed))
     return Scores(
         **vars(_part(columns, everything, seed)),
@@ -219,7 +229,13 @@ def scored(columns: Columns, seed: int = 0, *, skipped: int = 0) -> Scores:
         answer_accuracy=mean(rights[rights >= 0]),
         text_boxes=texts,
         skipped=skipped,
+        without_object=int((~_boxed(columns)).sum()),
     )
+
+
+def _boxed(columns: Columns) -> np.ndarray:
+    """(n,) bool: the rows with a true box."""
+    return np.isfinite(columns["truths"]).all(axis=1)
 
 
 def _members(columns: Columns) -> dict[str, dict[str, np.ndarray]]:
@@ -228,9 +244,13 @@ def _members(columns: Columns) -> dict[str, dict[str, np.ndarray]]:
     height, width = columns["sizes"].T
     x1, y1, x2, y2 = columns["truths"].T
     areas = np.where(columns["truth_areas"] >= 0, columns["truth_areas"], (x2 - x1) * (y2 - y1))
-    classes = size_class(areas)
+    sized = areas > 0
+    classes = np.where(sized, size_class(areas), "")
     shares = areas / (height * width)
-    third = np.searchsorted(np.quantile(shares, (1 / 3, 2 / 3)), shares)
+    third = np.full(len(areas), -1)
+    if sized.any():
+        ends = np.quantile(shares[sized], (1 / 3, 2 / 3))
+        third[sized] = np.searchsorted(ends, shares[sized])
     firsts = columns["firsts"]
     return {
         "kind": {k: np.array([k in kind for kind in kinds]) for k in sorted(set().union(*kinds))},
@@ -241,9 +261,10 @@ def _members(columns: Columns) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _part(columns: Columns, where: np.ndarray, seed: int) -> Part:
-    images, truths = columns["image_ids"][where], columns["truths"][where]
+    boxed = where & _boxed(columns)
     ious, of_map, of_mask = (
-        box_iou(columns[name][where], truths) for name in ("boxes", "map_boxes", "mask_boxes")
+        box_iou(columns[name][boxed], columns["truths"][boxed])
+        for name in ("boxes", "map_boxes", "mask_boxes")
     )
     known = where & (columns["unions"] >= 0)
     inter, union = columns["intersections"][known], columns["unions"][known]
@@ -254,7 +275,7 @@ def _part(columns: Columns, where: np.ndarray, seed: int) -> Part:
     return Part(
         num_samples=int(where.sum()),
         accuracy=accuracy(ious),
-        interval=bootstrap_interval(ious >= 0.5, images, seed=seed),
+        interval=bootstrap_interval(ious >= 0.5, columns["image_ids"][boxed], seed=seed),
         by_box={"map": accuracy(of_map), "mask": accuracy(of_mask)},
         mean_iou=mean(ious),
         pointing=mean(hits[hits >= 0]),

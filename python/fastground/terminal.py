@@ -280,6 +280,11 @@ def scores_table(scores: Any, title: str, recipe: Recipe, references: str = "") 
         each = {"all": scores, **kinds}
         told = (f"{name} {_percent(part.average_recall)}" for name, part in each.items())
         facts.append(f"average recall: {', '.join(told)}")
+    if scores.without_object:
+        facts.append(
+            f"without an object, so that only masks count: {scores.without_object:,} (right where "
+            "nothing is found)"
+        )
     if scores.skipped:
         facts.append(f"left out, since their image could not be read: {scores.skipped:,}")
     facts += [recipe_line(recipe), *[references] * bool(references)]

@@ -483,7 +483,7 @@ class Sample:
     box: tuple[float, float, float, float] | None = None
     """x1, y1, x2, y2 in pixels."""
     mask: Any = None
-    """(height, width) bool array."""
+    """(height, width) bool array; empty, and without a box, where there is no such object."""
     image_id: int = 0
     """Samples of one image share it and follow one another."""
     sample_id: int = 0

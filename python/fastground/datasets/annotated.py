@@ -116,10 +116,12 @@ class FileSample(Sample):
 
     @cached_property
     def box(self) -> Box | None:
-        """The phrase's, or else the mask's."""
+        """The phrase's, or else the mask's; None where the mask is empty: there is no object."""
         box = self._phrase.box
         try:
             if box is None and self._drawn is not None:
+                if self._masks and not self._drawn.mask.any():
+                    return None
                 box = box_of(self._drawn.mask)
             if box is not None:
                 _check_box(box, self._photo.size)

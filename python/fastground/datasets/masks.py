@@ -105,10 +105,14 @@ def panoptic(path: Path, segment_ids: Collection[int], size: tuple[int, int]) ->
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no picture, or of another size.
+        ValueError: no picture, of another size, or without a pixel of these segments.
     """
     colours = np.asarray(open_image(path, size).convert("RGB"), dtype=np.int64)
-    return Drawn(np.isin(colours @ np.array([1, 256, 65536]), list(segment_ids)))
+    mask = np.isin(colours @ np.array([1, 256, 65536]), list(segment_ids))
+    if not mask.any():
+        ids = ", ".join(map(str, segment_ids))
+        raise ValueError(f"segments must have pixels, but {ids} has none in {path}; get it anew")
+    return Drawn(mask)
 
 
 def picture(path: Path, size: tuple[int, int]) -> Drawn:
