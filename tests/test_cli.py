@@ -216,6 +216,40 @@ def test_evaluate_counts_a_question_about_nothing(capsys, model, heads, tmp_path
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        ("top_n=10", "elbow=chord"),  # the ranking's own
+        ("selection=greedy", "scope=sample", "elbow=0.1", "weight=mass", "skip_layers=1"),
+        ("selection=greedy", "criteria=entropy", "cut=mean+eps"),
+    ],
+)
+def test_choices_that_are_read_are_taken(capsys, model, heads, photo, changes):
+    asked = [a for change in changes for a in ("--recipe", change)]
+    options = ("--checkpoint", model, "--ranking", heads, *asked, "--json")
+    code, out, _ = run(capsys, "ground", photo, "left circle", *options)
+    told = strict(out)["recipe"]
+    assert code == 0 and {c.split("=")[0]: str(told[c.split("=")[0]]) for c in changes} == dict(
+        change.split("=") for change in changes
+    )
+
+
+def test_what_the_statistics_read_is_told_by_explain_and_by_a_table(capsys, model, heads, photo):
+    options = (model, photo, "left circle", "--ranking", heads, "--json")
+    entropies = {}
+    for weight in ("area", "mass"):
+        code, out, _ = run(capsys, "explain", *options, "--recipe", f"weight={weight}")
+        entropies[weight] = [head["entropy"] for head in strict(out)["heads"]]
+        assert code == 0
+    assert entropies["area"] != entropies["mass"]
+    options = (model, "--ranking", heads, "--num-samples", 2, "--table", "4", "--json")
+    code, out, _ = run(capsys, "evaluate", *options, "--recipe", "criteria=entropy")
+    other = strict(out)["scores"]["rows"][2]["heads"]
+    assert code == 0 and other == [
+        list(h) for h in rank_table(runs.load(heads), Recipe(criteria="entropy"), trials=2).top()
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("table", "rows"), [("4", 5), ("5", 6), ("8", 17)], ids=["table 4", "table 5", "table 8"]
 )
 def test_evaluate_runs_the_tables_of_the_paper(capsys, model, heads, table, rows):
@@ -381,6 +415,24 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["evaluate", "{model}", "--table", "heads"], "--ranking FOLDER"),
         (["evaluate", "{model}", "--table", "5"], "--ranking FOLDER"),
         (["evaluate", "{model}", "--ranking", "{model}", "--table", "heads"], "--ranking FOLDER"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--recipe", "top_n=5"],
+         "recipe.top_n must be 10, with which the ranking was made, but got 5, which changes "
+         "nothing once heads are chosen; choose them anew with: fastground rank {heads} --recipe "
+         "top_n=5 --out FILE, and give that as --ranking"),
+        (["evaluate", "{model}", "--ranking", "{heads}/ranking.json", "--recipe", "elbow=0.3"],
+         "fastground discover {model} --recipe elbow=0.3 --out FOLDER, and give that as --ranking"),
+        (["evaluate", "{model}", "--ranking", "{heads}/ranking.json", "--recipe", "scope=sample",
+          "--table", "4"], "recipe.scope must be 'mean'"),
+        (["ground", "{photo}", "left circle", "--checkpoint", "{model}", "--ranking", "{heads}",
+          "--recipe", "weight=mass"], "fastground discover {model} --recipe weight=mass"),
+        (["ground", "{photo}", "left circle", "--checkpoint", "{model}", "--ranking", "{heads}",
+          "--recipe", "k=2", "--recipe", "criteria=entropy"], "recipe.criteria must be 'both'"),
+        (["ground", "{photo}", "left circle", "--checkpoint", "{model}", "--ranking", "{heads}",
+          "--recipe", "selection=greedy", "--recipe", "top_n=5"], "say with k how many heads"),
+        (["ground", "{photo}", "left circle", "--checkpoint", "{model}", "--ranking", "{heads}",
+          "--recipe", "selection=greedy", "--recipe", "elbow=0.3"], "recipe.elbow must be 'chord'"),
+        (["explain", "{model}", "{photo}", "left circle", "--ranking", "{heads}",
+          "--recipe", "skip_layers=0"], "recipe.skip_layers must be 2"),
         (["report", "nowhere"], "nowhere"),
         (["report", "{heads}", "--format", "bmp"], "png, svg, pdf"),
         (["report", "{heads}/ranking.json", "--recipe", "k=2"], "need a run's table"),
@@ -392,7 +444,8 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(capsys, model, heads, photo, arguments, says):
-    arguments = [a.format(model=model, heads=heads, photo=photo) for a in arguments]
+    places = {"model": model, "heads": heads, "photo": photo}
+    arguments, says = [a.format(**places) for a in arguments], says.format(**places)
     code, out, err = run(capsys, *arguments)
     assert code == 2 and not out
     last = err.splitlines()[-1]

@@ -10,6 +10,8 @@ import typer
 
 from fastground import terminal
 from fastground.cli.options import (
+    CHOICE,
+    STATISTICS,
     Changes,
     Data,
     Dataset,
@@ -85,7 +87,9 @@ def evaluate(
     samples = datasets.load(
         dataset, data=data, split=split, num_samples=num_samples, seed=seed, **options
     )
-    grounder = make_grounder(model, ranking, profile, recipe, segmenter)
+    # A table of a run ranks its heads anew, by the whole recipe.
+    read = () if table is None or run is None else (*STATISTICS, *CHOICE)
+    grounder = make_grounder(model, ranking, profile, recipe, segmenter, read=read)
     with (
         terminal.progress("evaluating", num_samples) as advance,
         terminal.interruptible() as stop,

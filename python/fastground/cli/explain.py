@@ -9,6 +9,7 @@ import typer
 
 from fastground import terminal
 from fastground.cli.options import (
+    STATISTICS,
     Changes,
     Json,
     Model,
@@ -39,7 +40,7 @@ def explain(
 
     picture_file(out)
     box = None if truth is None else _box(truth)
-    grounder = make_grounder(model, ranking, profile, recipe, segmenter)
+    grounder = make_grounder(model, ranking, profile, recipe, segmenter, read=STATISTICS)
     explained = explain.explain(grounder, str(image), expression, box)
     if out is not None:
         figures.save(explain.figure(explained), out)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastground import terminal
 from fastground.types import Recipe
+
+if TYPE_CHECKING:
+    from fastground.types import HeadRanking
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -56,7 +60,11 @@ Profile = Annotated[
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--recipe", metavar="NAME=VALUE", help="One choice of the method; repeatable."),
+    typer.Option(
+        "--recipe",
+        metavar="NAME=VALUE",
+        help="One choice of the method; repeatable. Refused where it would change nothing.",
+    ),
 ]
 
 
@@ -133,17 +141,29 @@ def leave(stop: terminal.Stop, done: int) -> None:
         raise typer.Exit(INTERRUPTED)
 
 
+STATISTICS = ("weight", "cut", "empty", "bottom_row", "padding_stats")
+"""Fields of a recipe that only a map's statistics read."""
+CHOICE = ("elbow", "scope", "criteria", "skip_layers", "top_n")
+"""Those that only the choice of heads reads."""
+
+
 def make_grounder(
     checkpoint: str,
     ranking: Path | None,
     profile: str | None,
     changes: list[str] | None,
     segmenter: str | None,
+    *,
+    read: Sequence[str] = (),
 ) -> Any:
     """The grounder of a command's options.
 
+    Args:
+        checkpoint, ranking, profile, changes, segmenter: the options.
+        read: fields of the recipe that this command reads besides what grounding reads.
+
     Raises:
-        ValueError: what one of them says cannot be.
+        ValueError: what one of them says cannot be, or would change nothing.
     """
     from fastground.grounder import Grounder
 
@@ -152,7 +172,40 @@ def make_grounder(
     if profile is None and not changes:
         return grounder
     recipe = recipe_of(grounder.ranking.recipe, profile, changes)
+    _refuse_unread(recipe, grounder.ranking, checkpoint, ranking, read)
     return Grounder(grounder.lvlm, grounder.ranking, segmenter=grounder.segmenter, recipe=recipe)
+
+
+def _refuse_unread(
+    recipe: Recipe, ranking: HeadRanking, checkpoint: str, source: Path | None, read: Sequence[str]
+) -> None:
+    """Nothing, where every choice that differs from the ranking's own has an effect.
+
+    Raises:
+        ValueError: one has none, since the heads are chosen already.
+    """
+    unread: tuple[str, ...] = (*STATISTICS, *CHOICE)
+    if recipe.selection == "greedy":  # each sample's own heads, by its own statistics
+        by_sample = recipe.scope == "sample" and recipe.criteria == "both"
+        unread = ("top_n",) if by_sample else ("top_n", "elbow")
+    for name in unread:
+        own, value = getattr(ranking.recipe, name), getattr(recipe, name)
+        if own == value or name in read:
+            continue
+        what = f"recipe.{name} must be {own!r}, with which the ranking was made, but got {value!r}"
+        if name == "top_n" and recipe.selection == "greedy":
+            raise ValueError(
+                f"{what}, which changes nothing where each sample has its own heads "
+                "(selection=greedy); leave it out, or say with k how many heads"
+            )
+        run = source is not None and (source / "run.json").is_file()
+        again = f"fastground rank {source} --recipe {name}={value} --out FILE"
+        if not run or name in STATISTICS:
+            again = f"fastground discover {checkpoint} --recipe {name}={value} --out FOLDER"
+        raise ValueError(
+            f"{what}, which changes nothing once heads are chosen; choose them anew with: {again}, "
+            "and give that as --ranking"
+        )
 
 
 def picture_file(out: Path | None) -> None:
