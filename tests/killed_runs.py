@@ -1,6 +1,7 @@
 """A run on shapes by a random model of tiny's kind, killed: a program told line by line.
 
-    argv: discover | evaluate     stdin: FOLDER SECONDS WORKERS       stdout: "done" or "killed"
+    argv: discover | evaluate | 4 | 5 | 8     stdin: FOLDER SECONDS WORKERS
+                                              stdout: "done" or "killed"
 
 Each run is a process of its own, forked when the model is loaded and has made a run already, and is
 sent SIGKILL after so many seconds: those then fall into the run, not into imports before it.
@@ -17,8 +18,9 @@ import torch
 
 torch.set_num_threads(1)
 
-from fastground import datasets, discovery, evaluation, models  # noqa: E402
+from fastground import comparison, datasets, discovery, evaluation, models  # noqa: E402
 from fastground.grounder import Grounder  # noqa: E402
+from fastground.ranking import rank_table  # noqa: E402
 from fastground.tiny.model import build, processor  # noqa: E402
 
 
@@ -39,11 +41,30 @@ def evaluated(grounder, folder, _):
     return evaluation.evaluate(grounder, samples, dataset="shapes", out=folder, shard_samples=8)
 
 
+def heads(lvlm):
+    samples = datasets.load("shapes", split="train", num_samples=12, seed=3)
+    table = discovery.collect(lvlm, samples)
+    return lvlm, table, rank_table(table, trials=2)
+
+
+def compared(made, folder, _):
+    lvlm, table, ranking = made
+    samples = datasets.load("shapes", split="test", num_samples=24, seed=3)
+    return comparison.paper_table(
+        sys.argv[1], lvlm, ranking, samples, table=table, out=folder, shard_samples=4
+    )
+
+
 def main():
     warnings.simplefilter("ignore")  # Python's of forks beside threads: these have their own
     torch.manual_seed(0)
     lvlm = models.wrap(build(6).eval(), processor(6), checkpoint="random")
-    made, of = (grounder(lvlm), evaluated) if sys.argv[1] == "evaluate" else (lvlm, run)
+    if sys.argv[1] == "discover":
+        made, of = lvlm, run
+    elif sys.argv[1] == "evaluate":
+        made, of = grounder(lvlm), evaluated
+    else:
+        made, of = heads(lvlm), compared
     with tempfile.TemporaryDirectory() as folder:
         of(made, folder, 0)
     print("ready", flush=True)

@@ -1,5 +1,6 @@
 """Eleven samples on four images, a random LLaVA that reads them, and its head table."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -45,6 +46,17 @@ def samples():
                 )
             )  # fmt: skip
     return tuple(out)
+
+
+def in_files(folder):
+    """The samples with their images in files; that of sample 7 is cut off."""
+    found = []
+    for sample in samples():
+        path = folder / f"{sample.image_id}.{'jpg' if sample.image_id == 2 else 'png'}"
+        sample.image.save(path)
+        found.append(replace(sample, image=str(path)))
+    (folder / "2.jpg").write_bytes((folder / "2.jpg").read_bytes()[:300])
+    return found
 
 
 @cache

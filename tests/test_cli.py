@@ -252,11 +252,14 @@ def test_what_the_statistics_read_is_told_by_explain_and_by_a_table(capsys, mode
 @pytest.mark.parametrize(
     ("table", "rows"), [("4", 5), ("5", 6), ("8", 17)], ids=["table 4", "table 5", "table 8"]
 )
-def test_evaluate_runs_the_tables_of_the_paper(capsys, model, heads, table, rows):
+def test_evaluate_runs_the_tables_of_the_paper(capsys, model, heads, table, rows, tmp_path):
     options = (model, "--ranking", heads, "--num-samples", 8, "--table", table)
     code, out, _ = run(capsys, "evaluate", *options, "--json")
     told = strict(out)["scores"]
     assert code == 0 and len(told["rows"]) == rows and told["num_samples"] == 8
+    code, out, _ = run(capsys, "evaluate", *options, "--out", tmp_path)
+    assert code == 0 and f"wrote {tmp_path}" in out.replace("\n", "")
+    assert strict((tmp_path / "scores.json").read_text()) == told
 
 
 def test_evaluate_keeps_rows_in_a_folder_and_asks_for_boxes(capsys, model, heads, tmp_path):
@@ -397,7 +400,8 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["explain", "{model}", "{photo}", "left circle", "--out", "why.txt"], ".png"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--table", "4", "--segmenter", "none"],
          "--segmenter"),
-        (["evaluate", "{model}", "--ranking", "{heads}", "--table", "4", "--out", "x"], "--out"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--table", "4", "--out", "{heads}"],
+         "it was written by fastground discover"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--table", "9"], "heads, 4, 5, 8"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--baseline", "x"], "text-box"),
         (["ground", "{photo}", "left circle", "--ranking", "{model}/config.json"], "ranking"),

@@ -150,17 +150,8 @@ def test_a_grounder_without_a_model_keeps_no_folder(tmp_path):
 
 @pytest.fixture
 def files(tmp_path):
-    """The small world's samples with their images in files; the third image's is cut off."""
-    samples, good = [], small_world.samples()
-    for sample in good:
-        path = tmp_path / f"{sample.image_id}.png"
-        if sample.image_id == 2:
-            path = path.with_suffix(".jpg")
-        sample.image.save(path)
-        samples.append(dataclasses.replace(sample, image=str(path)))
-    cut = tmp_path / "2.jpg"
-    cut.write_bytes(cut.read_bytes()[:300])
-    return samples
+    """The small world's samples, one of whose images is cut off."""
+    return small_world.in_files(tmp_path)
 
 
 def rows(folder):

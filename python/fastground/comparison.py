@@ -5,12 +5,16 @@ ablations, random heads, the oracle and the grid's ceiling; `paper_table` the pa
 same way. What a row does is a `Setting`.
 
     maps of all heads --take each setting's--> smooth, sum, cut, box, pseudo-mask --> a row a sample
+
+A sample's row holds every setting's numbers side by side; it is kept in a folder, and a comparison
+that is stopped goes on, as an evaluation does (`gathering.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +22,12 @@ import torch
 
 from fastground import settings, sinks
 from fastground.attention import attention_maps, right_answers
-from fastground.datasets.images import by_image
+from fastground.gathering import Way, gathered, of_model
 from fastground.grounding import cell_coverage, ground
 from fastground.metrics import mean, spearman
 from fastground.ranking import OFTEN, greedy
 from fastground.result import Grounding
-from fastground.scoring import Columns, Scores, measured, scored
+from fastground.scoring import Columns, Scores, measured, scored, stacked, unstacked
 from fastground.segmentation import segmented
 from fastground.settings import Setting
 from fastground.stats import head_statistics, head_table
@@ -37,6 +41,8 @@ MOST_NAMED = 8
 """A row of more heads than these does not list them."""
 CEILING = "ceiling: the true mask"
 TABLES = ("heads", "4", "5", "8")
+COMMAND = "evaluate --table "
+"""And the table's name: whose folder a comparison's is."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Comparison:
     """Trials whose first k heads are the ranking's, as a set; and trials."""
     shared_with_oracle: int = 0
     """How many of the method's k heads are among the oracle's."""
+    skipped: int = 0
+    """How many samples beside these had no readable image."""
 
     def row(self, name: str) -> Row:
         """The row of that name.
@@ -93,7 +101,7 @@ def compare(
     *,
     draws: int = 10,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    **how: Any,
 ) -> Comparison:
     """The method and what it must beat, from one reading of every head's map.
 
@@ -110,28 +118,34 @@ def compare(
         samples: held-out, with true boxes; those of an image one after another.
         draws: of random heads.
         seed: of the draws and of the intervals.
-        progress: called with the number of samples done.
+        how: the arguments of `evaluation.evaluate` that say how rows are made and kept: progress,
+            out, resume, shard_samples, max_bad, workers, dataset, split, options.
 
     Raises:
         ValueError: no samples, one without a box, a table that is not the ranking's, fewer heads
-            than k in the layers that may be chosen, or no draws.
+            than k in the layers that may be chosen, no draws, too many unreadable images, or a
+            folder with a run of something else.
+        OSError, RuntimeError: as `evaluation.evaluate`.
     """
     table.check(ranking.recipe)
     chosen = settings.of_heads(table, ranking, draws=draws, seed=seed)
-    found = _scored(lvlm, chosen, samples, ranking.recipe, seed, progress, whole=True)
+    way = Way(**how)
+    found = _scored("heads", lvlm, chosen, samples, ranking, seed, way)
     best = set(ranking.top())
     frequent = [h for h in ranking.heads if h.frequency >= OFTEN]
     rho = float("nan")
     if (ious := table.mean_ious) is not None:
         rho = spearman([h.frequency for h in frequent], [ious[h.head] for h in frequent])
     oracles = [row.heads for row in found.rows if row.name == settings.oracle(ranking.recipe.k)]
-    return replace(
+    found = replace(
         found,
         rho=rho,
         rho_heads=len(frequent),
         agreement=(sum(set(t) == best for t in ranking.trials), len(ranking.trials)),
         shared_with_oracle=len(best & set(*oracles)),
     )
+    way.save(found.to_dict())
+    return found
 
 
 def paper_table(
@@ -142,7 +156,7 @@ def paper_table(
     *,
     table: HeadTable | None = None,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    **how: Any,
 ) -> Comparison:
     """One of the paper's tables, from one reading of the maps.
 
@@ -153,10 +167,12 @@ def paper_table(
         samples: held-out, with true boxes; those of an image one after another.
         table: the head statistics that the ranking was made from; needed for 5.
         seed: of the intervals.
-        progress: called with the number of samples done.
+        how: as in `compare`.
 
     Raises:
-        ValueError: no such table, no samples, one without a box, or no table where it is needed.
+        ValueError: no such table, no samples, one without a box, no table where it is needed, too
+            many unreadable images, or a folder with a run of something else.
+        OSError, RuntimeError: as `evaluation.evaluate`.
     """
     if number not in TABLES[1:]:
         raise ValueError(f"number must be one of {', '.join(TABLES[1:])}, but got {number!r}")
@@ -170,74 +186,87 @@ def paper_table(
         chosen = settings.of_criteria(table, ranking)
     else:
         chosen = {"4": settings.of_counts, "8": settings.of_smoothing}[number](ranking)
-    return _scored(lvlm, chosen, samples, ranking.recipe, seed, progress)
+    way = Way(**how)
+    found = _scored(number, lvlm, chosen, samples, ranking, seed, way)
+    way.save(found.to_dict())
+    return found
 
 
 def _scored(
+    number: str,
     lvlm: LVLM,
     chosen: Sequence[Setting],
     samples: Iterable[Sample],
-    recipe: Recipe,
+    ranking: HeadRanking,
     seed: int,
-    progress: Callable[[int], None] | None,
-    whole: bool = False,
+    way: Way,
 ) -> Comparison:
     """Every setting on every sample; the recipe's statistics, asking token and sinks hold for all.
 
     The whole comparison has the grid's ceiling, too, and asks for the answers.
     """
+    recipe, whole = ranking.recipe, number == "heads"
     shape = lvlm.architecture["num_layers"], lvlm.architecture["num_heads"]
-    draws = {s.name: 1 if s.heads is None else len(s.heads) for s in chosen}
-    tallies = {(name, draw): _Tally() for name, count in draws.items() for draw in range(count)}
-    tallies[CEILING, 0] = _Tally()
+    draws = [1 if s.heads is None else len(s.heads) for s in chosen]
     heads = None
     if all(s.heads is not None for s in chosen):
         numbers = np.unique(np.concatenate([np.ravel(s.heads) for s in chosen]))  # type: ignore
         named = [HeadId(*map(int, divmod(i, shape[1]))) for i in numbers]
         heads = sinks.read(named, shape[1], recipe)
-    right: list[bool] = []
-    done = 0
-    for group in by_image(samples):
+
+    def measure(group: list[Sample], image: Any) -> Columns:
         expressions = [s.expression for s in group]
         asked = sinks.asked(expressions, recipe)
-        attention = attention_maps(lvlm, group[0].image, asked, recipe=recipe, heads=heads)
+        attention = attention_maps(lvlm, image, asked, recipe=recipe, heads=heads)
         captured, cleared = sinks.cleared(attention, recipe)
+        pieces = []
         for setting in chosen:
             places = captured.positions(_numbers(setting, captured, shape), shape[1])
             each = _ground_draws(cleared, places, expressions, setting.recipe)
-            for draw, found in enumerate(each):
-                tallies[setting.name, draw].add(measured(group, found, setting.recipe))
-        if whole and all(s.mask is not None for s in group):
-            truth = ground(_of_masks(group, captured), expressions, recipe=recipe)
-            tallies[CEILING, 0].add(measured(group, segmented(None, truth, recipe), recipe))
-        if whole and all(s.answer for s in group):
-            right += right_answers(lvlm, group, recipe=recipe)
-        done += len(group)
-        if progress is not None:
-            progress(done)
-    if not done:
-        raise ValueError("samples must hold at least one sample, but are empty")
-    rows = []
+            pieces += [measured(group, found, setting.recipe) for found in each]
+        more = {}
+        if whole:
+            masked = all(s.mask is not None for s in group)
+            more["ceilings"] = np.full(len(group), masked)
+            more["rights"] = np.full(len(group), -1)
+            if masked:
+                truth = ground(_of_masks(group, captured), expressions, recipe=recipe)
+                pieces.append(measured(group, segmented(None, truth, recipe), recipe))
+            else:
+                pieces.append(pieces[0])  # fills the place; `ceilings` says that it is none
+            if all(s.answer for s in group):
+                more["rights"] = np.array(right_answers(lvlm, group, recipe=recipe), dtype=int)
+        return stacked(pieces) | more
+
+    def about() -> dict[str, Any]:
+        top = [list(head) for head in ranking.top()]
+        return way.about(lvlm, recipe, heads=top, settings=_digest(chosen))
+
+    columns, skipped = gathered(
+        samples, of_model(lvlm, recipe, way.workers), measure, way, about, COMMAND + number
+    )
+    right, ceilings = (columns.pop(name, np.array(())) for name in ("rights", "ceilings"))
+    each = unstacked(columns, sum(draws) + whole)
+    rows, first = [], 0
+    for setting, count in zip(chosen, draws, strict=True):
+        rows.append(_row(setting, each[first : first + count], shape, seed))
+        first += count
+    if ceilings.any():
+        there = ceilings.astype(bool)
+        rows.append(Row(CEILING, scored({n: v[there] for n, v in each[-1].items()}, seed)))
+    return Comparison(
+        tuple(rows), len(columns["image_ids"]), mean(right[right >= 0]), recipe, skipped=skipped
+    )
+
+
+def _digest(chosen: Sequence[Setting]) -> str:
+    """A few letters that tell these settings from others."""
+    digest = blake2b(digest_size=8)
     for setting in chosen:
-        own = [tallies[setting.name, draw] for draw in range(draws[setting.name])]
-        rows.append(_row(setting, own, shape, seed))
-    if tallies[CEILING, 0].pieces:
-        rows.append(Row(CEILING, scored(tallies[CEILING, 0].columns(), seed)))
-    return Comparison(tuple(rows), done, mean(right), recipe)
-
-
-class _Tally:
-    """The rows of one setting and draw, image by image."""
-
-    def __init__(self) -> None:
-        self.pieces: list[Columns] = []
-
-    def add(self, piece: Columns) -> None:
-        self.pieces.append(piece)
-
-    def columns(self) -> Columns:
-        names = self.pieces[0]
-        return {name: np.concatenate([piece[name] for piece in self.pieces]) for name in names}
+        arrays = (a for a in (setting.heads, setting.kept) if a is not None)
+        parts = [setting.name, repr(setting.recipe), *((a.shape, a.tolist()) for a in arrays)]
+        digest.update(repr(parts).encode())
+    return f"{len(chosen)} rows, {digest.hexdigest()}"
 
 
 def _numbers(setting: Setting, attention: AttentionMaps, shape: tuple[int, int]) -> np.ndarray:
@@ -269,8 +298,7 @@ def _of_masks(group: list[Sample], attention: AttentionMaps) -> AttentionMaps:
     return AttentionMaps(maps, maps.sum(dim=(-2, -1)), (HeadId(0, 0),), attention.layout)
 
 
-def _row(setting: Setting, tallies: list[_Tally], shape: tuple[int, int], seed: int) -> Row:
-    each = [tally.columns() for tally in tallies]
+def _row(setting: Setting, each: list[Columns], shape: tuple[int, int], seed: int) -> Row:
     if len(each) == 1:
         heads: tuple[HeadId, ...] = ()
         if setting.heads is not None and setting.heads.size <= MOST_NAMED:

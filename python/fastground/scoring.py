@@ -39,6 +39,11 @@ from fastground.types import Recipe, Sample
 Columns = dict[str, np.ndarray]
 THIRDS = ("smallest third", "middle third", "largest third")
 NO_BOX = (float("nan"),) * 4
+OF_SETTINGS: dict[str, tuple[int, ...]] = {
+    "boxes": (4,), "map_boxes": (4,), "mask_boxes": (4,), "peaks": (2,), "hits": (),
+    "intersections": (), "unions": (), "found": (), "scores": (), "masses": (),
+}  # fmt: skip
+"""Columns that hang on how a sample is grounded, and the shape of each of their values."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,32 @@ def encoded(samples: Sequence[Sample], found: Sequence[Grounding]) -> Columns:
     }
 
 
+def stacked(pieces: Sequence[Columns]) -> Columns:
+    """The same samples' rows under several settings as one row each.
+
+    Args:
+        pieces: of each setting the columns that `measured` gives, (n, ...).
+
+    Returns:
+        By the same names: once what hangs on the sample alone, and (n, settings, ...) the others.
+    """
+    of_setting = {name: np.stack([p[name] for p in pieces], axis=1) for name in OF_SETTINGS}
+    return pieces[0] | of_setting
+
+
+def unstacked(columns: Columns, count: int) -> list[Columns]:
+    """Of each of so many settings the columns that were stacked.
+
+    Args:
+        columns: as `stacked` gives them, or as a file has them: what has axes beside that of
+            samples is flat there.
+        count: of the settings.
+    """
+    n = len(columns["image_ids"])
+    shaped = {name: columns[name].reshape(n, count, *shape) for name, shape in OF_SETTINGS.items()}
+    return [columns | {name: values[:, i] for name, values in shaped.items()} for i in range(count)]
+
+
 def _texts(words: Any) -> np.ndarray:
     return np.array(list(words), dtype=object)
 
@@ -235,7 +266,7 @@ def scored(columns: Columns, seed: int = 0, *, skipped: int = 0) -> Scores:
 
 def _boxed(columns: Columns) -> np.ndarray:
     """(n,) bool: the rows with a true box."""
-    return np.isfinite(columns["truths"]).all(axis=1)
+    return np.asarray(np.isfinite(columns["truths"]).all(axis=1))
 
 
 def _members(columns: Columns) -> dict[str, dict[str, np.ndarray]]:
@@ -244,7 +275,7 @@ def _members(columns: Columns) -> dict[str, dict[str, np.ndarray]]:
     height, width = columns["sizes"].T
     x1, y1, x2, y2 = columns["truths"].T
     areas = np.where(columns["truth_areas"] >= 0, columns["truth_areas"], (x2 - x1) * (y2 - y1))
-    sized = areas > 0
+    sized = np.asarray(areas > 0)
     classes = np.where(sized, size_class(areas), "")
     shares = areas / (height * width)
     third = np.full(len(areas), -1)

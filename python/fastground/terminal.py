@@ -211,8 +211,9 @@ def comparison_rows(comparison: Any) -> list[list[str]]:
 def comparison_table(comparison: Any) -> Table:
     """The method, bold, beside what it must beat; or the rows of a paper's table."""
     names, *lines = comparison_rows(comparison)
+    skipped = f", {comparison.skipped:,} left out" if comparison.skipped else ""
     table = _table(
-        f"{comparison.num_samples:,} held-out expressions", tuple(names),
+        f"{comparison.num_samples:,} held-out expressions{skipped}", tuple(names),
         "percent, but for the mean IoU; 95 % of the first row's Acc@0.5: "
         f"{_span(comparison.rows[0].scores.interval)}\n{recipe_line(comparison.recipe)}",
     )  # fmt: skip

@@ -76,7 +76,7 @@ def evaluate(
             f"--table {table} needs --ranking FOLDER, what discover wrote with --out; make it "
             f"with: fastground discover {model} --out FOLDER"
         )
-    for name, value in (("segmenter", segmenter), ("baseline", baseline), ("out", out)):
+    for name, value in (("segmenter", segmenter), ("baseline", baseline)):
         if table is not None and value is not None:
             raise ValueError(
                 f"--table scores many choices of heads by their maps alone, without --{name}; "
@@ -95,11 +95,12 @@ def evaluate(
         terminal.interruptible() as stop,
     ):
         left = stop.until(samples)
+        how: dict[str, Any] = {
+            "dataset": dataset, "split": split, "options": options, "out": out, "max_bad": max_bad,
+            "workers": workers, "progress": advance, "seed": seed,
+        }  # fmt: skip
         if table is None:
-            scores: Any = evaluation.evaluate(
-                grounder, left, dataset=dataset, split=split, baseline=baseline, out=out,
-                progress=advance, seed=seed, options=options, max_bad=max_bad, workers=workers,
-            )  # fmt: skip
+            scores: Any = evaluation.evaluate(grounder, left, baseline=baseline, **how)
         else:
             found, heads = grounder.ranking, None
             if run is not None:
@@ -110,12 +111,10 @@ def evaluate(
                 found = replace(found, recipe=grounder.recipe)
             if table == "heads":
                 assert heads is not None, "asked for above"
-                scores = comparison.compare(
-                    grounder.lvlm, heads, found, left, seed=seed, progress=advance
-                )
+                scores = comparison.compare(grounder.lvlm, heads, found, left, **how)
             else:
                 scores = comparison.paper_table(
-                    table, grounder.lvlm, found, left, table=heads, seed=seed, progress=advance
+                    table, grounder.lvlm, found, left, table=heads, **how
                 )
     if as_json:
         terminal.print_json(
@@ -134,6 +133,6 @@ def evaluate(
         title = f"{model} on {dataset} {split}: {heads_used}"
         references = evaluation.references(model, dataset, split)
         terminal.show(terminal.scores_table(scores, title, grounder.recipe, references))
-        if out is not None:
-            print(f"wrote {out / evaluation.SCORES_FILE}")
+    if out is not None and not as_json:
+        print(f"wrote {out / evaluation.SCORES_FILE}")
     leave(stop, scores.num_samples)
