@@ -168,6 +168,9 @@ def test_evaluate_scores_and_compares(capsys, model, heads):
     assert code == 0 and "Acc@0.5" in out and "recipe: paper" in out
     code, out, _ = run(capsys, "evaluate", *options, "--profile", "repo-2025-06")
     assert code == 0 and "3 heads, own for each sample" in out and "recipe: repo-2025-06" in out
+    objects = ("--plurals", "union", "--recipe", "objects=0.2")
+    code, out, _ = run(capsys, "evaluate", *options, *objects)
+    assert code == 0 and "plurals by all of their objects" in " ".join(out.split())
     sigma = ("--recipe", "sigma=2.0")
     code, out, _ = run(capsys, "evaluate", *options, "--table", "heads", *sigma)
     assert code == 0 and "3 random heads" in out and "trials" in out
@@ -404,6 +407,11 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
          "it was written by fastground discover"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--table", "9"], "heads, 4, 5, 8"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--baseline", "x"], "text-box"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--plurals", "all"], "region, union"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--plurals", "union"],
+         "recipe.objects must be a share where plurals is 'union'"),
+        (["evaluate", "{model}", "--ranking", "{heads}", "--plurals", "union", "--table", "4"],
+         "without --plurals"),
         (["ground", "{photo}", "left circle", "--ranking", "{model}/config.json"], "ranking"),
         (["discover", "{photo}"], "checkpoint"),
         (["discover", "{model}", "--dataset", "nothing"], "dataset"),

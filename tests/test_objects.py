@@ -7,7 +7,8 @@ import pytest
 import scipy.ndimage
 import small_world
 import torch
-from fastground import figures, grounding
+from fastground import figures, grounding, runs
+from fastground.evaluation import evaluate
 from fastground.grounder import Grounder
 from fastground.objects import found_regions
 from fastground.types import Recipe
@@ -119,6 +120,91 @@ def test_a_segmenter_gets_all_objects_of_an_image_at_once():
     grounder.segmenter = None
     for one, plain in zip(grounder(image, ["the red mug", "the dog"]), found, strict=True):
         assert [o.box.tolist() for o in one.objects] == [o.box.tolist() for o in plain.objects]
+
+
+def test_objects_are_united_in_one_mask_and_the_box_around_them():
+    maps = attention(TWO[None, None], layout())
+    (one,) = grounding.ground(maps, ["dogs"], recipe=PLAIN)
+    assert one.united() is one
+    (found,) = grounding.ground(maps, ["dogs"], recipe=PLAIN.replace(objects=0.1))
+    (other,) = found.others
+    both = found.united()
+    assert both.mask.equal(found.mask | other.mask) and both.others == ()
+    assert both.box.tolist() == both.map_box.tolist() == [0, 10, 60, 30]
+    assert (both.mass, both.score) == (found.mass, found.score)
+
+
+def square(x, y):
+    """A mask of 18 x 24 with one of 6 x 6 pixels there."""
+    mask = np.zeros((18, 24), dtype=bool)
+    mask[y : y + 6, x : x + 6] = True
+    return mask
+
+
+class Told:
+    """Two objects for every expression: one in the left top corner, and one 3 pixels off x = 12."""
+
+    def __init__(self):
+        self.grounder = Grounder(small_world.lvlm(), small_world.ranking())
+
+    def __call__(self, image, expressions):
+        found = []
+        for g in self.grounder(image, expressions):
+            kept, other = (self.tell(g, x) for x in (0, 15))
+            found.append(dataclasses.replace(kept, others=(other,)))
+        return found
+
+    def tell(self, g, x):
+        box = torch.tensor([x, 0, x + 6, 6]).float()
+        return dataclasses.replace(
+            g, box=box, map_box=box, mask=torch.from_numpy(square(x, 0)), found=True
+        )
+
+
+def phrases(*kinds):
+    """Of the first image, whose true masks are two squares: the left one is found whole."""
+    truth = square(0, 0) | square(12, 0)
+    return [
+        dataclasses.replace(s, kind=kind, mask=truth, box=(0.0, 0.0, 18.0, 6.0))
+        for s, kind in zip(small_world.samples(), kinds, strict=False)
+    ]
+
+
+def test_plural_phrases_are_scored_by_the_union_of_their_objects():
+    """Kept: 36 of 72 pixels. Union: 36 + 18 of 72 + 18; its box 21 x 6 around one of 18 x 6."""
+    samples = phrases("thing, plural", "thing, singular", "stuff, plural")
+    kept = evaluate(Told(), samples)
+    assert kept.giou == kept.average_recall == 0.5 and kept.mean_iou == pytest.approx(1 / 3)
+    scores = evaluate(Told(), samples, plurals="union")
+    kinds = scores.parts["kind"]
+    assert kinds["plural"].average_recall == kinds["plural"].giou == pytest.approx(54 / 90)
+    assert kinds["plural"].mean_iou == pytest.approx(18 / 21)
+    assert kinds["singular"].average_recall == 0.5  # by the kept region alone, as before
+    assert kinds["singular"].mean_iou == pytest.approx(6 / 18)
+    assert scores.average_recall == pytest.approx((0.6 + 0.5 + 0.6) / 3)
+    assert scores.ciou == pytest.approx((54 + 36 + 54) / (90 + 72 + 90))
+    assert kinds["thing"].average_recall == pytest.approx(0.55)
+    assert repr(evaluate(Told(), samples, plurals="region")) == repr(kept)
+
+
+def test_what_was_united_is_kept_and_another_way_is_refused(tmp_path):
+    recipe = small_world.RECIPE.replace(objects=0.01, kernel_size=1)
+    made = Grounder(small_world.lvlm(), small_world.ranking(), recipe=recipe)
+    samples = phrases("thing, plural", "thing, singular")
+    evaluate(made, samples, out=tmp_path, plurals="union")
+    columns, _ = runs.load_columns(tmp_path, "evaluate")
+    plural, singular = (made(s.image, s.expression) for s in samples)
+    assert len(plural.objects) > 1 and len(singular.objects) > 1
+    masks = [plural.united().to_rle()["counts"], singular.to_rle()["counts"]]
+    assert columns["masks"].tolist() == masks
+    assert columns["boxes"].tolist() == [plural.united().box.tolist(), singular.box.tolist()]
+    with pytest.raises(ValueError, match=r"plurals must be 'union', with which .* but got None"):
+        evaluate(made, samples, out=tmp_path)
+    with pytest.raises(ValueError, match="plurals must be one of region, union, but got 'all'"):
+        evaluate(made, samples, plurals="all")
+    plain = Grounder(small_world.lvlm(), small_world.ranking())
+    with pytest.raises(ValueError, match=r"give objects=0\.2 \(--recipe objects=0\.2\)"):
+        evaluate(plain, samples, plurals="union")
 
 
 def test_a_picture_shows_all_objects():

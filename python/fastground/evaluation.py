@@ -24,7 +24,7 @@ from fastground.attention import right_answers
 from fastground.gathering import SCORES_FILE, SHARD_SAMPLES, Way
 from fastground.ranking import kept_of
 from fastground.result import Grounding
-from fastground.scoring import Columns, Scores, encoded, measured, scored
+from fastground.scoring import Columns, Scores, encoded, kinds, measured, scored
 from fastground.textboxes import written_boxes
 from fastground.types import Recipe, Sample
 from fastground.watch import MAX_BAD
@@ -33,6 +33,7 @@ __all__ = ["SCORES_FILE", "evaluate", "load", "references"]
 
 COMMAND = "evaluate"
 BASELINES = ("text-box",)
+PLURALS = ("region", "union")
 
 
 def evaluate(
@@ -50,6 +51,7 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     max_bad: float = MAX_BAD,
     workers: int | None = None,
+    plurals: str = "region",
 ) -> Scores:
     """The scores of a grounder on samples with true boxes or masks.
 
@@ -71,19 +73,24 @@ def evaluate(
             counted in `Scores.skipped`, with a warning at the end.
         workers: processes that read images ahead of a `Grounder`, to the same scores. By default
             as many as there are cores for beside a GPU, and 0 where the model runs on the CPU.
+        plurals: what is scored of samples of the kind plural, as PNG has them: the kept region
+            ("region"), or all objects of `Grounding.objects` together ("union"), for which
+            `Recipe.objects` must say how small an object may be.
 
     Returns:
         Every score with its interval; nan where the samples lack that truth.
 
     Raises:
-        ValueError: no samples, one without a true box, an unknown baseline, too many unreadable
-            images, a folder with a run of something else, or a grounder without a model where one
-            is needed.
+        ValueError: no samples, one without a true box, an unknown baseline or way to score
+            plurals, too many unreadable images, a folder with a run of something else, or a
+            grounder without a model where one is needed.
         OSError: the folder cannot be written.
         RuntimeError: a worker was killed, or failed; says at which samples.
     """
     if baseline is not None and baseline not in BASELINES:
         raise ValueError(f"baseline must be {' or '.join(BASELINES)}, but got {baseline!r}")
+    if plurals not in PLURALS:
+        raise ValueError(f"plurals must be one of {', '.join(PLURALS)}, but got {plurals!r}")
     lvlm = getattr(grounder, "lvlm", None)
     if lvlm is None and (out is not None or baseline is not None or workers):
         raise ValueError(
@@ -91,11 +98,19 @@ def evaluate(
             f"got {type(grounder).__name__}; leave them out"
         )
     recipe = getattr(grounder, "recipe", Recipe())
+    if plurals == "union" and lvlm is not None and recipe.objects is None:
+        raise ValueError(
+            "recipe.objects must be a share where plurals is 'union', but is None, so that one "
+            "expression has one object; give objects=0.2 (--recipe objects=0.2), or another share"
+        )
     way = Way(dataset, split, options, out, resume, shard_samples, max_bad, workers, progress)
 
     def measure(group: list[Sample], image: Any) -> Columns:
         expressions = [s.expression for s in group]
         found = grounder(image, expressions)
+        if plurals == "union":
+            pairs = zip(group, found, strict=True)
+            found = [g.united() if "plural" in kinds(s) else g for s, g in pairs]
         piece = measured(group, found, recipe)
         if out is not None:
             piece |= encoded(group, found)
@@ -111,7 +126,7 @@ def evaluate(
     if lvlm is not None:
         pixels = baseline is not None or getattr(grounder, "segmenter", None) is not None
         read = gathering.of_model(lvlm, recipe, workers, keep_images=pixels)
-    about = partial(_about, grounder, baseline, way)
+    about = partial(_about, grounder, baseline, plurals, way)
     columns, skipped = gathering.gathered(samples, read, measure, way, about, COMMAND)
     scores = scored(columns, seed, skipped=skipped)
     way.save(scores.to_dict())
@@ -146,7 +161,7 @@ def references(checkpoint: str, dataset: str, split: str) -> str:
     )
 
 
-def _about(grounder: Any, baseline: str | None, way: Way) -> dict[str, Any]:
+def _about(grounder: Any, baseline: str | None, plurals: str, way: Way) -> dict[str, Any]:
     """What decides the numbers of a run."""
     recipe = grounder.recipe
     about = way.about(
@@ -155,6 +170,7 @@ def _about(grounder: Any, baseline: str | None, way: Way) -> dict[str, Any]:
         heads=[list(head) for head in grounder.heads],
         segmenter=_named(grounder.segmenter),
         baseline=baseline,
+        plurals=None if plurals == "region" else plurals,  # as in folders of before it was asked
     )
     if recipe.selection == "greedy" and (kept := kept_of(grounder.ranking, recipe)) is not None:
         digest = blake2b(kept.tobytes(), digest_size=8).hexdigest()

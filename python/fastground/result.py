@@ -7,7 +7,7 @@ the region, 0 to 1. What draws and what converts is imported on use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,29 @@ class Grounding:
     def objects(self) -> tuple[Grounding, ...]:
         """All objects of the expression: this one, unless nothing was found, and the others."""
         return (self, *self.others) if self.found else ()
+
+    def united(self) -> Grounding:
+        """All objects as one: the union of their masks, and the box around theirs.
+
+        Returns:
+            A grounding without others; score and mass stay those of the kept region.
+        """
+        import torch
+
+        if not self.others:
+            return self
+
+        def around(boxes: list[torch.Tensor]) -> torch.Tensor:
+            corners = torch.stack(boxes)
+            return torch.cat([corners[:, :2].amin(0), corners[:, 2:].amax(0)])
+
+        return replace(
+            self,
+            box=around([each.box for each in self.objects]),
+            map_box=around([each.map_box for each in self.objects]),
+            mask=torch.stack([each.mask for each in self.objects]).any(0),
+            others=(),
+        )
 
     def show(self) -> None:
         """Open the picture that `save` writes, in the system's viewer.

@@ -169,6 +169,15 @@ def _row(sample: Sample, grounding: Grounding, recipe: Recipe) -> dict[str, Any]
     }
 
 
+def kinds(sample: Sample) -> set[str]:
+    """What a sample's expression uses, each by itself: of "thing, plural" both."""
+    return _kinds(sample.kind)
+
+
+def _kinds(kind: str) -> set[str]:
+    return set(filter(None, kind.split(", ")))
+
+
 def encoded(samples: Sequence[Sample], found: Sequence[Grounding]) -> Columns:
     """What else a run keeps of these samples, so that other scores can be made of it.
 
@@ -249,7 +258,7 @@ def scored(columns: Columns, seed: int = 0, *, skipped: int = 0) -> Scores:
     texts = None
     if "text_boxes" in columns:
         boxed, written = _boxed(columns), columns["text_boxes"]
-        parsed = np.isfinite(written).all(axis=1)
+        parsed = np.asarray(np.isfinite(written).all(axis=1))
         hits = box_iou(np.nan_to_num(written[boxed]), columns["truths"][boxed]) >= 0.5
         hits &= parsed[boxed]
         interval = bootstrap_interval(hits, columns["image_ids"][boxed], seed=seed)
@@ -271,7 +280,8 @@ def _boxed(columns: Columns) -> np.ndarray:
 
 def _members(columns: Columns) -> dict[str, dict[str, np.ndarray]]:
     """By what, and by name, the rows of each part."""
-    kinds = [set(filter(None, kind.split(", "))) for kind in columns["kinds"].tolist()]
+    of_each = [_kinds(kind) for kind in columns["kinds"].tolist()]
+    named = sorted(set().union(*of_each))
     height, width = columns["sizes"].T
     x1, y1, x2, y2 = columns["truths"].T
     areas = np.where(columns["truth_areas"] >= 0, columns["truth_areas"], (x2 - x1) * (y2 - y1))
@@ -284,7 +294,7 @@ def _members(columns: Columns) -> dict[str, dict[str, np.ndarray]]:
         third[sized] = np.searchsorted(ends, shares[sized])
     firsts = columns["firsts"]
     return {
-        "kind": {k: np.array([k in kind for kind in kinds]) for k in sorted(set().union(*kinds))},
+        "kind": {name: np.array([name in own for own in of_each]) for name in named},
         "size": {name: classes == name for name in ("small", "medium", "large")},
         "third": {name: third == i for i, name in enumerate(THIRDS)},
         "sentence": {} if firsts.all() else {"first": firsts},

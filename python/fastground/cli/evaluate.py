@@ -51,6 +51,14 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(metavar="text-box", help="Also ask the model for coordinates.")
     ] = None,
+    plurals: Annotated[
+        str,
+        typer.Option(
+            metavar="region|union",
+            help="What is scored of PNG's plural phrases: the kept region, or all objects found "
+            "together, which needs --recipe objects=SHARE.",
+        ),
+    ] = "region",
     out: Annotated[
         Path | None,
         typer.Option(help="A folder for scores and every sample's row; run again, it goes on."),
@@ -76,7 +84,9 @@ def evaluate(
             f"--table {table} needs --ranking FOLDER, what discover wrote with --out; make it "
             f"with: fastground discover {model} --out FOLDER"
         )
-    for name, value in (("segmenter", segmenter), ("baseline", baseline)):
+    given = {"segmenter": segmenter, "baseline": baseline}
+    given["plurals"] = None if plurals == "region" else plurals
+    for name, value in given.items():
         if table is not None and value is not None:
             raise ValueError(
                 f"--table scores many choices of heads by their maps alone, without --{name}; "
@@ -100,7 +110,9 @@ def evaluate(
             "workers": workers, "progress": advance, "seed": seed,
         }  # fmt: skip
         if table is None:
-            scores: Any = evaluation.evaluate(grounder, left, baseline=baseline, **how)
+            scores: Any = evaluation.evaluate(
+                grounder, left, baseline=baseline, plurals=plurals, **how
+            )
         else:
             found, heads = grounder.ranking, None
             if run is not None:
@@ -119,7 +131,7 @@ def evaluate(
     if as_json:
         terminal.print_json(
             model=model, dataset=dataset, split=split, recipe=grounder.recipe.to_dict(),
-            scores=scores.to_dict(),
+            plurals=plurals, scores=scores.to_dict(),
         )  # fmt: skip
     elif table is not None:
         terminal.show(terminal.comparison_table(scores))
@@ -131,6 +143,8 @@ def evaluate(
         if grounder.recipe.selection == "greedy":
             heads_used = f"{grounder.recipe.k} heads, own for each sample"
         title = f"{model} on {dataset} {split}: {heads_used}"
+        if plurals == "union":
+            title += ", plurals by all of their objects"
         references = evaluation.references(model, dataset, split)
         terminal.show(terminal.scores_table(scores, title, grounder.recipe, references))
     if out is not None and not as_json:
