@@ -62,3 +62,38 @@ def implementation(request, monkeypatch):
 def fixed_seeds():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The folder of a random model that knows the words of the data set shapes."""
+    from fastground.tiny.model import build, processor
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    build(6).save_pretrained(folder)
+    processor(6).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def heads(model, tmp_path_factory):
+    """What discover wrote for it."""
+    from fastground.cli import main
+
+    out = tmp_path_factory.mktemp("heads")
+    with pytest.raises(SystemExit) as leaving:
+        main(["discover", str(model), "--num-samples", "12", "--trials", "2", "--out", str(out)])
+    assert leaving.value.code == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory):
+    """A file with a drawn scene."""
+    from fastground import datasets
+
+    (sample,) = datasets.load("shapes", split="test", num_samples=1, seed=0)
+    path = tmp_path_factory.mktemp("photo") / "scene.png"
+    sample.image.save(path)
+    return path
