@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+STATISTICS = ("weight", "cut", "empty", "bottom_row", "padding_stats")
+"""Fields of a recipe that only a map's statistics read."""
+CHOICE = ("elbow", "scope", "criteria", "skip_layers", "top_n")
+"""Those that only the choice of heads reads."""
 
 Model = Annotated[str, typer.Argument(help='"tiny" (ships along), a folder, or a name on the hub.')]
 Dataset = Annotated[
@@ -141,12 +145,6 @@ def leave(stop: terminal.Stop, done: int) -> None:
         raise typer.Exit(INTERRUPTED)
 
 
-STATISTICS = ("weight", "cut", "empty", "bottom_row", "padding_stats")
-"""Fields of a recipe that only a map's statistics read."""
-CHOICE = ("elbow", "scope", "criteria", "skip_layers", "top_n")
-"""Those that only the choice of heads reads."""
-
-
 def make_grounder(
     checkpoint: str,
     ranking: Path | None,
@@ -198,9 +196,9 @@ def _refuse_unread(
                 f"{what}, which changes nothing where each sample has its own heads "
                 "(selection=greedy); leave it out, or say with k how many heads"
             )
-        run = source is not None and (source / "run.json").is_file()
-        again = f"fastground rank {source} --recipe {name}={value} --out FILE"
-        if not run or name in STATISTICS:
+        run = source if source is None or source.is_dir() else source.parent
+        again = f"fastground rank {run} --recipe {name}={value} --out FILE"
+        if run is None or name in STATISTICS or not (run / "run.json").is_file():
             again = f"fastground discover {checkpoint} --recipe {name}={value} --out FOLDER"
         raise ValueError(
             f"{what}, which changes nothing once heads are chosen; choose them anew with: {again}, "
