@@ -350,6 +350,9 @@ def test_png_refuses(tmp_path):
     Image.new("RGB", (31, 20)).save(picture)
     with pytest.raises(ValueError, match=r"20 high and 30 wide.*000000000139\.png"):
         small_world.read(datasets.load("png", data=data, split="val"))
+    Image.new("RGB", (30, 20)).save(picture)
+    with pytest.raises(ValueError, match=r"segments must have pixels, but .* none in .*139\.png"):
+        small_world.read(datasets.load("png", data=data, split="val"))
     path = tmp_path / "annotations" / "png_coco_val2017.json"
     path.write_text(path.read_text().replace("70000", "7").replace('"261", ', ""))
     with pytest.raises(ValueError, match="something is missing: KeyError 7"):
