@@ -20,7 +20,8 @@ of a phrase. Logits are small (rows x heads x keys) beside K, which is told to l
 first, so that they are still there. Accumulation is float32; float16 and bfloat16 products are
 exact in it. A row that sees no key gets zeros.
 
-    layers         layer l begins layers_ptr[l] elements after the first: addresses, as differences
+    layers         keys of layer l begin layers_ptr[l, 0] elements after the first's: addresses, as
+                   differences; layers_ptr[l, 1:] are its strides, where they are not the first's
     paged cache    key t of sequence b is in block_table[b, t // PAGE], at t % PAGE; elsewhere T
                    counts from the sequence's begin
 
@@ -36,6 +37,9 @@ import triton
 import triton.language as tl
 
 NO_MASK, BOOL_MASK, ADDITIVE_MASK = 0, 1, 2
+
+ONE_LAYER, ALIKE, STRIDED, TURNED = 0, 1, 2, 3
+"""Keys of one layer; of layers with the same strides; with others, but in head_dim; there, too."""
 
 PROGRAMS = 528
 """So many are wanted at least: four for each of an H200's multiprocessors."""
@@ -70,6 +74,27 @@ def _load_queries(
 
 
 @triton.jit
+def _layer(layer_ptr, b, h, t, d, LAYERS: tl.constexpr, ALIGNED: tl.constexpr):
+    # Where keys of the layer begin, and their strides; given are those of the first layer.
+    begin = tl.zeros((), tl.int64)
+    if LAYERS >= 1:
+        begin = _read(layer_ptr, ALIGNED)
+    if LAYERS >= 2:
+        b = _read(layer_ptr + 1, ALIGNED)
+        h = _read(layer_ptr + 2, ALIGNED)
+        t = _read(layer_ptr + 3, ALIGNED)
+    if LAYERS == 3:
+        d = tl.load(layer_ptr + 4)
+    return begin, b, h, t, d
+
+
+@triton.jit
+def _read(number_ptr, ALIGNED: tl.constexpr):
+    number = tl.load(number_ptr)
+    return tl.multiple_of(number, 16) if ALIGNED else number
+
+
+@triton.jit
 def _tanh(x):
     # Of small x by its series: 1 - e would have lost their digits.
     e = tl.exp(-2 * tl.abs(x))
@@ -98,12 +123,11 @@ def _logits(
     d = tl.arange(0, BLOCK_D).to(tl.int64)
 
     key_head = tl.load(key_heads_ptr + k)
-    begin = (key_head % key_heads).to(tl.int64) * key_stride_h
-    if LAYERS:
-        layer = tl.load(layers_ptr + key_head // key_heads)
-        if ALIGNED:
-            layer = tl.multiple_of(layer, 16)
-        begin += layer
+    begin, stride_b, stride_h, stride_t, stride_d = _layer(
+        layers_ptr + key_head // key_heads * 5,
+        key_stride_b, key_stride_h, key_stride_t, key_stride_d, LAYERS, ALIGNED,
+    )  # fmt: skip
+    begin += (key_head % key_heads).to(tl.int64) * stride_h
     if not MANY:
         m = tl.arange(0, BLOCK_M)
         q, r, slot, asks = _load_queries(
@@ -117,11 +141,11 @@ def _logits(
         if PAGE > 0:
             block = tl.load(blocks_ptr + b * blocks_stride_b + t // PAGE, mask=there, other=-1)
             there = (block >= 0) & (block < num_blocks)
-            at = block * key_stride_b + (t % PAGE).to(tl.int64) * key_stride_t
+            at = block * stride_b + (t % PAGE).to(tl.int64) * stride_t
         else:
-            at = b * key_stride_b + t.to(tl.int64) * key_stride_t
+            at = b * stride_b + t.to(tl.int64) * stride_t
         keys = tl.load(
-            key_ptr + begin + at[:, None] + (d * key_stride_d)[None, :],
+            key_ptr + begin + at[:, None] + (d * stride_d)[None, :],
             mask=there[:, None] & (d < D)[None, :],
             other=0.0,
             eviction_policy="evict_first",
@@ -216,8 +240,8 @@ def attention_rows(
 
     Args:
         query: (B, R, H, D) after rotary, float16, bfloat16 or float32; or a list, one a layer.
-        key: (B, Hkv, T, D), the same dtype, not repeated for the heads that share them; or a list.
-            With block_table (blocks, Hkv, PAGE, D).
+        key: (B, Hkv, T, D), of one of these dtypes and any strides, not repeated for the heads that
+            share them; or a list. Read where it lies. With block_table (blocks, Hkv, PAGE, D).
         heads: tuple of C head indices, of lists (layer, head); all unless given.
         visible: None, or (B, T) or (B, R, T), bool or additive.
         scale: factor on the logits.
@@ -237,17 +261,13 @@ def attention_rows(
         heads = tuple(range(L * H))
     elif isinstance(key, (list, tuple)):
         heads = tuple(layer * H + head for layer, head in heads)
-    if len({each.stride() for each in keys}) > 1:
-        keys = [each.contiguous() for each in keys]
     key, device = keys[0], query.device
-    offsets = tuple((each.data_ptr() - key.data_ptr()) // key.element_size() for each in keys)
+    layers, places = _layers(keys)
+    known = 4 if layers >= STRIDED else 1  # of a layer's five numbers; that of head_dim may be 1
     page = 0 if block_table is None else key.shape[2]
     T = key.shape[2] if block_table is None else page * block_table.shape[1]
-    G, table = _table(heads, H // key.shape[1], device)
-    starts = _offsets(offsets, device)
-    if query.is_cuda and torch.cuda.is_current_stream_capturing():
-        _read_by_graphs.append((table, starts))
-    K, C = len(table[2]), len(heads)
+    G, K, table = _table(heads, H // key.shape[1])
+    C = len(heads)
     P = R if phrases is None else phrases.shape[1]
     told = range(T) if tokens is None else tokens
     listed = not isinstance(told, range)
@@ -264,69 +284,71 @@ def attention_rows(
 
     mask, visible_strides = _mask(visible)
     visible = visible.view(torch.uint8) if mask == BOOL_MASK else visible
-    upcast = query.dtype == torch.float32 or not isinstance(_logits, triton.JITFunction)
-    sizes = tile_sizes(R * G, D, upcast)
+    mixed = query.dtype != key.dtype
+    upcast = mixed or query.dtype == torch.float32 or not isinstance(_logits, triton.JITFunction)
+    sizes = tile_sizes(R * G, D, upcast, mixed)
     S = triton.cdiv(T, sizes["BLOCK_T"])
     tiles_each = triton.cdiv(S, triton.cdiv(PROGRAMS, B * K))
     tiles = logits.new_empty(B, R, C, S, 2)
-    with torch.cuda.device_of(query):
-        _logits[(B * K, triton.cdiv(S, tiles_each))](
-            query,
-            key,
-            query if visible is None else visible,
-            starts,
-            query if block_table is None else block_table,
-            *table,
-            logits,
-            tiles,
-            scale,
-            softcap or 0.0,
-            R, T, H, K, C, key.shape[1], tiles_each, key.shape[0],
-            *query.stride()[:4],
-            *key.stride(),
-            *visible_strides,
-            0 if block_table is None else block_table.stride(0),
-            G=G,
-            D=D,
-            MASK=mask,
-            SOFTCAP=softcap is not None,
-            UPCAST=upcast,
-            LAYERS=L > 1,
-            ALIGNED=all(offset % 16 == 0 for offset in offsets),
-            PAGE=page,
-            **sizes,
-        )  # fmt: skip
-        block = min(1024, triton.next_power_of_2(max(N, 1)))
-        _weights[(B * P * C, 1 if tokens is not None else triton.cdiv(N, block))](
-            out,
-            sums,
-            logits,
-            tiles,
-            told if listed else query,
-            query if phrases is None else phrases,
-            R, P, C, T, S, N,
-            0 if listed else told.start,
-            1 if listed else told.step,
-            told.stride(0) if listed else 0,
-            0 if phrases is None else phrases.stride(0),
-            LISTED=listed,
-            PHRASES=phrases is not None,
-            SUMS=tokens is not None,
-            BLOCK_S=triton.next_power_of_2(S),
-            BLOCK_N=block,
-        )  # fmt: skip
+    _logits[(B * K, triton.cdiv(S, tiles_each))](
+        query,
+        key,
+        query if visible is None else visible,
+        query if layers == ONE_LAYER else _there(places, torch.int64, device),
+        query if block_table is None else block_table,
+        *(_there(part, torch.int32, device) for part in table),
+        logits,
+        tiles,
+        scale,
+        softcap or 0.0,
+        R, T, H, K, C, key.shape[1], tiles_each, key.shape[0],
+        *query.stride()[:4],
+        *key.stride(),
+        *visible_strides,
+        0 if block_table is None else block_table.stride(0),
+        G=G,
+        D=D,
+        MASK=mask,
+        SOFTCAP=softcap is not None,
+        UPCAST=upcast,
+        LAYERS=layers,
+        ALIGNED=all(number % 16 == 0 for at in range(known) for number in places[at::5]),
+        PAGE=page,
+        **sizes,
+    )  # fmt: skip
+    block = min(1024, triton.next_power_of_2(max(N, 1)))
+    _weights[(B * P * C, 1 if tokens is not None else triton.cdiv(N, block))](
+        out,
+        sums,
+        logits,
+        tiles,
+        told if listed else query,
+        query if phrases is None else phrases,
+        R, P, C, T, S, N,
+        0 if listed else told.start,
+        1 if listed else told.step,
+        told.stride(0) if listed else 0,
+        0 if phrases is None else phrases.stride(0),
+        LISTED=listed,
+        PHRASES=phrases is not None,
+        SUMS=tokens is not None,
+        BLOCK_S=triton.next_power_of_2(S),
+        BLOCK_N=block,
+    )  # fmt: skip
     return out if tokens is None else (out, sums)
 
 
-def tile_sizes(rows, head_dim, upcast):
+def tile_sizes(rows, head_dim, upcast, mixed=False):
     """Tile sizes for so many rows of one key head, and warps; `tl.dot` wants at least 16 of each.
 
     Chosen so that nothing spills on sm_80 and sm_90, and that all but MANY need at most 128
     registers, which the tests check with ptxas: float32 products run without tensor cores and hold
-    both operands in registers; of many rows each thread holds what their loop needs, too.
+    both operands in registers; of many rows each thread holds what their loop needs, too. There
+    ptxas would rather spill a little than take more than 72 or 96, unless it is told a bound.
+    Keys of another dtype than the queries' take as many, whatever the rows.
     """
     block_d = max(16, triton.next_power_of_2(head_dim))
-    many = rows > (16 if upcast else 64)
+    many = mixed or rows > (16 if upcast else 64)
     block_m = (16 if upcast else 32) if many else max(16, triton.next_power_of_2(rows))
     block_t = max(16, (4096 if upcast else 8192) // block_d)
     return {
@@ -335,29 +357,61 @@ def tile_sizes(rows, head_dim, upcast):
         "BLOCK_T": 16 if many else min(block_t, 32 if block_m == 64 else 64),
         "BLOCK_D": block_d,
         "num_warps": 4 if many or block_m == 16 else 8,
+        "maxnreg": 255 if many else None,
     }
 
 
-_read_by_graphs = []
-"""Tables and offsets that a captured graph reads at each replay; the caches may forget them."""
+def _layers(keys):
+    """What the layers' keys have in common, and of each layer its begin and its four strides."""
+    first, size = keys[0].data_ptr(), keys[0].element_size()
+    strides = {key.stride() for key in keys}
+    kind = ALIKE if len(strides) == 1 else STRIDED if len({s[3] for s in strides}) == 1 else TURNED
+    places = [((key.data_ptr() - first) // size, *key.stride()) for key in keys]
+    return kind if len(keys) > 1 else ONE_LAYER, tuple(number for five in places for number in five)
 
 
 @lru_cache(maxsize=256)
-def _table(heads, heads_a_key, device):
-    """Chosen heads by key head: G, and (K, G) heads and slots (-1 fills), (K,) key heads."""
+def _table(heads, heads_a_key):
+    """Chosen heads by key head: G, K, and (K, G) heads and slots (-1 fills), (K,) key heads."""
     groups = {}
     for slot, head in enumerate(heads):
         groups.setdefault(head // heads_a_key, []).append((head, slot))
     width = max(map(len, groups.values()))
-    filled = [group + [(-1, 0)] * (width - len(group)) for group in groups.values()]
-    both = torch.tensor(filled, dtype=torch.int32).permute(2, 0, 1).contiguous().to(device)
-    return width, (both[0], both[1], torch.tensor(list(groups), dtype=torch.int32, device=device))
+    filled = [pair for each in groups.values() for pair in each + [(-1, 0)] * (width - len(each))]
+    return width, len(groups), (*zip(*filled, strict=True), tuple(groups))
+
+
+def _there(numbers, dtype, device):
+    """A table for the current stream of the current device, without waiting for that."""
+    try:
+        table, stream, done = _uploaded(numbers, dtype, device)
+    except LookupError:  # a graph makes it itself: what it copied from the host would have to stay
+        table = torch.empty(len(numbers), dtype=dtype, device=device)
+        for place, number in enumerate(numbers):
+            table[place].fill_(number)
+        return table
+    if stream is not None and torch.cuda.is_current_stream_capturing():
+        _read_by_graphs.append(table)
+    elif stream is not None and stream != torch.cuda.current_stream():
+        done.wait(torch.cuda.current_stream())
+        table.record_stream(torch.cuda.current_stream())
+    return table
 
 
 @lru_cache(maxsize=256)
-def _offsets(offsets, device):
-    """(L,) int64; kept, since a static cache stays where it is."""
-    return torch.tensor(offsets, dtype=torch.int64, device=device)
+def _uploaded(numbers, dtype, device):
+    """The table, the stream that brings it and when it is there; kept: a static cache stays."""
+    table = torch.tensor(numbers, dtype=dtype)
+    if device.type != "cuda":
+        return table, None, None
+    if torch.cuda.is_current_stream_capturing():
+        raise LookupError  # which is not kept
+    table = table.pin_memory().to(device, non_blocking=True)
+    return table, torch.cuda.current_stream(), torch.cuda.current_stream().record_event()
+
+
+_read_by_graphs = []
+"""Tables that a captured graph reads at each replay; the cache may forget them."""
 
 
 def _mask(visible):

@@ -1,5 +1,9 @@
-"""What all tests share: hypothesis settings that repeat, and the implementations under test."""
+"""What all tests share: hypothesis settings that repeat, and the implementations under test.
 
+Who needs a GPU is marked `gpu`, and only so left out without one: .ci/gpu-check runs `-m gpu`.
+"""
+
+import re
 from dataclasses import dataclass
 
 import hypothesis
@@ -44,15 +48,29 @@ class Implementation:
         return result.cpu()
 
 
-@pytest.fixture(params=["reference", "native", "cuda"])
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test left out for want of a GPU without the marker would never run anywhere."""
+    report = yield
+    why = str(call.excinfo.value) if report.skipped else ""
+    if re.search("CUDA|GPU", why) and not item.get_closest_marker("gpu"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} must be marked gpu, but skips itself: {why}"
+    return report
+
+
+@pytest.fixture(params=["reference", "native", pytest.param("cuda", marks=pytest.mark.gpu)])
 def implementation(request, monkeypatch):
     """Every implementation of the operations on maps; those absent here are skipped."""
     if request.param != "cuda":
         monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", request.param)
         return Implementation(request.param, "cpu")
     monkeypatch.delenv("FASTGROUND_IMPLEMENTATION", raising=False)
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device here")
     if dispatch.cuda_core is None:
         pytest.skip("built without CUDA kernels")
     return Implementation("cuda", "cuda")

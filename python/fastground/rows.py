@@ -58,7 +58,9 @@ def attention_rows(
     Args:
         query: (batch, rows, num_heads, head_dim), after rotary, floating; or a list of them, one a
             layer, as key is then: all layers in one launch.
-        key: (batch, num_key_value_heads, tokens, head_dim), after rotary, not repeated.
+        key: (batch, num_key_value_heads, tokens, head_dim), after rotary, not repeated. A GPU
+            reads it where it lies, whatever its strides, in each layer its own; but float64 is
+            copied to float32.
         heads: the chosen heads, in this order, of layers as (layer, head); all unless given.
         visible: None (all keys), or (batch, tokens) or (batch, rows, tokens): bool, or floating and
             added to the logits, -inf where hidden.
@@ -127,11 +129,10 @@ def attention_rows(
     else:
         import fastground.kernels.attention_rows as kernel
 
-        dtype = torch.promote_types(query.dtype, key.dtype)
-        dtype = torch.float32 if dtype == torch.float64 else dtype
-        found = kernel.attention_rows(
-            [each.to(dtype) for each in queries], [each.to(dtype) for each in keys], **keywords
-        )
+        if torch.float64 in (query.dtype, key.dtype):  # the only one that is copied to be read
+            queries, keys = ([each.float() for each in of] for of in (queries, keys))
+        with torch.cuda.device_of(query):
+            found = kernel.attention_rows(queries, keys, **keywords)
     if tokens is None:
         return give(found, given)
     return TokenRows(*(give(part, given) for part in found))

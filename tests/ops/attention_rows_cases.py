@@ -1,7 +1,7 @@
 """Calls of attention_rows with every ability, their exact answers, and the kernel without a GPU.
 
-As a program, since Triton's interpreter must be chosen before its import: `interpret`, `far`, or
-`compile` with a compute capability.
+As a program, since Triton's interpreter must be chosen before its import: `interpret`, `far`,
+`layouts`, or `compile` with a compute capability.
 """
 
 import contextlib
@@ -19,6 +19,18 @@ MASKS = (
     "none", "left padding", "right padding", "window", "packed", "random", "additive",
     "additive keys", "blind row",
 )  # fmt: skip
+LAYOUTS = ("whole", "whole", "turned", "slices", "slices, one turned", "repeated")
+
+
+def laid(key, how, layer):
+    """The keys as a cache may keep them: the same numbers, but where they are repeated."""
+    if how == "turned" or (how == "slices, one turned" and layer == 1):
+        return key.transpose(2, 3).contiguous().transpose(2, 3)
+    if how.startswith("slices"):  # of rooms that are not all as long
+        room = torch.full_like(key[:, :, :1], torch.nan).repeat(1, 1, key.shape[2] + layer + 1, 1)
+        room[:, :, : key.shape[2]] = key
+        return room[:, :, : key.shape[2]]
+    return key[:1].expand_as(key) if how == "repeated" else key
 
 
 def case(choose, device="cpu", large=False):
@@ -38,7 +50,7 @@ def case(choose, device="cpu", large=False):
     length = choose([1, 37, 640, 1300] if large else [1, 17, 70])
     layers = choose([0, 0, 1, 3])
 
-    def draw(*shape):
+    def draw(*shape, dtype=dtype):
         return torch.randn(shape).to(device, dtype)
 
     keywords = {"scale": 1.5 * head_dim**-0.5, "softcap": choose([None, None, 5.0])}
@@ -49,10 +61,13 @@ def case(choose, device="cpu", large=False):
         table = torch.randperm(first)[: batch * blocks].view(batch, blocks)
         table[-1, blocks // 2 :] = choose([table[-1, blocks // 2], -1])  # shared, or not there
         keywords["block_table"] = table.to(device)
-    keys = [draw(first, key_heads, count, head_dim) for _ in range(max(layers, 1))]
-    if choose([False, False, True]):  # as a cache may keep them
-        keys = [each.transpose(2, 3).contiguous().transpose(2, 3) for each in keys]
-    queries = [draw(batch, rows, num_heads, head_dim) * 2 for _ in keys]
+    lies = choose(LAYOUTS)
+    keys = [
+        laid(draw(first, key_heads, count, head_dim), lies, layer)
+        for layer in range(max(layers, 1))
+    ]
+    asked = choose([dtype, dtype, *DTYPES])
+    queries = [draw(batch, rows, num_heads, head_dim, dtype=asked) * 2 for _ in keys]
     every = list(range(num_heads))
     if layers:
         every = [(layer, head) for layer in range(layers) for head in range(num_heads)]
@@ -230,21 +245,40 @@ def far(rows_of, device="cpu"):
     return errors
 
 
+def layouts(rows_of, device="cpu"):
+    """Errors where the keys of three layers lie one way or another, by that way."""
+    torch.manual_seed(0)
+    errors = {}
+    for how in dict.fromkeys(LAYOUTS):
+        keys = [laid(torch.randn(2, 2, 70, 24), how, layer).to(device) for layer in range(3)]
+        queries = [torch.randn(2, 3, 4, 24).to(device) for _ in keys]
+        errors[how] = off(rows_of(queries, keys, scale=0.3), exact(queries, keys, scale=0.3))
+    return errors
+
+
 def compile_offline(capability):
     """Every head_dim and dtype: one row, a packed image's, and many, of every ability."""
     from fastground.kernels import attention_rows as kernel
 
-    plain = {"G": 1, "MASK": kernel.NO_MASK, "SOFTCAP": False, "LAYERS": False, "PAGE": 0}
+    plain = {"G": 1, "MASK": kernel.NO_MASK, "SOFTCAP": False, "LAYERS": kernel.ONE_LAYER}
+    plain |= {"PAGE": 0}
     packed = plain | {"G": 7, "MASK": kernel.BOOL_MASK}
-    every = packed | {"SOFTCAP": True, "LAYERS": True, "PAGE": 16}
-    for dtype, head_dim in itertools.product(("bf16", "fp16", "fp32"), (64, 80, 96, 128, 256)):
-        upcast = dtype == "fp32"
-        kinds = [(1, plain), (70, every), (28, packed), (49, packed)]
-        for rows, abilities in kinds[: {"bf16": 4, "fp32": 2, "fp16": 1}[dtype]]:
-            sizes = kernel.tile_sizes(rows, head_dim, upcast)
+    every = packed | {"SOFTCAP": True, "LAYERS": kernel.STRIDED, "PAGE": 16}
+    kinds = {
+        "bf16": [(1, plain), (70, every), (28, packed), (49, packed)],
+        "fp32": [(1, plain), (70, every)],
+        "fp16": [(1, plain | {"LAYERS": kernel.ALIKE})],
+        "bf16 of fp32": [(70, every)],
+    }
+    for kind, head_dim in itertools.product(kinds, (64, 80, 96, 128, 256)):
+        keys, *of = kind.split(" of ")
+        query = of[0] if of else keys
+        upcast = query == "fp32"
+        for rows, abilities in kinds[kind]:
+            sizes = kernel.tile_sizes(rows, head_dim, upcast, mixed=bool(of))
             constants = abilities | {"UPCAST": upcast, "ALIGNED": True} | sizes
             constants |= {"D": head_dim, "key_stride_d": 1}
-            types = {"query_ptr": "*" + dtype, "key_ptr": "*" + dtype, "visible_ptr": "*u8"}
+            types = {"query_ptr": "*" + query, "key_ptr": "*" + keys, "visible_ptr": "*u8"}
             report(kernel._logits, types, constants, capability)
     for told in (False, True):
         constants = dict.fromkeys(("LISTED", "PHRASES", "SUMS"), told)
@@ -263,7 +297,7 @@ def report(function, types, constants, capability):
     from triton.compiler import ASTSource
 
     names = function.arg_names
-    num_warps = constants.pop("num_warps", 4)
+    options = {name: constants.pop(name) for name in ("num_warps", "maxnreg") if name in constants}
     default = {name: "*fp32" for name in names if name.endswith("_ptr")}
     default |= {"scale": "fp32", "softcap": "fp32"} | WHOLE
     signature = {
@@ -285,7 +319,7 @@ def report(function, types, constants, capability):
     target = GPUTarget("cuda", capability, 32)
     with knobs.nvidia.scope(), contextlib.redirect_stdout(io.StringIO()) as printed:
         knobs.nvidia.dump_ptxas_log = True
-        compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+        compiled = triton.compile(source, target=target, options=options)
     said = printed.getvalue()
     assert len(compiled.asm["cubin"]) > 0
     (architecture,) = re.findall(r"Compiling entry function '\w+' for '(\w+)'", said)
@@ -312,4 +346,5 @@ if __name__ == "__main__":
     else:
         from fastground.kernels import attention_rows as kernel
 
-        print(json.dumps(far(kernel.attention_rows)))
+        errors = {"far": far, "layouts": layouts}[sys.argv[1]]
+        print(json.dumps(errors(kernel.attention_rows)))

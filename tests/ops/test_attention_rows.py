@@ -5,14 +5,16 @@ import os
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import attention_rows_cases as cases
 import numpy as np
 import pytest
 import torch
 from fastground import ops, reference
-
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def tensors(batch=2, rows=3, heads=4, key_heads=2, tokens=9, head_dim=8, seed=0):
@@ -202,11 +204,86 @@ def test_offsets_beyond_32_bits_are_right_in_triton_s_interpreter(tmp_path):
     assert max(errors.values()) < 1e-6
 
 
+def test_layers_of_any_strides_are_right_in_triton_s_interpreter(tmp_path):
+    (errors,) = run(tmp_path, "layouts", TRITON_INTERPRET="1")
+    assert set(errors) == set(cases.LAYOUTS)
+    assert max(errors.values()) < 1e-6
+
+
+@pytest.fixture
+def kernel():
+    pytest.importorskip("triton")
+    from fastground.kernels import attention_rows
+
+    return attention_rows
+
+
+class NewBytes(TorchDispatchMode):
+    """The size of the largest new storage inside the block."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        known = {x.untyped_storage().data_ptr() for x in tree_leaves(args) if torch.is_tensor(x)}
+        made = function(*args, **(kwargs or {}))
+        for storage in (x.untyped_storage() for x in tree_leaves(made) if torch.is_tensor(x)):
+            if storage.data_ptr() not in known:
+                self.most = max(self.most, storage.nbytes())
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("how", dict.fromkeys(cases.LAYOUTS))
+def test_keys_are_read_where_they_lie(kernel, how, layers, dtype, monkeypatch):
+    launched = []
+    for name in ("_logits", "_weights"):
+        start = MagicMock()
+        start.__getitem__.return_value = lambda *given, **_: launched.append(given)
+        monkeypatch.setattr(kernel, name, start)
+    keys = [cases.laid(torch.randn(2, 2, 300, 64, dtype=dtype), how, n) for n in range(layers)]
+    queries = [torch.randn(2, 1, 4, 64) for _ in keys]
+    with NewBytes() as new:
+        kernel.attention_rows(queries, keys, scale=0.1, tokens=range(9))
+    assert 0 < new.most < keys[0].nbytes / 4
+    key, table = launched[0][1], launched[0][3]
+    assert key.data_ptr() == keys[0].data_ptr() and len(launched) == 2
+    if layers > 1:
+        size = key.element_size()
+        places = [(each.data_ptr() - key.data_ptr()) // size for each in keys]
+        assert table.view(layers, 5)[:, 0].tolist() == places
+        assert table.view(layers, 5)[:, 1:].tolist() == [list(each.stride()) for each in keys]
+
+
+def test_a_table_is_made_anew_in_a_graph_that_does_not_know_it(kernel, monkeypatch):
+    # Nothing here touches a GPU: that a copy from the host cannot be captured is known before.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    uploaded, gpu = kernel._uploaded, torch.device("cuda", 0)
+    with pytest.raises(LookupError):
+        uploaded((3, 1 << 40), torch.int64, gpu)
+    monkeypatch.setattr(kernel, "_uploaded", lambda *of: uploaded(*of[:2], gpu))
+    table = kernel._there((3, 1 << 40, -1), torch.int64, torch.device("cpu"))
+    assert table.dtype == torch.int64 and table.tolist() == [3, 1 << 40, -1]
+
+
+def test_another_stream_waits_for_a_table_and_no_host_does(kernel, monkeypatch):
+    done = []
+    table = SimpleNamespace(record_stream=lambda stream: done.append(("kept for", stream)))
+    event = SimpleNamespace(wait=lambda stream: done.append(("waited for by", stream)))
+    monkeypatch.setattr(kernel, "_uploaded", lambda *_: (table, "first", event))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for stream in ("first", "second"):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda stream=stream: stream)
+        assert kernel._there((1,), torch.int64, torch.device("cuda", 0)) is table
+    assert done == [("waited for by", "second"), ("kept for", "second")]
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernel_compiles_without_spills(capability, tmp_path):
     made = run(tmp_path, "compile", str(capability))
-    assert len(made) == 5 * (4 + 2 + 1) + 2
+    assert len(made) == 5 * (4 + 2 + 1 + 1) + 2
     for one in made:
         print(*(f"{name} {value}" for name, value in one.items()))
         assert one["spilled"] == 0, one
@@ -215,7 +292,7 @@ def test_kernel_compiles_without_spills(capability, tmp_path):
             assert one["wide"], f"keys are not read 16 bytes at a time: {one}"
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(40))
 def test_drawn_calls_are_exact_on_a_gpu(seed):
     query, key, keywords = cases.case(random.Random(seed).choice, "cuda", large=seed % 2 == 0)
@@ -226,12 +303,17 @@ def test_drawn_calls_are_exact_on_a_gpu(seed):
     assert cases.off(found, want) < (2e-6 if dtype == torch.float32 else 1e-5)
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_offsets_beyond_32_bits_are_right_on_a_gpu():
     assert max(cases.far(ops.attention_rows, "cuda").values()) < 1e-5
 
 
-@on_gpu
+@pytest.mark.gpu
+def test_layers_of_any_strides_are_right_on_a_gpu():
+    assert max(cases.layouts(ops.attention_rows, "cuda").values()) < 1e-5
+
+
+@pytest.mark.gpu
 def test_mixed_devices_are_refused_on_a_gpu():
     query, key = torch.zeros(1, 1, 2, 16), torch.zeros(1, 2, 8, 16)
     with pytest.raises(ValueError, match="query and key must share a device"):
@@ -240,7 +322,7 @@ def test_mixed_devices_are_refused_on_a_gpu():
         ops.attention_rows(query.cuda(), key.cuda(), visible=torch.ones(1, 8, dtype=torch.bool))
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_a_cuda_graph_can_hold_it_on_a_gpu():
     torch.manual_seed(0)
     query, keys = torch.randn(1, 2, 4, 64).cuda(), torch.randn(3, 1, 2, 300, 64).cuda()
@@ -253,7 +335,46 @@ def test_a_cuda_graph_can_hold_it_on_a_gpu():
     assert torch.equal(found.rows, want.rows) and torch.equal(found.sums, want.sums)
 
 
-@on_gpu
+@pytest.mark.gpu
+def test_a_cuda_graph_may_make_the_keys_itself_on_a_gpu():
+    torch.manual_seed(0)
+    query, keys = torch.randn(1, 2, 4, 64).cuda(), torch.randn(3, 1, 2, 300, 64).cuda()
+
+    def call():
+        return ops.attention_rows([query] * 3, [key * 2 for key in keys])
+
+    want = call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call()
+    keys.neg_()
+    graph.replay()
+    assert torch.equal(found, call()) and not torch.equal(found, want)
+
+
+@pytest.mark.gpu
+def test_keys_of_new_addresses_do_not_wait_for_a_gpu():
+    torch.manual_seed(0)
+    query, keys = torch.randn(1, 2, 4, 64).cuda(), torch.randn(3, 1, 2, 300, 64).cuda()
+    want = ops.attention_rows([query] * 3, list(keys))
+    others = [list(keys.clone()) for _ in range(3)]
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            found = [ops.attention_rows([query] * 3, each) for each in others]
+            assert not stream.query(), "the call has waited for the device"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert all(torch.equal(each, want) for each in found)
+    # What one stream has uploaded another may read at once.
+    assert torch.equal(ops.attention_rows([query] * 3, others[0]), want)
+
+
+@pytest.mark.gpu
 def test_nan_stays_nan_on_a_gpu():
     query, key = torch.randn(1, 2, 2, 64).cuda(), torch.randn(1, 2, 300, 64).cuda()
     key[0, 0, 7, 3] = torch.nan
