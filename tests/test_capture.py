@@ -238,7 +238,7 @@ def test_what_asks_is_moved_to_the_device_once_a_forward(llava, monkeypatch):
     assert len(moved) == len(read) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.gpu
 def test_layers_do_not_wait_for_a_gpu():
     waits = {}
     for layers in (2, 5):

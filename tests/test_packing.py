@@ -134,7 +134,7 @@ def test_bfloat16_models_give_float32_maps():
     torch.testing.assert_close(found.maps[:, first], want[:, first], atol=0.02, rtol=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.gpu
 def test_a_gpu_gives_the_maps_of_the_cpu():
     lvlm = make()
     want = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)

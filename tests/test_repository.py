@@ -116,6 +116,81 @@ def test_scripts_run():
         subprocess.run(["bash", "-n", script], check=True)
 
 
+@pytest.fixture
+def gpu_check(tmp_path):
+    """Runs .ci/gpu-check with stand-ins that only note what they are to do: that, and the text."""
+
+    def run(sanitizer_exits=0):
+        log = tmp_path / "log"
+        for name, status in (("python", 0), ("compute-sanitizer", sanitizer_exits)):
+            (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >>{log}\nexit {status}\n')
+            (tmp_path / name).chmod(0o755)
+        done = subprocess.run(
+            [ROOT / ".ci" / "gpu-check", tmp_path / "python"],
+            env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return log.read_text().splitlines(), done.stdout
+
+    return run
+
+
+def test_a_machine_with_a_gpu_runs_what_needs_one(gpu_check):
+    commands, _ = gpu_check()
+    named, rest = (c.split("PytestUnknownMarkWarning")[1] for c in commands if "-m gpu" in c)
+    kernels = [word for word in named.split() if word.startswith("tests/")]
+    assert " ".join(kernels) + " -m gpu" in named and "--noconftest" in named
+    ignored = " ".join(f"--ignore={path}" for path in kernels)
+    assert rest.endswith(f" tests -m gpu {ignored}")
+    for path in kernels:
+        assert "mark.gpu" in (ROOT / path).read_text()
+        assert not re.search(r"\bimplementation\b", (ROOT / path).read_text())  # no conftest.py
+    ran = dict(re.findall(r"benches/(\w+\.py)( --gpu)?", "\n".join(commands)))
+    texts = {path.name: path.read_text() for path in (ROOT / "benches").glob("bench_*.py")}
+    wanted = {name for name, text in texts.items() if re.search('"--gpu"|cuda.is_avail', text)}
+    assert len(wanted) >= 5
+    assert ran == {name: " --gpu" if '"--gpu"' in texts[name] else "" for name in wanted}
+
+
+def test_a_sanitizer_that_cannot_work_is_told_and_no_failure(gpu_check):
+    commands, told = gpu_check()
+    assert "not checked" not in told
+    before = commands.index("python tests/ops/few_rows.py")  # so that Triton need not compile
+    for tool in ("memcheck", "racecheck"):
+        checked = [c for c in commands[before:] if c.startswith(f"compute-sanitizer --tool {tool}")]
+        assert len(checked) == 1 and checked[0].endswith("tests/ops/few_rows.py")
+    _, told = gpu_check(sanitizer_exits=1)
+    assert "not checked: memory and races" in told and "memcheck" not in told
+    assert "== all other tests" in told
+
+
+def test_only_the_marker_leaves_a_test_to_a_gpu(tmp_path):
+    asked = re.compile(r"cuda\.is_available\(\)")
+    asking = {
+        path.name for path in (ROOT / "tests").rglob("*.py") if asked.search(path.read_text())
+    }
+    assert asking == {"conftest.py", "test_cli.py"}  # which compares it with what info says
+    (tmp_path / "test_skips.py").write_text(
+        "import pytest\n"
+        "def test_itself(): pytest.skip('no CUDA device here')\n"
+        "@pytest.mark.skipif(True, reason='no GPU')\n"
+        "def test_by_condition(): pass\n"
+        "@pytest.mark.gpu\n"
+        "def test_marked(): pytest.skip('no CUDA device here')\n"
+        "def test_for_another_reason(): pytest.skip('no nvcc')\n"
+    )
+    run = "import sys, pytest; sys.path.insert(0, sys.argv[1]); sys.exit(pytest.main(sys.argv[2:]))"
+    options = ["-c", os.devnull, "-p", "conftest", "-p", "no:cacheprovider", "-q", tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-c", run, ROOT / "tests", *options],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert "1 failed, 2 skipped" in done.stdout, done.stdout + done.stderr
+    assert "test_itself must be marked gpu" in done.stdout
+    assert "test_by_condition must be marked gpu" in done.stdout
+
+
 def test_wheel_holds_everything(tmp_path):
     """All of the package's files and the kernels, built without the native core to be quick."""
     pytest.importorskip("scikit_build_core")

@@ -6,7 +6,7 @@ import torch
 from fastground import dispatch, ops
 
 pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    pytest.mark.gpu,
     pytest.mark.skipif(dispatch.cuda_core is None, reason="built without CUDA kernels"),
 ]
 

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import attention_rows_cases as cases
+import few_rows
 import hypothesis
 import numpy as np
 import pytest
@@ -26,6 +27,12 @@ def test_drawn_calls_are_exact(data):
         cases.off(ops.attention_rows(query, key, **keywords), cases.exact(query, key, **keywords))
         < 2e-6
     )
+
+
+def test_the_sanitizer_s_calls_are_exact():
+    for query, key, keywords in few_rows.calls():
+        want = cases.exact(query, key, **keywords)
+        assert cases.off(ops.attention_rows(query, key, **keywords), want) < 1e-5
 
 
 @pytest.mark.parametrize("softcap", [None, 4.0])
