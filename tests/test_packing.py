@@ -135,10 +135,11 @@ def test_bfloat16_models_give_float32_maps():
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_maps_of_the_cpu():
+def test_a_gpu_gives_the_maps_of_the_cpu(monkeypatch):
     lvlm = make()
     want = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
     lvlm.model.cuda()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the tower's convolution
     for choice in ({}, {"packed": False}, {"heads": [(2, 3), (0, 1)]}):
         found = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE, **choice)
         assert found.maps.is_cuda

@@ -1,7 +1,7 @@
 """Calls of attention_rows with every ability, their exact answers, and the kernel without a GPU.
 
 As a program, since Triton's interpreter must be chosen before its import: `interpret`, `far`,
-`layouts`, or `compile` with a compute capability.
+`layouts`, or `compile` or `launch` with a compute capability.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import torch
 from fastground import reference
@@ -335,6 +336,29 @@ def report(function, types, constants, capability):
     }))  # fmt: skip
 
 
+def launch(capability):
+    """Drawn calls up to the launch: what Triton makes of their arguments there, compiled."""
+    import random
+
+    from fastground.kernels import attention_rows as kernel
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    here = {"target": GPUTarget("cuda", capability, 32), "device": 0, "stream": 0}
+    answers = {f"get_current_{name}": lambda *_, it=it: it for name, it in here.items()}
+    driver.set_active(SimpleNamespace(**answers))
+    for function in (kernel._logits, kernel._weights):
+
+        def only_compile(*given, warmup, start=function.run, **named):
+            made = start(*given, warmup=True, **named)
+            print(json.dumps({"kernel": made.metadata.name, "cubin": len(made.asm["cubin"])}))
+
+        function.run = only_compile
+    for seed in range(6):
+        query, key, keywords = prepared(*case(random.Random(seed).choice, large=True))
+        kernel.attention_rows(query, key, **keywords)
+
+
 VECTORS = ("cp.async.cg.shared.global", "ld.global.v4", "L2::cache_hint.v4")
 
 
@@ -343,6 +367,8 @@ if __name__ == "__main__":
         interpret()
     elif sys.argv[1] == "compile":
         compile_offline(int(sys.argv[2]))
+    elif sys.argv[1] == "launch":
+        launch(int(sys.argv[2]))
     else:
         from fastground.kernels import attention_rows as kernel
 

@@ -292,6 +292,15 @@ def test_kernel_compiles_without_spills(capability, tmp_path):
             assert one["wide"], f"keys are not read 16 bytes at a time: {one}"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_calls_reach_the_launch_without_a_gpu(tmp_path):
+    """Triton takes their arguments, options and types, and compiles for them."""
+    made = run(tmp_path, "launch", "90")
+    assert [one["kernel"] for one in made] == ["_logits", "_weights"] * 6
+    assert all(one["cubin"] > 0 for one in made)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(40))
 def test_drawn_calls_are_exact_on_a_gpu(seed):
