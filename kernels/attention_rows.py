@@ -30,7 +30,10 @@ here without values. Letters: B batch, R asking rows, H heads, G heads a key hea
 chosen heads, C chosen heads, T keys, D head_dim, S tiles of keys, P phrases or rows, N tokens told.
 """
 
+import math
+from array import array
 from functools import lru_cache
+from itertools import chain
 
 import torch
 import triton
@@ -262,8 +265,7 @@ def attention_rows(
     elif isinstance(key, (list, tuple)):
         heads = tuple(layer * H + head for layer, head in heads)
     key, device = keys[0], query.device
-    layers, places = _layers(keys)
-    known = 4 if layers >= STRIDED else 1  # of a layer's five numbers; that of head_dim may be 1
+    layers, aligned, places = _layers(keys)
     page = 0 if block_table is None else key.shape[2]
     T = key.shape[2] if block_table is None else page * block_table.shape[1]
     G, K, table = _table(heads, H // key.shape[1])
@@ -312,7 +314,7 @@ def attention_rows(
         SOFTCAP=softcap is not None,
         UPCAST=upcast,
         LAYERS=layers,
-        ALIGNED=all(number % 16 == 0 for at in range(known) for number in places[at::5]),
+        ALIGNED=aligned,
         PAGE=page,
         **sizes,
     )  # fmt: skip
@@ -362,23 +364,35 @@ def tile_sizes(rows, head_dim, upcast, mixed=False):
 
 
 def _layers(keys):
-    """What the layers' keys have in common, and of each layer its begin and its four strides."""
+    """In what the layers' keys differ, whether 16 divides what is read of that, and the table.
+
+    That has of each layer its begin and its four strides, int64, as bytes: these are soon hashed.
+    """
+    if len(keys) == 1:
+        return ONE_LAYER, True, b""
     first, size = keys[0].data_ptr(), keys[0].element_size()
-    strides = {key.stride() for key in keys}
-    kind = ALIKE if len(strides) == 1 else STRIDED if len({s[3] for s in strides}) == 1 else TURNED
-    places = [((key.data_ptr() - first) // size, *key.stride()) for key in keys]
-    return kind if len(keys) > 1 else ONE_LAYER, tuple(number for five in places for number in five)
+    begins = [(key.data_ptr() - first) // size for key in keys]
+    strides = [key.stride() for key in keys]
+    *others, last = map(set, zip(*strides, strict=True))
+    kind = TURNED if len(last) > 1 else STRIDED if max(map(len, others)) > 1 else ALIKE
+    read = begins if kind == ALIKE else chain(begins, *others)
+    table = chain.from_iterable((at, *each) for at, each in zip(begins, strides, strict=True))
+    return kind, math.gcd(*read) % 16 == 0, array("q", table).tobytes()
 
 
 @lru_cache(maxsize=256)
 def _table(heads, heads_a_key):
-    """Chosen heads by key head: G, K, and (K, G) heads and slots (-1 fills), (K,) key heads."""
+    """Chosen heads by key head: G, K, and (K, G) heads and slots (-1 fills), (K,) key heads.
+
+    The last three int32, as bytes.
+    """
     groups = {}
     for slot, head in enumerate(heads):
         groups.setdefault(head // heads_a_key, []).append((head, slot))
     width = max(map(len, groups.values()))
     filled = [pair for each in groups.values() for pair in each + [(-1, 0)] * (width - len(each))]
-    return width, len(groups), (*zip(*filled, strict=True), tuple(groups))
+    parts = (*zip(*filled, strict=True), groups)
+    return width, len(groups), [array("i", part).tobytes() for part in parts]
 
 
 def _there(numbers, dtype, device):
@@ -386,8 +400,9 @@ def _there(numbers, dtype, device):
     try:
         table, stream, done = _uploaded(numbers, dtype, device)
     except LookupError:  # a graph makes it itself: what it copied from the host would have to stay
-        table = torch.empty(len(numbers), dtype=dtype, device=device)
-        for place, number in enumerate(numbers):
+        known = _on_host(numbers, dtype)
+        table = torch.empty_like(known, device=device)
+        for place, number in enumerate(known.tolist()):
             table[place].fill_(number)
         return table
     if stream is not None and torch.cuda.is_current_stream_capturing():
@@ -401,13 +416,16 @@ def _there(numbers, dtype, device):
 @lru_cache(maxsize=256)
 def _uploaded(numbers, dtype, device):
     """The table, the stream that brings it and when it is there; kept: a static cache stays."""
-    table = torch.tensor(numbers, dtype=dtype)
     if device.type != "cuda":
-        return table, None, None
+        return _on_host(numbers, dtype), None, None
     if torch.cuda.is_current_stream_capturing():
         raise LookupError  # which is not kept
-    table = table.pin_memory().to(device, non_blocking=True)
+    table = _on_host(numbers, dtype).pin_memory().to(device, non_blocking=True)
     return table, torch.cuda.current_stream(), torch.cuda.current_stream().record_event()
+
+
+def _on_host(numbers, dtype):
+    return torch.frombuffer(bytearray(numbers), dtype=dtype)
 
 
 _read_by_graphs = []

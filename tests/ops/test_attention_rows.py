@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from array import array
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -259,11 +260,18 @@ def test_a_table_is_made_anew_in_a_graph_that_does_not_know_it(kernel, monkeypat
     # Nothing here touches a GPU: that a copy from the host cannot be captured is known before.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     uploaded, gpu = kernel._uploaded, torch.device("cuda", 0)
+    numbers = array("q", (3, 1 << 40, -1)).tobytes()
     with pytest.raises(LookupError):
-        uploaded((3, 1 << 40), torch.int64, gpu)
+        uploaded(numbers, torch.int64, gpu)
     monkeypatch.setattr(kernel, "_uploaded", lambda *of: uploaded(*of[:2], gpu))
-    table = kernel._there((3, 1 << 40, -1), torch.int64, torch.device("cpu"))
+    table = kernel._there(numbers, torch.int64, torch.device("cpu"))
     assert table.dtype == torch.int64 and table.tolist() == [3, 1 << 40, -1]
+
+
+def test_a_default_device_does_not_take_the_tables(kernel):
+    with torch.device("meta"):
+        table = kernel._there(array("i", (5, 6)).tobytes(), torch.int32, torch.device("cpu"))
+    assert table.tolist() == [5, 6]
 
 
 def test_another_stream_waits_for_a_table_and_no_host_does(kernel, monkeypatch):
@@ -274,7 +282,7 @@ def test_another_stream_waits_for_a_table_and_no_host_does(kernel, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for stream in ("first", "second"):
         monkeypatch.setattr(torch.cuda, "current_stream", lambda stream=stream: stream)
-        assert kernel._there((1,), torch.int64, torch.device("cuda", 0)) is table
+        assert kernel._there(b"", torch.int64, torch.device("cuda", 0)) is table
     assert done == [("waited for by", "second"), ("kept for", "second")]
 
 
