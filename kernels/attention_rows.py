@@ -347,7 +347,7 @@ def tile_sizes(rows, head_dim, upcast, mixed=False):
     registers, which the tests check with ptxas: float32 products run without tensor cores and hold
     both operands in registers; of many rows each thread holds what their loop needs, too. There
     ptxas would rather spill a little than take more than 72 or 96, unless it is told a bound.
-    Keys of another dtype than the queries' take as many, whatever the rows.
+    Keys of another dtype than the queries' take as many, whatever the rows, or more threads.
     """
     block_d = max(16, triton.next_power_of_2(head_dim))
     many = mixed or rows > (16 if upcast else 64)
@@ -358,7 +358,7 @@ def tile_sizes(rows, head_dim, upcast, mixed=False):
         "BLOCK_M": block_m,
         "BLOCK_T": 16 if many else min(block_t, 32 if block_m == 64 else 64),
         "BLOCK_D": block_d,
-        "num_warps": 4 if many or block_m == 16 else 8,
+        "num_warps": 4 if (many or block_m == 16) and not (mixed and block_d > 128) else 8,
         "maxnreg": 255 if many else None,
     }
 
