@@ -192,7 +192,7 @@ def _here(
 ) -> Generator[tuple[int, _Measured]]:
     """Shards made by this process, one after another."""
     if workers is None:
-        workers = default_workers(lvlm.model.device)
+        workers = default_workers(lvlm.device)
     with closing(read_ahead(lvlm, left, recipe, workers)) as read:
         for index, images in groupby(read, key=itemgetter(0)):
             watch.begin(index)

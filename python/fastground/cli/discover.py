@@ -64,7 +64,7 @@ def discover(
     lvlm = models.load(model)
     with (
         terminal.progress(
-            "discovering heads", num_samples, terminal.gpu_share(lvlm.model.device)
+            "discovering heads", num_samples, terminal.gpu_share(lvlm.device)
         ) as advance,
         terminal.interruptible() as stop,
     ):

@@ -146,6 +146,9 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
     """A model and a processor that are loaded already.
 
     Args:
+        model: on one device, quantised, or split over devices and disk by `device_map`, as
+            transformers' from_pretrained leaves it.
+        processor: the model's own.
         checkpoint: what results are labelled with; the model's own name unless given.
 
     Raises:

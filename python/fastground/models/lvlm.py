@@ -77,8 +77,20 @@ class LVLM(ABC):
         a = self.architecture
         return (
             f"{type(self).__name__}({self.checkpoint!r}, {a['num_layers']} layers x "
-            f"{a['num_heads']} heads, {self.model.dtype}, {self.model.device})"
+            f"{a['num_heads']} heads, {self.model.dtype}, {self.device})"
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its inputs and leaves its answers.
+
+        Of a model split by `device_map` that is the one it computes on: parts that wait in the
+        host's memory or on disk have no weights of their own, and their hooks move what they get.
+        """
+        import torch
+
+        places = (weight.device for weight in self.model.parameters())
+        return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
     @property
     def layers_with_heads(self) -> tuple[int, ...]:
