@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastground.models import processors, yi_vl
-from fastground.models.conversion import convert, refuse_unconverted
+from fastground.models.conversion import NEWER, convert, refuse_unconverted
 from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
 from fastground.models.generic import Generic
 from fastground.models.idefics import Idefics
@@ -35,6 +35,7 @@ from fastground.models.llava import Llava
 from fastground.models.llava_next import LlavaNext
 from fastground.models.lvlm import LVLM
 from fastground.models.mini_gemini import MiniGemini
+from fastground.models.molmo import Molmo2
 from fastground.models.ovis import Ovis
 from fastground.models.pixtral import Pixtral
 from fastground.models.qwen_vl import Qwen35, QwenVL
@@ -54,7 +55,7 @@ ADAPTERS: dict[str, type[LVLM]] = {
         MiniGemini,
         InternVL, AyaVision, GotOcr2, Llama4,
         LlavaNext,
-        Idefics, Kimi, Lfm2Vl, Ovis, Pixtral,
+        Idefics, Kimi, Lfm2Vl, Molmo2, Ovis, Pixtral,
         QwenVL, Qwen35,
         DeepseekVL, Janus,
         Gemma3, Gemma4, PaliGemma,
@@ -75,8 +76,9 @@ REFUSED: dict[str, str] = {
     "florence2": _ENCODER, "pix2struct": _ENCODER, "pp_formulanet": _ENCODER,
     "t5gemma2": _ENCODER, "udop": _ENCODER, "vision-encoder-decoder": _ENCODER,
     "git": "puts the image before the sequence without tokens for it",
+    "molmo": f"attends by code of its own, which nobody can listen to; take {NEWER['molmo']}",
 }  # fmt: skip
-"""Families that have no attention map over an image's cells, each with the reason."""
+"""Families that have no attention map over an image's cells, or hide it, each with the reason."""
 
 
 def load(

@@ -44,6 +44,8 @@ class Seen(NamedTuple):
     """The image's grid, its tokens counted from the first of `ids`."""
     positions: torch.Tensor | None = None
     """(axes, len(ids)) int64, counted from the first of `ids`: see `Encoded.prefix_positions`."""
+    counted: dict[str, int] | None = None
+    """`Encoded.counted`, where there are any."""
 
 
 class LVLM(ABC):
@@ -248,6 +250,7 @@ class LVLM(ABC):
                 all_tokens=layout.all_tokens and tuple(start + i for i in layout.all_tokens),
             ),
             prefix_positions=positions,
+            counted=seen.counted or {},
         )
 
     def chat(self) -> tuple[str, str]:
