@@ -156,7 +156,7 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
     Raises:
         ValueError: the model's family is not supported, the processor lacks images or words, the
             model is in training mode, or its attention does not cap the logits as its configuration
-            says.
+            says, or ignores a mask that it needs.
     """
     if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(

@@ -59,10 +59,18 @@ class LVLM(ABC):
     """The name of its row in the support table, where that is not each of the model_types."""
     shares_prefix: bool = True
     """Whether image tokens see nothing after them, so that expressions may share them."""
+    needs_mask: ClassVar[bool] = False
+    """Whether image tokens see what comes after them by a mask, which flash attention ignores."""
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         _settle_cosine()
         text = model.config.get_text_config(decoder=True)
+        if self.needs_mask and "flash" in text._attn_implementation:
+            raise ValueError(
+                f"model must use attention that takes a mask, since tokens of its image see those "
+                f"after them, but uses {text._attn_implementation!r}; call "
+                "model.set_attn_implementation({'text_config': 'sdpa'}) first"
+            )
         self.model = model
         self.processor = processor
         self.checkpoint = checkpoint
