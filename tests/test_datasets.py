@@ -10,6 +10,7 @@ import small_world
 import torch
 from fastground import datasets, evaluation, metrics
 from fastground.datasets import masks
+from fastground.datasets import photos as photo_files
 from fastground.datasets.shapes.export import export, outlines
 from fastground.datasets.unpickle import load_plain
 from fastground.result import Grounding
@@ -137,6 +138,46 @@ def test_a_copy_with_images_is_the_original(made, tmp_path, arrow):
         assert sum(a != b for a, b in itertools.pairwise(ids)) == len(set(ids)) - 1
     with pytest.raises(ValueError, match="no train: take jxu124's or the original files"):
         datasets.refcoco(tmp_path, "train")
+
+
+@pytest.mark.parametrize("arrow", [False, True])
+def test_images_at_random_are_read_a_group_of_rows_at_a_time(made, tmp_path, arrow):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("pycocotools")
+    end = "arrow" if arrow else "parquet"
+    rows = list(with_images(made, "train"))
+    half = len(rows) // 2
+    write(tmp_path / "data" / f"val-00000-of-00002.{end}", rows[:half], arrow)
+    write(tmp_path / "data" / f"val-00001-of-00002.{end}", rows[half:], arrow)
+    groups = -(-half // 7) - (-(len(rows) - half) // 7)
+    for count, seed in ((len(rows), 0), (len(rows) // 2, 1), (5, 2)):
+        photo_files._images.cache_clear()
+        options = {"num_samples": count, "seed": seed, "check_sizes": False}
+        copy = list(datasets.refcoco(tmp_path, "val", **options))
+        for sample in copy:
+            assert sample.image.size == sample.mask.shape[::-1]
+        read = photo_files._images.cache_info()
+        drawn = len({s.image_id for s in copy})
+        assert len(copy) == count and read.misses <= min(groups, drawn) and read.currsize == 1
+        original = datasets.refcoco(made[0], "train", num_samples=count, seed=seed)
+        assert {s.image_id for s in copy} == {s.image_id for s in original}
+    assert drawn < len(rows), "all would be in the files' order in any case"
+
+
+def test_bad_images_inside_a_copy_are_made_up_for(made, tmp_path):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("pycocotools")
+    rows = list(with_images(made, "train"))
+    spoilt = [row | {"image": {"bytes": b"none", "path": None}} if n % 3 == 0 else row
+              for n, row in enumerate(rows)]  # fmt: skip
+    write(tmp_path / "data" / "val-00000-of-00001.parquet", spoilt)
+    bad = []
+    count = len(rows) // 2
+    options = {"num_samples": count, "check_sizes": False, "on_bad": bad.append}
+    samples = list(datasets.refcoco(tmp_path, "val", **options))
+    assert bad and len(samples) == count
+    ids = [s.image_id for s in samples]
+    assert sum(a != b for a, b in itertools.pairwise(ids)) == len(set(ids)) - 1
 
 
 def test_the_test_of_a_copy_with_images_is_not_test_a(made, tmp_path):
