@@ -244,9 +244,7 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
 @pytest.mark.parametrize("stop", [None, 5])
 def test_skipped_images_are_taken_again_when_asked(tmp_path, stop):
     files = [tmp_path / f"{n}.png" for n in range(4)]
-    samples = [
-        dataclasses.replace(s, image=str(files[s.image_id])) for s in small_world.samples()
-    ]
+    samples = [dataclasses.replace(s, image=str(files[s.image_id])) for s in small_world.samples()]
     for sample in small_world.samples():
         sample.image.save(files[sample.image_id])
     clean = gather(tmp_path / "clean", samples)

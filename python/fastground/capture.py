@@ -11,6 +11,9 @@ same bit for bit, and beside it
 Nothing of size tokens x tokens is kept. A model's first forward is a self-test, too: in one layer
 of each kind the rows times V must be what its own attention returned for the asking tokens.
 
+The one exception is a pack's attention (`packed=True`): on a CPU the model's sdpa is called for
+some queries at a time, so that little of what the mask hides is computed (`causal.py`).
+
 Stopping after a layer: the last needed layer raises `_Stop` before its own attention runs. The
 exception ends the model's forward and then the `with` block, whose exit swallows it; statements
 after the model's call inside the block are skipped. The next forward is not affected. A compiled
@@ -31,7 +34,7 @@ import torch
 
 from fastground import ops
 from fastground.asking import Asking
-from fastground.blocks import Blocks
+from fastground.causal import CausalAttention
 from fastground.layers import checked_heads, is_compiled, layers_with_heads, shortened
 from fastground.seam import Seam
 from fastground.types import AttentionMaps, HeadId, ImageLayout
@@ -113,7 +116,7 @@ class Capture:
         self._text = model.config.get_text_config(decoder=True)
         self._rows = _checked_rows(rows, stop_after)
         self._layouts = layouts
-        self._blocks = Blocks() if packed else None
+        self._causal = CausalAttention() if packed else None
         self.heads = checked_heads(heads, stop_after, model.config)
         self._by_layer: dict[int, list[int]] = {}
         for layer, head in sorted(set(self.heads)):
@@ -261,8 +264,8 @@ class Capture:
         tests = tests and rows is not None and not keywords.get("dropout")
         if ends and not tests:
             raise _Stop(self)
-        if self._blocks is not None and self._seam.own == "sdpa":
-            own = partial(self._blocks.attend, own)
+        if self._causal is not None and self._seam.own == "sdpa":
+            own = partial(self._causal.attend, own)
         output = own(module, query, key, value, mask, **keywords)
         if tests:
             exact = output

@@ -24,7 +24,7 @@ BLOCK = 128
 96 to 256 the time differs by a tenth, at heads of 16 to 128 numbers."""
 
 
-class Blocks:
+class CausalAttention:
     """The attention of one forward's layers, which share a mask."""
 
     def __init__(self) -> None:
