@@ -245,6 +245,8 @@ class Capture:
                 "model must be called itself inside the with block (not a part of it), so that "
                 "capture sees its input; capture the part, or call the model"
             )
+        if self._causal is not None and query.is_cpu:  # where heads lie in turns reading is slower
+            key, value = key.contiguous(), value.contiguous()
         layer = getattr(module, "layer_idx", None)
         if layer is None:  # no layer of the decoder, but a part that shares its configuration
             return own(module, query, key, value, mask, **keywords)
