@@ -134,6 +134,7 @@ def parts(ways: Ways, images: int, folder: Path) -> dict[str, Callable[[], objec
     """Discovery of the first images, and each of its parts alone."""
     lvlm, recipe = ways.lvlm, ways.recipe
     model, count = lvlm.model, len(EXPRESSIONS)
+    last = lvlm.architecture["num_layers"] - 1
     samples = ways.samples[: images * count]
     files = [sample.image for sample in samples[::count]]
     pictures = [read_image(file) for file in files]
@@ -150,23 +151,18 @@ def parts(ways: Ways, images: int, folder: Path) -> dict[str, Callable[[], objec
             model.get_image_features(pixel_values=inputs["pixel_values"])
 
     @torch.no_grad()
-    def forwards() -> None:
-        for inputs, _ in packs:
-            model(**inputs, use_cache=False, logits_to_keep=1)
-
-    @torch.no_grad()
-    def captures() -> None:
+    def captures(heads: list[tuple[int, int]] | None) -> None:
         for (inputs, rows), where in zip(packs, layouts, strict=True):
-            with capture(model, rows=rows, layouts=where):
-                model(**inputs, use_cache=False, logits_to_keep=1)
+            with capture(model, heads, rows, last, where, packed=True):
+                model(**inputs, use_cache=False)
 
     return {
         DISCOVER: lambda: ways.discover(samples),
         "JPEG decoded": lambda: [read_image(file) for file in files],
         "resized, tokens": lambda: [lvlm.encode(p, EXPRESSIONS, recipe) for p in pictures],
         "vision tower": towers,
-        "forwards: tower, prefill": forwards,
-        "with capture: and rows": captures,
+        "forwards: tower, prefill": lambda: captures([(last, 0)]),
+        "with capture: and rows": lambda: captures(None),
         "statistics, to the host": lambda: [
             [part.cpu() for part in head_statistics(maps, recipe)] for maps in found
         ],

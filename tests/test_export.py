@@ -268,16 +268,21 @@ def test_masks_are_a_third_column_of_the_same_pass(capsys, made, model, tmp_path
     assert code == 0 and json.loads(out)["ablations"]["rho"] == pytest.approx(found.rho)
 
 
-def test_files_give_the_ranking_that_memory_gives(made):
-    """The same world with JPEG in between: the same three heads, all elected about as often."""
+def test_files_give_the_ranking_that_memory_gives(made, tmp_path):
+    """The same world with JPEG in between: the same three heads, all elected about as often.
+
+    Five trials of what is left of it, 28 expressions each, are too few for the paper's criteria to
+    agree (`test_tiny.py` has larger ones); the larger sums are the same heads' in each.
+    """
     from fastground import discover, models
 
     tiny = models.load("tiny")
     listed = datasets.annotated_images("refcoco", made[0], "train")
     counts = sum(len(i.phrases) for i in listed)
     from_files = discover(
-        tiny.model, tiny.processor, stream(listed, masks=False), trials=1, dataset="refcoco"
-    )
+        tiny.model, tiny.processor, stream(listed, masks=False), trials=1, dataset="refcoco",
+        out=tmp_path,
+    )  # fmt: skip
     memory = datasets.shapes("train", num_samples=counts)
     in_memory = discover(tiny.model, tiny.processor, memory, trials=1)
     assert from_files.num_samples == in_memory.num_samples == counts
@@ -285,6 +290,12 @@ def test_files_give_the_ranking_that_memory_gives(made):
     drawn = {ranked.head: ranked.frequency for ranked in in_memory.heads}
     moved = [abs(ranked.frequency - drawn[ranked.head]) for ranked in from_files.heads]
     assert max(moved) < 0.05
+    table = runs.load(tmp_path)
+    assert rank_table(table, trials=1).heads == from_files.heads
+    for seed in range(3):
+        ranking = rank_table(table, Recipe(criteria="attention_sum"), trials=5, seed=seed)
+        first = set(ranking.top(2))
+        assert len(ranking.trials) == 5 and all(first < set(trial) for trial in ranking.trials)
 
 
 def test_a_scene_of_which_nothing_can_be_said_is_passed_over(monkeypatch, tmp_path):

@@ -27,7 +27,7 @@ ROWS = (
     {"gpu", "rows"},
     {"ops"},
     # layer 3, stages
-    {"layouts", "layers", "visibility", "seam", "figures", "chunks"},
+    {"layouts", "layers", "visibility", "seam", "causal", "figures", "chunks"},
     {"asking", "elbow", "objects", "phrases", "published", "result", "table"},
     {
         "models", "packing", "capture", "stats", "shards", "ranking", "grounding", "datasets",

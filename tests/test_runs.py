@@ -241,6 +241,62 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
         gather(None, bad[3:8], max_bad=1)
 
 
+@pytest.mark.parametrize("stop", [None, 5])
+def test_skipped_images_are_taken_again_when_asked(tmp_path, stop):
+    files = [tmp_path / f"{n}.png" for n in range(4)]
+    samples = [dataclasses.replace(s, image=str(files[s.image_id])) for s in small_world.samples()]
+    for sample in small_world.samples():
+        sample.image.save(files[sample.image_id])
+    clean = gather(tmp_path / "clean", samples)
+    out = tmp_path / "run"
+    for gone in (1, 2):
+        files[gone].rename(files[gone].with_suffix(".away"))
+    options = {"max_bad": 0.5, "retry_skipped": True}
+    with pytest.warns(UserWarning, match="5 of 11 were not"):
+        gather(out, samples, max_bad=0.5)
+    before = [p.stat().st_mtime_ns for p in shards(out)]
+
+    files[1].with_suffix(".away").rename(files[1])
+    with pytest.warns(UserWarning, match="5 of 11 were not"):  # unless asked they stay skipped
+        gather(out, samples, max_bad=0.5)
+    if stop is not None:
+
+        def interrupted():
+            yield from samples[:stop]
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            gather(out, interrupted(), **options)
+        assert len(runs.load(out).skipped) == 5, "what was there is kept until its shard is done"
+    with pytest.warns(UserWarning, match="1 of 11 were not"):  # one is still away
+        assert gather(out, samples, **options).num_samples == 10
+    files[2].with_suffix(".away").rename(files[2])
+    assert same(gather(out, samples, **options), clean) and same(runs.load(out), clean)
+    after = [p.stat().st_mtime_ns for p in shards(out)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, False]
+    again = [p.stat().st_mtime_ns for p in shards(out)]
+    assert same(gather(out, samples, **options), clean) and again == after
+
+
+def test_other_versions_of_libraries_are_told_and_the_run_goes_on(run):
+    folder, table = run
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(gather(folder), table)
+    path = folder / runs.MANIFEST
+    made = json.loads(path.read_text())
+    here = made["versions"]["torch"]
+    made["versions"] = made["versions"] | {"torch": "1.0", "tensorflow": "2.0"}
+    path.write_text(json.dumps(made))
+    shards(folder)[1].unlink()
+    with pytest.warns(UserWarning) as told:
+        assert same(gather(folder), table)
+    [message] = [str(each.message) for each in told]
+    assert f"{folder} was made" in message
+    assert f"differ: tensorflow 2.0 (now none), torch 1.0 (now {here}); what is" in message
+    assert json.loads(path.read_text()) == made, "a manifest says how the run began"
+
+
 def test_many_unreadable_images_stop_a_run_before_its_end(tmp_path, monkeypatch):
     def samples():
         for i in range(30):

@@ -241,7 +241,7 @@ def _ask(
     layouts = [part.layout for part in batch for _ in range(1 if packed else len(part.token_ids))]
     deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
     inputs = _prepared(lvlm, inputs)
-    with capture(lvlm.model, heads, rows, deepest, layouts) as captured:
+    with capture(lvlm.model, heads, rows, deepest, layouts, packed) as captured:
         lvlm.model(**inputs, use_cache=False)
     sequences = iter(captured.each)
     found = []

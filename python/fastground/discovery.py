@@ -56,6 +56,7 @@ def discover(
     progress: Callable[[int], None] | None = None,
     out: str | Path | None = None,
     resume: bool = True,
+    retry_skipped: bool = False,
     max_bad: float = MAX_BAD,
     max_tokens: int = packing.MAX_TOKENS,
     workers: int | None = None,
@@ -79,6 +80,8 @@ def discover(
         out: a folder for the ranking and the table it is made from, which grows shard by shard;
             stopped at any instant, the next run with the same folder goes on. Needs pyarrow.
         resume: whether the folder may hold shards of an earlier run.
+        retry_skipped: whether images that an earlier run could not read are tried again; their
+            shards are done anew. Otherwise they stay skipped.
         max_bad: the largest share of samples whose image may be unreadable; they are skipped,
             with a warning at the end.
         max_tokens: most tokens of one forward, over all of its images.
@@ -100,8 +103,8 @@ def discover(
     lvlm = models.wrap(model, processor, checkpoint=checkpoint)
     table = collect(
         lvlm, samples, recipe=recipe, dataset=dataset, split=split, progress=progress, out=out,
-        resume=resume, max_bad=max_bad, max_tokens=max_tokens, workers=workers, engine=engine,
-        num_actors=num_actors,
+        resume=resume, retry_skipped=retry_skipped, max_bad=max_bad, max_tokens=max_tokens,
+        workers=workers, engine=engine, num_actors=num_actors,
     )  # fmt: skip
     ranking = rank_table(table, recipe, trials=trials, seed=seed)
     if out is not None:
@@ -119,6 +122,7 @@ def collect(
     progress: Callable[[int], None] | None = None,
     out: str | Path | None = None,
     resume: bool = True,
+    retry_skipped: bool = False,
     max_bad: float = MAX_BAD,
     max_tokens: int = packing.MAX_TOKENS,
     workers: int | None = None,
@@ -133,7 +137,8 @@ def collect(
         samples: as in `discover`; where one has a mask, each head's IoU with it is kept too.
         recipe: the statistics' switches and which token asks.
         dataset, split: labels.
-        progress, out, resume, max_bad, max_tokens, workers, engine, num_actors: as in `discover`.
+        progress, out, resume, retry_skipped, max_bad, max_tokens, workers, engine, num_actors: as
+            in `discover`.
         shard_samples: samples of a shard, at least; an earlier run's own where it goes on.
 
     Raises:
@@ -159,7 +164,9 @@ def collect(
     here = partial(_here, recipe=recipe, max_tokens=max_tokens, workers=workers)
     place: Any = nullcontext(runs.InMemory(about, shard_samples))
     if out is not None:
-        place = runs.begin(out, about, resume=resume, shard_samples=shard_samples)
+        place = runs.begin(
+            out, about, resume=resume, retry_skipped=retry_skipped, shard_samples=shard_samples
+        )
     with place as run:
         left = runs.left(run, samples, watch.kept)
         if engine == "ray":

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,6 +104,8 @@ class Run:
     folder: Path
     about: dict[str, Any]
     shard_samples: int
+    retry_skipped: bool = False
+    """Whether shards with images that could not be read are done anew."""
     _used: dict[int, Shard] = field(default_factory=dict)
 
     def holds(self, index: int) -> bool:
@@ -112,7 +115,8 @@ class Run:
     def kept(self, index: int, samples: Sequence[Sample]) -> list[Skipped] | None:
         """What an earlier run skipped of these samples, or None where they are still to be done.
 
-        A shard of fewer samples, which an earlier run ended with, is to be done anew.
+        A shard of fewer samples, which an earlier run ended with, is to be done anew; likewise,
+        under `retry_skipped`, one of which some were skipped.
 
         Args:
             index: of a shard that is there.
@@ -139,6 +143,8 @@ class Run:
         shard.rows = len(asked)
         ids = {sample.sample_id for sample in samples}
         shard.skipped = [skipped for skipped in shard.skipped if skipped[0] in ids]
+        if shard.skipped and self.retry_skipped:
+            return None
         self._used[index] = shard
         return shard.skipped
 
@@ -230,6 +236,7 @@ def begin(
     about: dict[str, Any],
     *,
     resume: bool = True,
+    retry_skipped: bool = False,
     shard_samples: int = SHARD_SAMPLES,
     command: str = DISCOVER,
 ) -> Iterator[Run]:
@@ -240,8 +247,12 @@ def begin(
         about: checkpoint, architecture, weights, dataset, split, recipe, versions, and whatever
             else decides the numbers, as JSON has them.
         resume: whether there may be shards already.
+        retry_skipped: whether those with images that could not be read are done anew.
         shard_samples: samples of a shard, at least; of an earlier run's folder, that run's.
         command: whose run it is.
+
+    Warns:
+        UserWarning: it goes on with other versions of the libraries than it was made with.
 
     Raises:
         ValueError: pyarrow is not installed, the folder holds a run of something else or is in use,
@@ -267,6 +278,7 @@ def begin(
                 )
             made = _manifest(folder, command)
             _same(folder, made, about)
+            _tell_versions(folder, made.get("versions", {}), about.get("versions", {}))
             manifest = made
         elif any((folder / SHARDS).glob("*.parquet")):
             raise ValueError(
@@ -277,7 +289,7 @@ def begin(
             write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
         for part in (folder / SHARDS).glob("*.part"):
             part.unlink()  # of a run that was killed
-        yield Run(folder, about, manifest["shard_samples"])
+        yield Run(folder, about, manifest["shard_samples"], retry_skipped)
 
 
 def load(folder: str | Path) -> HeadTable:
@@ -416,6 +428,23 @@ def _same(folder: Path, made: dict[str, Any], asked: dict[str, Any]) -> None:
                 f"{name} must be {before!r}, with which {folder} was made, but got {now!r}; choose "
                 "another folder"
             )
+
+
+def _tell_versions(folder: Path, made: dict[str, str], here: dict[str, str]) -> None:
+    """A warning that names each library whose version differs: numbers may in their last digits."""
+    none = "none"
+    differ = [
+        f"{name} {made.get(name, none)} (now {here.get(name, none)})"
+        for name in sorted({*made, *here})
+        if made.get(name) != here.get(name)
+    ]
+    if differ:
+        warnings.warn(
+            f"versions of libraries should be those with which {folder} was made, but differ: "
+            f"{', '.join(differ)}; what is there is kept, and what is added may be rounded in "
+            "another way: install those versions, or choose another folder, for the same numbers",
+            stacklevel=5,
+        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -173,6 +173,11 @@ def _joined(pieces: list[Columns]) -> Columns:
 
 def installed_versions() -> dict[str, str]:
     """Versions of what the numbers depend on; a package that is not installed is left out."""
+    return dict(_installed_versions())
+
+
+@cache
+def _installed_versions() -> dict[str, str]:
     found = {}
     for name in ("fastground", "torch", "transformers"):
         try:

@@ -40,6 +40,9 @@ def discover(
         Path | None,
         typer.Option(help="A folder for ranking.json and its table; run again, it goes on."),
     ] = None,
+    retry_skipped: Annotated[
+        bool, typer.Option("--retry-skipped", help="Try images again that a run before skipped.")
+    ] = False,
     max_bad: MaxBad = 0.01,
     workers: Workers = None,
     engine: Annotated[
@@ -71,7 +74,8 @@ def discover(
         ranking = discovery.discover(
             lvlm.model, lvlm.processor, stop.until(samples), recipe=chosen, trials=trials,
             seed=seed, checkpoint=model, dataset=dataset, split=split, progress=advance, out=out,
-            max_bad=max_bad, workers=workers, engine=engine, num_actors=num_actors,
+            retry_skipped=retry_skipped, max_bad=max_bad, workers=workers, engine=engine,
+            num_actors=num_actors,
         )  # fmt: skip
     if as_json:
         terminal.print_json(**terminal.ranking_json(ranking))

@@ -176,6 +176,8 @@ def stream(
     Args:
         images: what a loader listed.
         num_samples: at most so many, of images in random order; None: all, in the files' order.
+            Images that lie inside Parquet or Arrow files are drawn at random likewise, but come in
+            the files' order, since those are read a group of rows at a time.
         seed: of that order.
         masks: whether there are any.
         on_bad: each image is opened, all of its truth made, when its turn comes; this is called
@@ -201,9 +203,39 @@ def _stream(
     on_bad: Callable[[Exception], None] | None,
 ) -> Iterator[Sample]:
     left = math.inf if num_samples is None else num_samples
+    waiting = iter(order)
+    while left > 0 and (drawn := _drawn(images, waiting, left)):
+        for samples in _read(images, drawn, masks, on_bad):
+            taken = samples if left >= len(samples) else samples[: int(left)]
+            left -= len(taken)
+            yield from taken
+
+
+def _drawn(images: Sequence[AnnotatedImage], waiting: Iterator[int], most: float) -> list[int]:
+    """As many of the images that wait as have so many samples; fewer if there are no more."""
+    drawn = []
+    while most > 0 and (index := next(waiting, None)) is not None:
+        drawn.append(index)
+        most -= len(images[index].phrases)
+    if any(isinstance(images[index].source, Stored) for index in drawn):
+        drawn.sort(key=lambda index: _place(images[index].source))
+    return drawn
+
+
+def _place(source: Path | Stored) -> tuple[str, int, int]:
+    if isinstance(source, Stored):
+        return str(source.path), source.group, source.row
+    return str(source), 0, 0
+
+
+def _read(
+    images: Sequence[AnnotatedImage],
+    order: Iterable[int],
+    masks: bool,
+    on_bad: Callable[[Exception], None] | None,
+) -> Iterator[list[Sample]]:
+    """The samples of each image that is not bad."""
     for index in order:
-        if left <= 0:
-            return
         try:
             samples = images[index].samples(masks=masks)
             for sample in samples if on_bad is not None else ():
@@ -213,9 +245,7 @@ def _stream(
                 raise
             on_bad(error)
             continue
-        taken = samples if left >= len(samples) else samples[: int(left)]
-        left -= len(taken)
-        yield from taken
+        yield samples
 
 
 def xyxy(xywh: Sequence[float]) -> Box:
