@@ -126,7 +126,9 @@ def actors(load: Callable[[str], Model], num_actors: int | None = None) -> Itera
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Ray Data says nothing: what goes wrong is raised, and its files hold the rest."""
-    logger = logging.getLogger("ray.data")
+    import ray.data  # which sets the level
+
+    logger = logging.getLogger(ray.data.__name__)
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
