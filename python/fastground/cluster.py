@@ -125,7 +125,7 @@ def actors(load: Callable[[str], Model], num_actors: int | None = None) -> Itera
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray Data says nothing: what goes wrong is raised, and its files hold the rest."""
+    """Ray Data says nothing: what goes wrong is raised."""
     import ray.data  # which sets the level
 
     logger = logging.getLogger(ray.data.__name__)
