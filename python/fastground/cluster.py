@@ -19,7 +19,8 @@ Nothing is waited for without end but the work itself:
     once more than that       the run ends with one line, and goes on when it is begun again;
                               so too where another process of Ray's is killed
     a machine is lost         its actors start on others; where for ROOMLESS seconds there is no
-                              machine that holds one, the run ends likewise
+                              machine that holds one, or with it went the process that reads the
+                              desk, the run ends likewise
     all GPUs or CPUs taken    WAIT seconds for others to leave the share of one actor
 """
 
@@ -48,7 +49,7 @@ RETRIES = 3
 """Of a job whose actor's process ends. One that no model fits into would start for ever."""
 WAIT, ROOMLESS = 600, 60
 """Seconds until an actor's share of the cluster must be free, or must be there at all again."""
-LOOK, LEAVE = 1, 10
+LOOK, LEAVE = 0.5, 10
 """Seconds between looks at a cluster that is silent; for which its thread's end is waited for."""
 
 
@@ -57,14 +58,15 @@ def running(*modules: str) -> Iterator[None]:
     """The cluster that there is, or one of this machine until it is left.
 
     Args:
-        modules: imported meanwhile; a cluster's start is mostly waiting.
+        modules: imported meanwhile, beside what Ray Data needs; a cluster's start is mostly
+            waiting.
     """
     import ray
 
     mine = not ray.is_initialized()
     if mine:
         with ThreadPoolExecutor(1) as beside:
-            imported = [beside.submit(import_module, name) for name in modules]
+            imported = [beside.submit(import_module, name) for name in (*modules, "pandas")]
             # An actor's words would stand on stdout, which is the answer's.
             ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
         for each in imported:
@@ -109,10 +111,13 @@ def actors(load: Callable[[str], Model], num_actors: int | None = None) -> Itera
     check(num_actors)
     with running(), _quiet():
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         count, share = _shares(ray.cluster_resources(), num_actors)
         _wait(share)
-        desk: Any = ray.remote(num_cpus=0)(_Desk).remote()
+        kind: Any = ray.remote(_Desk)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        desk = kind.options(num_cpus=0, scheduling_strategy=here).remote()
         made = Actors(desk, count, share)
         thread = Thread(target=made.follow, args=(_dataset(desk, load, count, share),), daemon=True)
         thread.start()
