@@ -27,6 +27,7 @@ Nothing is waited for without end but the work itself:
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections import Counter
@@ -126,6 +127,7 @@ def actors(load: Callable[[str], Model], num_actors: int | None = None) -> Itera
         finally:
             ray.kill(desk)
             thread.join(LEAVE)
+            gc.collect()  # what Ray Data leaves in cycles holds actors
 
 
 @contextmanager
@@ -317,6 +319,7 @@ def _wait(share: dict[str, float]) -> None:
                 f"the cluster must have room for an actor ({_words(share)}), but for {WAIT} s all "
                 "was taken by others, or it has none; wait for them, or start more machines"
             )
+        gc.collect()  # the actors of an earlier run, too
         time.sleep(LOOK)
 
 
