@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray_runs
 import small_world
-from fastground import cli, cluster, discovery, models, runs
+from fastground import cli, cluster, discovery, models, runs, watch
 
 # Ray Data warns of what it sets itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -76,12 +76,11 @@ def checkpoint(tmp_path_factory):
 
 def test_too_many_unreadable_images_of_actors_end_the_run():
     skipped = [(i, i, "no such file") for i in range(11)]
-    shard = discovery._Measured([], skipped, {})
-    watch = discovery._Watch(max_bad=0.01, progress=None)
+    told = watch.Watch(max_bad=0.01, progress=None)
     with pytest.raises(
         ValueError, match=r"max_bad=0.01 .*but 11 of 11 were not; the first is samp"
     ):
-        watch.shard(shard)
+        told.shard(0, skipped)
 
 
 def test_a_model_that_its_name_does_not_give_is_refused():
