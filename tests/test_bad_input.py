@@ -1,8 +1,6 @@
 """What a user may bring that is broken or unusual: it works, or one line says what to do."""
 
-import copy
 import dataclasses
-import functools
 import json
 
 import numpy as np
@@ -131,84 +129,6 @@ def test_the_two_arguments_of_wrap_exchanged():
     model, processor = random_llava(0)
     with pytest.raises(ValueError, match="must be a transformers model, but got LlavaProcessor"):
         models.wrap(processor, model)
-
-
-# Models whose modules are not what transformers made.
-
-
-class Int8Linear(torch.nn.Module):
-    """A stand-in for what quantisation puts in a Linear's place: no floating weight is left."""
-
-    def __init__(self, linear):
-        super().__init__()
-        scale = linear.weight.abs().amax(1, keepdim=True) / 127
-        self.register_buffer("scale", scale)
-        self.register_buffer("whole", torch.round(linear.weight / scale).to(torch.int8))
-        self.bias = linear.bias
-
-    def forward(self, x):
-        return torch.nn.functional.linear(x, self.weights(), self.bias)
-
-    def weights(self):
-        return self.whole * self.scale
-
-
-@torch.no_grad()
-def quantised(model):
-    """(the model with stand-ins in its decoder, the same model with their weights in Linears)."""
-    rounded = copy.deepcopy(model)
-    for name, module in list(model.get_decoder().named_modules()):
-        if isinstance(module, torch.nn.Linear):
-            model.get_decoder().set_submodule(name, Int8Linear(module))
-            weights = model.get_decoder().get_submodule(name).weights()
-            rounded.get_decoder().get_submodule(name).weight.copy_(weights)
-    return model, rounded
-
-
-def test_a_quantised_model_grounds_like_its_rounded_weights():
-    model, processor = random_llava(seed=1, grid=6)
-    plain = Grounder(models.wrap(model, processor), small_world.ranking())(picture(), TEXTS)
-    model, rounded = quantised(model)
-    assert not any(isinstance(m, torch.nn.Linear) for m in model.get_decoder().modules())
-    found, want = (
-        Grounder(models.wrap(m, processor), small_world.ranking())(picture(), TEXTS)
-        for m in (model, rounded)
-    )
-    for one, other, before in zip(found, want, plain, strict=True):
-        assert torch.equal(one.map, other.map) and torch.equal(one.box, other.box)
-        assert not torch.equal(one.map, before.map)
-
-
-def dispatched(model, seen):
-    """As `device_map` leaves a model: every module's forward wrapped on the instance."""
-
-    def moved(module, *args, **keywords):
-        seen.add(type(module).__name__)
-        return module._old_forward(*args, **keywords)
-
-    for module in model.modules():
-        module._old_forward = module.forward
-        wrapped = functools.partial(moved, module)
-        module.forward = functools.update_wrapper(wrapped, module._old_forward)
-    model.hf_device_map = {"": "cpu"}
-    return model
-
-
-@pytest.mark.parametrize("selection", ["fixed", "greedy"])
-def test_a_dispatched_model_grounds_like_a_plain_one(selection):
-    seen = set()
-    model, processor = random_llava(seed=1, grid=6)
-    recipe = small_world.RECIPE.replace(selection=selection)
-    want = Grounder(small_world.lvlm(), small_world.ranking(), recipe=recipe)(picture(), TEXTS)
-    lvlm = models.wrap(dispatched(model, seen), processor)
-    found = Grounder(lvlm, small_world.ranking(), recipe=recipe)(picture(), TEXTS)
-    assert {"LlavaForConditionalGeneration", "LlamaAttention", "Linear"} <= seen
-    for one, other in zip(found, want, strict=True):
-        assert torch.equal(one.map, other.map) and torch.equal(one.box, other.box)
-    with torch.no_grad(), capture(model) as captured:  # its signature is found through the wrapper
-        inputs = processor(images=[picture()], text=["<image>\nthe mug."], return_tensors="pt")
-        model(inputs["input_ids"], inputs["pixel_values"])
-    assert captured.maps.maps.shape == (1, 12, 6, 6)
 
 
 def test_a_model_of_half_precision_on_the_cpu():

@@ -1,5 +1,6 @@
 """Capture against eager output_attentions, on random LLaVAs with sharpened attention."""
 
+import re
 import warnings
 from dataclasses import replace
 
@@ -436,9 +437,10 @@ def test_two_images_in_a_sequence_need_layouts(llava):
                 model(**inputs)
 
 
-def test_other_attention_is_refused(llava, monkeypatch):
-    monkeypatch.setattr(llava[0].config.text_config, "_attn_implementation_internal", "paged|sdpa")
-    message = "together with its masks, such as sdpa or eager, but uses 'paged|sdpa'"
+@pytest.mark.parametrize("name", ["paged|sdpa", "paged|eager", "paged|flash_attention_2"])
+def test_other_attention_is_refused(llava, monkeypatch, name):
+    monkeypatch.setattr(llava[0].config.text_config, "_attn_implementation_internal", name)
+    message = rf"together with its masks, such as sdpa or eager, but uses '{re.escape(name)}'"
     with pytest.raises(ValueError, match=message), capture(llava[0]):
         pass
 

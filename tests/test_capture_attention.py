@@ -1,9 +1,14 @@
 """Capture with every kind of attention: flash, flex, windows, softcap; and what it refuses.
 
-Flash and flex attention run on no CPU, so stand-ins are registered here that take the very masks of
-the true ones, made by transformers, and compute the same with PyTorch.
+Flash and flex attention run here as transformers calls them, from its masks to its unpadding; only
+flash-attn's two kernels are by PyTorch (see flash_kernels.py), and flex attention is not compiled.
 """
 
+from contextlib import nullcontext
+from functools import wraps
+from unittest.mock import patch
+
+import flash_kernels
 import pytest
 import torch
 from fastground.capture import capture
@@ -18,68 +23,30 @@ def _repeated(query, key, value):
     return key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
 
 
-def flash_stand_in(
-    module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None,
-    is_causal=None, **keywords,
-):  # fmt: skip
-    assert module.config._attn_implementation == "flash_stand_in"  # as flash attention reads it
-    assert attention_mask is None or attention_mask.ndim == 2
-    queries, keys = query.shape[2], key.shape[2]
-    own, place = torch.arange(keys)[keys - queries :, None], torch.arange(keys)
-    seen = place <= own
-    if sliding_window is not None and keys > sliding_window:
-        seen = seen & (place > own - sliding_window)
-    seen = seen.expand(len(query), 1, -1, -1)
-    if attention_mask is not None:
-        seen = seen & attention_mask.bool()[:, None, None] | (place == own)
-    logits = query @ _repeated(query, key, value)[0].mT * scaling
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    rows = logits.masked_fill(~seen, -torch.inf).softmax(-1)
-    return (rows @ _repeated(query, key, value)[1]).transpose(1, 2), None
+def uncompiled(query, key, value, training=False, **keywords):
+    """Flex attention without the minute that a CPU takes to compile it."""
+    from torch.nn.attention.flex_attention import flex_attention
 
-
-def flex_stand_in(
-    module, query, key, value, attention_mask, scaling=None, softcap=None, **keywords
-):
-    from torch.nn.attention.flex_attention import BlockMask, flex_attention
-
-    assert isinstance(attention_mask, BlockMask)
-
-    def capped(score, b, h, q, k):
-        return score if softcap is None else softcap * torch.tanh(score / softcap)
-
-    out = flex_attention(
-        query, *_repeated(query, key, value), score_mod=capped, block_mask=attention_mask,
-        scale=scaling,
-    )  # fmt: skip
-    return out.transpose(1, 2), None
-
-
-def uncompiled_flex_mask(*args, **keywords):
-    """What transformers makes for flex attention, but that nothing is compiled (minutes on CPU)."""
-    made = masking_utils.create_block_mask
-    try:
-        masking_utils.create_block_mask = lambda *a, _compile=None, **k: made(*a, **k)
-        return masking_utils.flex_attention_mask(*args, **keywords)
-    finally:
-        masking_utils.create_block_mask = made
+    return flex_attention(query, key, value, **keywords)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def stand_ins():
-    AttentionInterface.register("flash_stand_in", flash_stand_in)
-    AttentionMaskInterface.register("flash_stand_in", masking_utils.flash_attention_mask)
-    AttentionInterface.register("flex_stand_in", flex_stand_in)
-    AttentionMaskInterface.register("flex_stand_in", uncompiled_flex_mask)
-    yield
-    for name in ("flash_stand_in", "flex_stand_in"):
-        del AttentionInterface._global_mapping[name]
-        del AttentionMaskInterface._global_mapping[name]
+def without_a_gpu():
+    from transformers.integrations import flex_attention
+
+    made = masking_utils.create_block_mask
+    with (
+        flash_kernels.installed(),
+        patch.object(flex_attention, "compile_friendly_flex_attention", uncompiled),
+        patch.object(
+            masking_utils, "create_block_mask", lambda *a, _compile=None, **k: made(*a, **k)
+        ),
+    ):
+        yield
 
 
 def use(model, implementation):
-    model.set_attn_implementation({"text_config": implementation})
+    model.config.text_config._attn_implementation = implementation  # unasked whether it is there
     return model
 
 
@@ -96,7 +63,7 @@ def text_config(kind, window):
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
-IMPLEMENTATIONS = ["sdpa", "eager", "flash_stand_in", "flex_stand_in"]
+IMPLEMENTATIONS = ["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 CASES = [
     (text, implementation)
     for text in ("LlamaConfig", "MistralConfig", "Gemma2Config", "Gemma3TextConfig")
@@ -236,7 +203,7 @@ def test_the_self_test_sees_it_in_half_precision_among_hundreds_of_keys(function
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("sharper", [0.1, 1, 8])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flash_stand_in"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flash_attention_2"])
 def test_the_self_test_lets_half_precision_pass(implementation, sharper, dtype):
     # Eager attention rounds its logits, which here are up to hundreds, to few bits.
     model, processor = random_llava(0, grid=12)
@@ -246,8 +213,6 @@ def test_the_self_test_lets_half_precision_pass(implementation, sharper, dtype):
                 weight.mul_(sharper)
     inputs = inputs_of(processor, "left").to(dtype)
     use(model.to(dtype), implementation)
-    if implementation == "flash_stand_in" and sharper > 1:
-        pytest.skip("flash attention does not round its logits, its stand-in does")
     with torch.no_grad(), capture(model) as captured:
         model(**inputs)
     assert captured.sums.isfinite().all()
@@ -285,27 +250,87 @@ def test_attention_that_is_nan_is_no_proof():
             model(**inputs)
 
 
-def apart(module, query, key, value, attention_mask, position_ids=None, **keywords):
-    """As flash attention does without a mask: where positions restart, another text begins."""
-    if position_ids is not None:
-        text = (position_ids.diff(dim=1, prepend=position_ids[:, :1] - 1) != 1).cumsum(1)
-        attention_mask = (text[:, None, :, None] == text[:, None, None]).tril()
-    return sdpa(module, query, key, value, attention_mask, **keywords)
-
-
 def test_the_self_test_is_made_wherever_positions_restart_without_a_mask():
+    # Without a mask flash attention takes what then begins for another text.
     model, processor = random_llava(0)
     inputs = inputs_of(processor, texts=["the red mug."])
     length = inputs["input_ids"].shape[1]
     usual = torch.arange(length)[None]
     restarting = torch.cat([usual[:, :-3], usual[:, :3]], dim=1)
-    with registered("apart", apart), torch.no_grad():
-        use(model, "apart")
+    inputs.pop("attention_mask")
+    with torch.no_grad():
+        use(model, "flash_attention_2")
         with capture(model) as captured:
             model(**inputs, position_ids=usual)
         assert captured.sums.shape == (1, 12)
         with pytest.raises(RuntimeError, match="in layer 0 its output is off"), capture(model):
             model(**inputs, position_ids=restarting)
+
+
+def test_texts_told_apart_by_positions_are_seen_apart():
+    # sdpa and eager get a mask that says so: the last text's tokens see nothing of the image.
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor, texts=["the red mug. a dog on the left"])
+    length = inputs["input_ids"].shape[1]
+    restarting = torch.cat([torch.arange(length - 6), torch.arange(6)])[None]
+    inputs.pop("attention_mask")
+    for implementation in ("sdpa", "eager"):
+        use(model, implementation)
+        rows = torch.tensor([[0, length - 1], [0, length - 7]])
+        with torch.no_grad(), capture(model, rows=rows) as captured:
+            model(**inputs, position_ids=restarting, use_cache=False)
+        assert (captured.sums[0] == 0).all() and (captured.sums[1] > 0).all()
+
+
+def noted(implementation, calls):
+    """The attention of that name, which notes what it is given."""
+
+    @wraps(AttentionInterface()[implementation])  # whether it takes softcap is read off it
+    def attend(module, *arguments, **keywords):
+        calls.append((module.layer_idx, arguments, keywords))
+        module.config._attn_implementation = implementation  # which some read there
+        try:
+            return AttentionInterface()[implementation](module, *arguments, **keywords)
+        finally:
+            module.config._attn_implementation = "noted"
+
+    return attend
+
+
+def alike(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return one == other or str(one) == str(other)  # a block mask says its blocks
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("text", ["LlamaConfig", "Gemma2Config", "Gemma3TextConfig"])
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flex_attention", "sdpa"])
+def test_its_own_attention_gets_what_it_gets_without(text, implementation, padded):
+    if (text, implementation) == ("Gemma2Config", "sdpa"):
+        pytest.skip("sdpa does not take Gemma 2's softcap")
+    kind, more = text_config(text, 9)
+    model, processor = random_llava(0, text=kind, **({} if text == "LlamaConfig" else more))
+    inputs = inputs_of(processor, texts=["the red mug.", "a dog on the left."][: 1 + padded])
+    runs = []
+    with torch.no_grad(), registered("noted", None):
+        for captures in (False, True):
+            calls = []
+            AttentionInterface.register("noted", noted(implementation, calls))
+            made = AttentionMaskInterface()[implementation]
+            AttentionMaskInterface.register("noted", made)
+            use(model, "noted")
+            with capture(model) if captures else nullcontext():
+                model(**inputs, use_cache=False, deterministic=True, kernel_options=None)
+            runs.append(calls)
+    assert [call[0] for call in runs[0]] == [0, 1, 2] == [call[0] for call in runs[1]]
+    for (_, arguments, keywords), (_, wanted, named) in zip(runs[1], runs[0], strict=True):
+        assert alike(arguments, wanted)
+        assert keywords.keys() == named.keys() >= {"scaling", "dropout", "deterministic"}
+        assert all(alike(keywords[name], named[name]) for name in named)
+        assert ("softcap" in named) == (text == "Gemma2Config")
 
 
 def test_the_self_test_lets_repeated_keys_pass(monkeypatch):
@@ -357,7 +382,7 @@ def test_attention_past_the_interface_is_noticed(monkeypatch):
         model(**inputs)
 
 
-@pytest.mark.parametrize("name", ["s_aux", "position_bias", "cu_seq_lens_q"])
+@pytest.mark.parametrize("name", ["s_aux", "position_bias", "cu_seq_lens_q", "cache"])
 def test_sinks_and_biases_are_refused(monkeypatch, name):
     from transformers.models.llama import modeling_llama
 
@@ -394,7 +419,7 @@ def test_output_attentions_inside_capture_is_refused(implementation):
         assert captured.sums.shape == (3, 12)
 
 
-@pytest.mark.parametrize("implementation", ["flash_stand_in", "flex_stand_in", "eager"])
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flex_attention", "eager"])
 def test_expressions_are_asked_with_every_attention(implementation):
     from fastground.attention import attention_maps
     from fastground.models import wrap

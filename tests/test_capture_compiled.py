@@ -72,3 +72,22 @@ def test_every_way_of_compiling_is_seen():
     assert is_compiled(its_forward(random_llava(0, layers=2)[0]))
     assert is_compiled(its_layers(random_llava(0, layers=2)[0]))
     assert is_compiled(in_place(model))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_flex_attention_as_transformers_compiles_it():
+    model, processor = random_llava(0)
+    inputs = inputs_of(processor, "left")
+    want = on_image(eager(model, inputs), inputs, last_rows(inputs))
+    model.set_attn_implementation({"text_config": "flex_attention"})
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with capture(model) as captured:
+            logits = model(**inputs).logits
+        with capture(model, stop_after=1) as ended:
+            model(**inputs)
+        again = model(**inputs).logits
+    assert torch.equal(logits, plain) and torch.equal(again, plain)
+    torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
+    assert torch.equal(ended.maps.maps, captured.maps.select(ended.maps.heads).maps)

@@ -138,7 +138,7 @@ def read_ahead(
             yield _Asked(unopened(group[0]), expressions, _name(group))
 
     reader = _Reader(lvlm, recipe, keep_images)
-    pinned = lvlm.model.device.type == "cuda"
+    pinned = lvlm.device.type == "cuda"
     found_all = _by_others(reader, asked(), workers, pinned) if workers else map(reader, asked())
     for found in found_all:
         tag, group = given.popleft()

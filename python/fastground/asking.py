@@ -48,6 +48,8 @@ class Asking:
             mask is not None and (padding is None or not bool(mask.all()))
         )
         places = given.get("position_ids")
+        if isinstance(places, torch.Tensor) and places.ndim == 3 and len(places) == 4:
+            places = places[0]  # M-RoPE's three axes come after the text's
         self.jumps = (
             isinstance(places, torch.Tensor)
             and places.ndim == 2

@@ -295,7 +295,7 @@ def _answer(
         replace(part, asking=tuple((len(ids) - 1,) for ids in part.token_ids)) for part in batch
     ]
     inputs, rows = (packing.pack if packed else packing.separate)(*batch)
-    rows = rows.to(lvlm.model.device)
+    rows = rows.to(lvlm.device)
     elements, places = rows.unbind(1)
     kept, where = places.unique(return_inverse=True)
     out = lvlm.model(**_prepared(lvlm, inputs), use_cache=max_new_tokens > 1, logits_to_keep=kept)
@@ -348,7 +348,7 @@ def _prepared(lvlm: LVLM, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _there(inputs: dict[str, torch.Tensor], lvlm: LVLM) -> dict[str, torch.Tensor]:
     """The tensors on the model's device; a GPU fetches them itself, out of pinned memory."""
-    device = lvlm.model.device
+    device = lvlm.device
     if device.type == "cuda":
         inputs = {n: x.pin_memory() if x.is_cpu else x for n, x in inputs.items()}
     return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}

@@ -164,7 +164,9 @@ class Capture:
         """(N,) batch indices, (N, heads, most cells) maps and (N, heads) sums, as asked for."""
         forwards = [(a, seen) for a, seen in self._forwards if len(seen) == len(self._by_layer)]
         if not forwards:
-            raise RuntimeError("captured has no maps; call the model once inside the with block")
+            raise RuntimeError(
+                "captured has no maps; call the model once inside the with block, in its thread"
+            )
         found = [HeadId(n, head) for n in self._by_layer for head in self._by_layer[n]]
         device = forwards[0][1][found[0].layer][0].device
         maps, sums = (
@@ -288,7 +290,7 @@ class Capture:
                 f"model must use attention that heeds its softcap, but {self._seam.own!r} ignores "
                 "it; call model.set_attn_implementation('eager')"
             )
-        for name in ("s_aux", "sinks", "position_bias", "cu_seq_lens_q"):
+        for name in ("s_aux", "sinks", "position_bias", "cu_seq_lens_q", "cache"):
             if keywords.get(name) is not None:
                 raise ValueError(
                     f"model must attend by queries and keys alone, but its attention is given "

@@ -209,7 +209,7 @@ def _here(
     lvlm: LVLM, left: Iterable[tuple[int, list[Sample]]], how: _How, watch: Watch
 ) -> Generator[tuple[int, _Measured]]:
     """Shards made by this process, one after another."""
-    workers = default_workers(lvlm.model.device) if how.workers is None else how.workers
+    workers = default_workers(lvlm.device) if how.workers is None else how.workers
     with closing(read_ahead(lvlm, left, how.recipe, workers)) as read:
         for index, images in groupby(read, key=itemgetter(0)):
             watch.begin(index)

@@ -132,7 +132,7 @@ def of_model(
         keep_images: whether the pixels are wanted, too.
     """
     if workers is None:
-        workers = default_workers(lvlm.model.device)
+        workers = default_workers(lvlm.device)
     more = sinks.asked((), recipe)
     return partial(
         read_ahead, lvlm, recipe=recipe, workers=workers, more=more, keep_images=keep_images

@@ -77,7 +77,7 @@ class Grounder:
         self.ranking = ranking
         self.recipe = ranking.recipe if recipe is None else recipe
         if isinstance(segmenter, str):
-            segmenter = segmentation.load(segmenter, device=lvlm.model.device)
+            segmenter = segmentation.load(segmenter, device=lvlm.device)
         self.segmenter = segmenter
         if isinstance(ranking, PublishedRanking):
             _check_known(ranking, self.recipe)

@@ -134,6 +134,11 @@ def _image_inputs(images: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     joined = {}
     for name in images[0].image_inputs:
         parts = [encoded.image_inputs[name] for encoded in images]
+        if name in images[0].counted:
+            counts = [encoded.counted[name] for encoded in images]
+            parts = [
+                part.where(part < 0, part + sum(counts[:index])) for index, part in enumerate(parts)
+            ]
         shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
         whole = parts[0].new_zeros(sum(map(len, parts)), *shape)
         start = 0

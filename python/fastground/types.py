@@ -324,6 +324,9 @@ class Encoded:
     words after the prefix go on from the largest, on all axes alike. None: 0, 1, 2, ..."""
     image: Image | None = field(default=None, repr=False)
     """In RGB, upright; None where only the model looks at it."""
+    counted: dict[str, int] = field(default_factory=dict)
+    """The image_inputs that number the image's patches, with how many it has: behind other images
+    the numbers go on where theirs end. What is negative numbers nothing."""
 
 
 @dataclass(frozen=True)

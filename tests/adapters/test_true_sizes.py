@@ -98,6 +98,10 @@ TRUE = {  # family: side of a cell, vision configuration, image processor, confi
         16, {"patch_size": 16}, {"size": {"longest_edge": 1024}, "patch_size": 16}, {},
         {"patch_size": 16},
     ),
+    "molmo2": (
+        28, {"image_size": [378, 378], "patch_size": 14},
+        square(378) | {"patch_size": 14, "max_crops": 8, "overlap_margins": [4, 4]}, {}, {},
+    ),
     "glm4v": (28, {"patch_size": 14}, QWEN, {}, {}),
     "qwen2_5_vl": (28, {"patch_size": 14}, QWEN, {}, {}),
     "qwen3_vl": (32, {"patch_size": 16}, QWEN | {"patch_size": 16}, {}, {}),
@@ -146,6 +150,11 @@ def colours(lvlm, seen, cell):
     )
     if "image_grid_thw" in seen.inputs:  # patches of a cell follow each other
         means = pixels.view(len(pixels), 3, -1).mean(-1).unflatten(0, (-1, 4)).mean(1)
+    elif "image_token_pooling" in seen.inputs:  # a cell names its patches, whose colours come last
+        patches, of_cell = pixels.unflatten(-1, (-1, 3)).mean(-2).flatten(0, 1), seen.inputs
+        of_cell = of_cell["image_token_pooling"].long()
+        there = (of_cell >= 0)[..., None]
+        means = (patches[of_cell.clamp(min=0)] * there).sum(1) / there.sum(1)
     else:
         tiles = pixels.flatten(0, -4)
         means = torch.nn.functional.avg_pool2d(tiles, cell).permute(0, 2, 3, 1).reshape(-1, 3)

@@ -79,7 +79,7 @@ def discover(
             samples = read()
             lvlm = models.load(model)
             named, processor = lvlm.model, lvlm.processor
-            share = terminal.gpu_share(lvlm.model.device)
+            share = terminal.gpu_share(lvlm.device)
         progress = terminal.progress("discovering heads", num_samples, share)
         with progress as advance, terminal.interruptible() as stop:
             ranking = discovery.discover(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastground.models import processors, yi_vl
-from fastground.models.conversion import convert, refuse_unconverted
+from fastground.models.conversion import NEWER, convert, refuse_unconverted
 from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
 from fastground.models.generic import Generic
 from fastground.models.idefics import Idefics
@@ -35,6 +35,7 @@ from fastground.models.llava import Llava
 from fastground.models.llava_next import LlavaNext
 from fastground.models.lvlm import LVLM
 from fastground.models.mini_gemini import MiniGemini
+from fastground.models.molmo import Molmo2
 from fastground.models.ovis import Ovis
 from fastground.models.pixtral import Pixtral
 from fastground.models.qwen_vl import Qwen35, QwenVL
@@ -54,7 +55,7 @@ ADAPTERS: dict[str, type[LVLM]] = {
         MiniGemini,
         InternVL, AyaVision, GotOcr2, Llama4,
         LlavaNext,
-        Idefics, Kimi, Lfm2Vl, Ovis, Pixtral,
+        Idefics, Kimi, Lfm2Vl, Molmo2, Ovis, Pixtral,
         QwenVL, Qwen35,
         DeepseekVL, Janus,
         Gemma3, Gemma4, PaliGemma,
@@ -75,8 +76,9 @@ REFUSED: dict[str, str] = {
     "florence2": _ENCODER, "pix2struct": _ENCODER, "pp_formulanet": _ENCODER,
     "t5gemma2": _ENCODER, "udop": _ENCODER, "vision-encoder-decoder": _ENCODER,
     "git": "puts the image before the sequence without tokens for it",
+    "molmo": f"attends by code of its own, which nobody can listen to; take {NEWER['molmo']}",
 }  # fmt: skip
-"""Families that have no attention map over an image's cells, each with the reason."""
+"""Families that have no attention map over an image's cells, or hide it, each with the reason."""
 
 
 def load(
@@ -146,12 +148,15 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
     """A model and a processor that are loaded already.
 
     Args:
+        model: on one device, quantised, or split over devices and disk by `device_map`, as
+            transformers' from_pretrained leaves it.
+        processor: the model's own.
         checkpoint: what results are labelled with; the model's own name unless given.
 
     Raises:
         ValueError: the model's family is not supported, the processor lacks images or words, the
             model is in training mode, or its attention does not cap the logits as its configuration
-            says.
+            says, or ignores a mask that it needs.
     """
     if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 
 Renamed = Iterator[tuple[str, "torch.Tensor"]]
 
+NEWER = {
+    "molmo": "Molmo 2, such as allenai/Molmo2-8B, with transformers 5.20 or newer",
+    "molmo2": "transformers 5.20 or newer",
+}
+"""What to take instead of a checkpoint that brings its own code, by its model_type."""
+
 MODEL_TYPES = ("llava", "llava_llama", "share4v")
 """What original configurations call themselves; the first is also that of converted ones."""
 
@@ -99,18 +105,25 @@ def refuse_unconverted(checkpoint: str) -> None:
     """Raise the way out where a folder, or a name on the hub, is a model in its authors' layout.
 
     Raises:
-        ValueError: it is.
+        ValueError: it is, or its authors' code comes with it and transformers has none.
     """
-    from transformers import PreTrainedConfig
+    from transformers import CONFIG_MAPPING, PreTrainedConfig, __version__
 
     try:
         given, _ = PreTrainedConfig.get_config_dict(checkpoint)
     except (OSError, ValueError):  # who loads it next says what is missing
         return
-    if given.get("model_type") in MiniGemini.model_types:
+    kind = str(given.get("model_type"))
+    if kind in MiniGemini.model_types:
         way = "load it with their package, and pass it to fastground.models.wrap"
     elif "mm_vision_tower" in given or given.get("is_yi_vl_derived_model"):
         way = "convert its folder once with fastground.models.convert(folder, out), then load out"
+    elif given.get("auto_map") and kind not in CONFIG_MAPPING:
+        way = "a newer transformers, or load it yourself and pass it to fastground.models.wrap"
+        raise ValueError(
+            f"checkpoint must need no code of its own, which is never run, but {checkpoint!r} is a "
+            f"{kind!r}, which transformers {__version__} does not have; take {NEWER.get(kind, way)}"
+        )
     else:
         return
     raise ValueError(

@@ -38,6 +38,7 @@ class Gemma3(Square):
 
     model_types = ("gemma3",)
     shares_prefix = False
+    needs_mask = True
     frills = 1
 
     @property
@@ -69,6 +70,7 @@ class Gemma4(Square):
 
     model_types = ("gemma4",)
     shares_prefix = False
+    needs_mask = True
     frills = 1
 
     def layout(

@@ -44,6 +44,8 @@ class Seen(NamedTuple):
     """The image's grid, its tokens counted from the first of `ids`."""
     positions: torch.Tensor | None = None
     """(axes, len(ids)) int64, counted from the first of `ids`: see `Encoded.prefix_positions`."""
+    counted: dict[str, int] | None = None
+    """`Encoded.counted`, where there are any."""
 
 
 class LVLM(ABC):
@@ -57,10 +59,18 @@ class LVLM(ABC):
     """The name of its row in the support table, where that is not each of the model_types."""
     shares_prefix: bool = True
     """Whether image tokens see nothing after them, so that expressions may share them."""
+    needs_mask: ClassVar[bool] = False
+    """Whether image tokens see what comes after them by a mask, which flash attention ignores."""
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         _settle_cosine()
         text = model.config.get_text_config(decoder=True)
+        if self.needs_mask and "flash" in text._attn_implementation:
+            raise ValueError(
+                f"model must use attention that takes a mask, since tokens of its image see those "
+                f"after them, but uses {text._attn_implementation!r}; call "
+                "model.set_attn_implementation({'text_config': 'sdpa'}) first"
+            )
         self.model = model
         self.processor = processor
         self.checkpoint = checkpoint
@@ -77,8 +87,20 @@ class LVLM(ABC):
         a = self.architecture
         return (
             f"{type(self).__name__}({self.checkpoint!r}, {a['num_layers']} layers x "
-            f"{a['num_heads']} heads, {self.model.dtype}, {self.model.device})"
+            f"{a['num_heads']} heads, {self.model.dtype}, {self.device})"
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its inputs and leaves its answers.
+
+        Of a model split by `device_map` that is the one it computes on: parts that wait in the
+        host's memory or on disk have no weights of their own, and their hooks move what they get.
+        """
+        import torch
+
+        places = (weight.device for weight in self.model.parameters())
+        return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
     @property
     def layers_with_heads(self) -> tuple[int, ...]:
@@ -236,6 +258,7 @@ class LVLM(ABC):
                 all_tokens=layout.all_tokens and tuple(start + i for i in layout.all_tokens),
             ),
             prefix_positions=positions,
+            counted=seen.counted or {},
         )
 
     def chat(self) -> tuple[str, str]:

@@ -20,21 +20,26 @@ def without_video(kind: Any) -> Any:
     """The same processor class without the part that reads videos.
 
     It is made, saved and loaded as the class itself is; a `video_processor` among its arguments or
-    in a checkpoint is left out. That must be the last of the class's parts.
+    in a checkpoint is left out.
     """
 
     from transformers import ProcessorMixin
 
+    parts_of_kind = kind.get_attributes()
+
     class Parts(ProcessorMixin):  # comes after `kind`, which hands its parts on by order or by name
         def __init__(self, *args: Any, **keywords: Any) -> None:
-            keywords.pop("video_processor", None)
-            super().__init__(*args, **keywords)
+            named = dict(zip(parts_of_kind, args, strict=False)) | keywords
+            named.pop("video_processor", None)
+            super().__init__(**named)
 
     def get_attributes(cls: Any) -> list[str]:
-        return [part for part in kind.get_attributes() if part != "video_processor"]
+        return [part for part in parts_of_kind if part != "video_processor"]
 
     def from_args_and_dict(cls: Any, parts: Any, settings: Any, **keywords: Any) -> Any:
-        return kind.from_args_and_dict.__func__(cls, [*parts, None], settings, **keywords)
+        whole = list(parts)
+        whole.insert(parts_of_kind.index("video_processor"), None)
+        return kind.from_args_and_dict.__func__(cls, whole, settings, **keywords)
 
     named = {
         "get_attributes": classmethod(get_attributes),
@@ -46,7 +51,7 @@ def without_video(kind: Any) -> Any:
 
 
 def load(source: str, config: Any, **keywords: Any) -> Any:
-    """A checkpoint's processor; where its last part reads videos, without that.
+    """A checkpoint's processor; where a part of it reads videos, without that.
 
     Args:
         source: a folder, or a model's name on the hub.
@@ -59,7 +64,7 @@ def load(source: str, config: Any, **keywords: Any) -> Any:
     kind: Any = PROCESSOR_MAPPING.get(type(config), None)
     if kind is None:
         return AutoProcessor.from_pretrained(source, **keywords)
-    reads_videos = kind.get_attributes()[-1:] == ["video_processor"]
+    reads_videos = "video_processor" in kind.get_attributes()
     if reads_videos:
         kind = without_video(kind)
     images = _hidden_image_processor(type(config).__module__)
