@@ -27,6 +27,7 @@ BFLOAT16 = "all heads, bfloat16"
 ONE, SEVEN = "1 expression", "7 expressions"
 DISCOVER, ONE_BY_ONE = "discover", "discover, one by one"
 TEN_MINUTES = "RefCOCO in ten minutes"
+PLAIN_ENGINE, RAY_ENGINE = "plain engine", "Ray, one actor"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ GOALS = (
     *(Goal("calls", kind, within_us=5, ours=call) for kind in ("torch", "numpy") for call in CALLS),
     *(Goal("discovery", model, ONE_BY_ONE, 5, ours=DISCOVER) for model in ("tiny", "LLaVA")),
     *(Goal("discovery", model, PUBLISHED, 15, ours=DISCOVER) for model in ("tiny", "LLaVA")),
+    Goal("discovery-engines", "tiny", PLAIN_ENGINE, at_most=1.10, ours=RAY_ENGINE),
     Goal("discovery-gpu", "LLaVA", PUBLISHED, 100, ours=DISCOVER),
     Goal("discovery-gpu", "LLaVA", TEN_MINUTES, at_most=1, ours=DISCOVER),
     *GPU,

@@ -111,6 +111,7 @@ def compare(
     clock: str = "cpu",
     seed: int = 0,
     floor: np.ndarray | None = None,
+    warm: bool = True,
 ) -> list[Row]:
     """Time the contenders against each other.
 
@@ -124,6 +125,7 @@ def compare(
         clock: "cpu" (of this process, for one thread), "wall", or "cuda" (wall, the GPU done).
         seed: of the order inside each repeat.
         floor: the input, if the time to read it once, on one thread, is to stand beside.
+        warm: whether calls go before those that count; if not, a sample is one call.
 
     Returns:
         One row a contender, in their order; the floor last.
@@ -133,8 +135,8 @@ def compare(
         one_thread()
     if floor is not None:
         contenders = {**contenders, FLOOR: plain_read(floor)}
-    calls = {}
-    for name, call in contenders.items():
+    calls = dict.fromkeys(contenders, 1)
+    for name, call in contenders.items() if warm else ():
         call()  # compiles, allocates, fills caches
         begin = now()
         call()

@@ -261,6 +261,7 @@ def test_goals_name_what_is_measured(harness):
     names |= {goals.PLAIN, goals.CAPTURE, goals.PACKED, goals.HALF, goals.EAGER, goals.GROUNDER}
     names |= {goals.ROWS, goals.SDPA_ROWS, goals.COPY, goals.ONE, goals.SEVEN}
     names |= {goals.DISCOVER, goals.ONE_BY_ONE, goals.PUBLISHED, goals.TEN_MINUTES}
+    names |= {goals.PLAIN_ENGINE, goals.RAY_ENGINE}
     names |= {goals.COPIED, goals.ONE_CALL, goals.REPLAY, goals.CUPY, goals.KORNIA}
     names |= set(bench_calls.OPERATIONS)
     assert {goal.ours for goal in goals.GOALS} <= names

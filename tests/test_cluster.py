@@ -1,17 +1,21 @@
 """Discovery by actors of Ray: the same table as without, and a run's guarantees."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ray_runs
 import small_world
-import torch
-from fastground import cluster, discovery, models, runs
+from fastground import cli, cluster, discovery, models, runs, watch
+
+# Ray Data warns of what it sets itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
 COLUMNS = ("sample_ids", "image_ids", "sums", "entropies", "ious")
 
@@ -70,68 +74,168 @@ def checkpoint(tmp_path_factory):
     return str(folder)
 
 
-def test_actors_load_the_model_itself_or_refuse(checkpoint):
-    weights = runs.fingerprint(small_world.lvlm().model.named_parameters())
-    lvlm = discovery._load(checkpoint, torch.float32, weights, "cpu")
-    assert lvlm.checkpoint == checkpoint
+def test_too_many_unreadable_images_of_actors_end_the_run():
+    skipped = [(i, i, "no such file") for i in range(11)]
+    told = watch.Watch(max_bad=0.01, progress=None)
+    with pytest.raises(
+        ValueError, match=r"max_bad=0.01 .*but 11 of 11 were not; the first is samp"
+    ):
+        told.shard(0, skipped)
+
+
+def test_a_model_that_its_name_does_not_give_is_refused():
+    lvlm = small_world.lvlm()
+    there = SimpleNamespace(ask=lambda job: job(discovery._loader("tiny")("cpu")))
+    assert discovery._theirs(there, "tiny")["architecture"]["num_layers"] == 8
+    lvlm = models.wrap(lvlm.model, lvlm.processor, checkpoint="tiny")
     with pytest.raises(ValueError, match="'tiny' has other weights; save the model and its proc"):
-        discovery._load("tiny", torch.float32, weights, "cpu")
+        discovery._theirs(there, lvlm)
+    other = discovery._theirs(there, "tiny") | {"weights": "0"}
+    with pytest.raises(ValueError, match="must be the same model on all machines, but 'random'"):
+        discovery._measure_apart(small_world.lvlm(), [], None, other)
+
+
+def test_a_name_is_no_model_where_no_actor_loads_it():
+    with pytest.raises(ValueError, match="lvlm must be a model unless engine is 'ray', but got 't"):
+        discovery.collect("tiny", small_world.samples())
+
+
+@pytest.fixture(scope="module")
+def machines():
+    """One start of Ray for all tests: a machine to begin with, and one that has the CPUs."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    few = {"object_store_memory": 100 << 20, "num_gpus": 0}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **few})
+    working = made.add_node(num_cpus=2, **few)
+    ray.init(made.address, log_to_driver=False)
+    yield made, working
+    ray.shutdown()
+    made.shutdown()
+
+
+def by_ray(checkpoint, samples=None, **options):
+    options = ray_runs.OPTIONS | {"num_actors": 1} | options
+    return discovery.collect(checkpoint, samples or small_world.samples(), **options)
 
 
 def plain(checkpoint, **options):
-    options = {"recipe": small_world.RECIPE, "shard_samples": 2} | options
+    options = ray_runs.OPTIONS | {"engine": "plain", "num_actors": None} | options
     return discovery.collect(models.load(checkpoint), small_world.samples(), **options)
 
 
-def by_ray(checkpoint, *told):
-    """What the program said to each of these, and how it ended."""
-    program = subprocess.run(
-        [sys.executable, Path(__file__).with_name("ray_runs.py"), checkpoint],
-        input="".join(json.dumps(line) + "\n" for line in told),
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
-    lines = program.stdout.splitlines()
-    return [line[2:] for line in lines if line.startswith("> ")], program.returncode
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_killed_and_resumed_by_two_actors_the_table_is_the_plain_one(checkpoint, tmp_path):
-    pytest.importorskip("ray")
-    out = tmp_path / "run"
-    told = {"out": str(out)}
+def test_killed_and_resumed_by_two_actors_the_table_is_the_plain_one(
+    machines, checkpoint, tmp_path, monkeypatch
+):
+    out, killed = tmp_path / "run", tmp_path / "killed"
+    program = Path(__file__).with_name("ray_runs.py")
     # Shards hold 3, 4 and 4 samples, so that at the fifth one is written and another is not.
-    assert by_ray(checkpoint, told | {"killed_at": 5}) == ([], -signal.SIGKILL)
+    told = [sys.executable, program, machines[0].address, checkpoint, out, "5"]
+    ended = subprocess.run(told, check=False, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     shards = out / runs.SHARDS
     before = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.parquet")}
     assert len(before) == 1
-    assert by_ray(checkpoint, told) == (["done"], 0)
+
+    measure = discovery._measure_apart
+
+    def killing(lvlm, left, how, model):
+        if not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return measure(lvlm, left, how, model)
+
+    monkeypatch.setattr(discovery, "_measure_apart", killing)  # in actors alone
+    table = by_ray(checkpoint, num_actors=2, out=out)
+    assert killed.exists()
     after = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
     assert sorted(after) == ["00000.parquet", "00001.parquet", "00002.parquet"]
     assert before.items() <= after.items()
-    table = runs.load(out)
     assert same(table, plain(checkpoint)) and table.num_samples == 11
     # And a run begun with Ray goes on without it.
     (shards / "00001.parquet").unlink()
-    labels = {"dataset": "small", "split": "train"}
-    assert same(plain(checkpoint, out=out, **labels), table)
+    assert same(plain(checkpoint, out=out), table)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_what_is_wrong_in_an_actor_is_told_as_without(checkpoint, tmp_path):
-    pytest.importorskip("ray")
-    out = tmp_path / "bad"
-    said, code = by_ray(
-        checkpoint,
-        {"out": str(out), "missing": [1], "max_bad": 0.5, "workers": 1},
-        {"out": str(out), "missing": [1]},
-        {"first": "the zebra"},
-    )
-    assert code == 0 and said[0] == "done"
-    table = runs.load(out)
+@pytest.mark.filterwarnings("ignore:images must be readable, but 4 of 11 were not")
+def test_what_is_wrong_in_an_actor_is_told_as_without(machines, checkpoint, tmp_path):
+    samples = list(small_world.samples())
+    missing = [replace(s, image="no.jpg") if s.image_id == 1 else s for s in samples]
+    table = by_ray(checkpoint, missing, max_bad=0.5, workers=1)
     assert table.sample_ids.tolist() == [0, 1, 2, 7, 8, 9, 10]
     assert [skipped[:2] for skipped in table.skipped] == [(3, 1), (4, 1), (5, 1), (6, 1)]
-    assert said[1].startswith("ValueError: images must be readable but for max_bad=0.01")
-    assert "4 of 11 were not; the first is sample_id 3, image_id 1" in said[1]
-    assert said[2].startswith("ValueError: expression must use words that the tokenizer knows")
+    samples[0] = replace(samples[0], expression="the zebra")
+    with pytest.raises(ValueError, match="expression must use words that the tokenizer knows"):
+        by_ray(checkpoint, samples)
+
+
+@pytest.mark.slow
+def test_the_command_loads_no_model_here(machines, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models, "load", None)  # actors are other processes
+    command = ["discover", "tiny", "--engine", "ray", "--num-actors", "1", "--trials", "2"]
+    with pytest.raises(SystemExit) as left:
+        cli.main([*command, "--num-samples", "8", "--out", str(tmp_path / "run")])
+    assert left.value.code == 0 and "heads of tiny on 8 expressions" in capsys.readouterr().out
+    about = runs.load(tmp_path / "run")
+    assert (about.checkpoint, about.architecture["num_layers"]) == ("tiny", 8)
+
+
+@pytest.mark.slow
+def test_whoever_is_killed_nobody_waits_for_ever(machines, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(cluster, "ROOMLESS", 2)
+
+    def load(device):
+        return device
+
+    def job(device):
+        return os.getpid()
+
+    def fatal(device):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def absent(device):
+        raise ValueError(f"no model for the {device}")
+
+    # What says by itself what is wrong, at once.
+    with (
+        pytest.raises(ValueError, match="no model for the cpu"),
+        cluster.actors(absent, 1) as actors,
+    ):
+        actors.ask(job)
+    # An actor that ends at every try.
+    with (
+        pytest.raises(ChildProcessError, match="of one the actor was killed 4 times; run discover"),
+        cluster.actors(load, 1) as actors,
+    ):
+        list(actors.each([job, fatal]))
+    # What hands the jobs out, in mid-run.
+    with (
+        pytest.raises(ChildProcessError, match=r"every shard must come back, but .*; run discover"),
+        cluster.actors(load, 1) as actors,
+    ):
+        assert actors.ask(job) != os.getpid()
+        ray.kill(actors.desk)
+        list(actors.each([job] * 5))
+    # The machine that all actors are on, and perhaps what reads the desk.
+    with (
+        pytest.raises(
+            OSError, match=r"; .*run discover again with the same folder: what is written"
+        ),
+        cluster.actors(load, 1) as actors,
+    ):
+        actors.ask(job)
+        machines[0].remove_node(machines[1])
+        list(actors.each([job] * 5))
+    with pytest.raises(
+        TimeoutError, match=r"room for an actor \(num_cpus=1\), but for 2 s no mach"
+    ):
+        cluster.Actors(None, 1, {"num_cpus": 1})._next()
+    # And where there is no room to begin with.
+    monkeypatch.setattr(cluster, "WAIT", 1)
+    with pytest.raises(TimeoutError, match="for 1 s all was taken by others, or it has none"):
+        by_ray("tiny")

@@ -6,16 +6,18 @@
 A run that is stopped goes on where it was (`runs.py`): shards that are there are not done again,
 and their images not opened. A GPU is never waited for but where a shard is whole: the numbers go to
 the host beside its work; where samples have masks, each head's IoU with them, too.
-Shards are made here, one after another, or by actors of Ray Data on many GPUs (`cluster.py`).
+Shards are made here, one after another, or by actors of Ray Data on many GPUs (`cluster.py`): then
+no model is needed here, but its name alone.
 """
 
 from __future__ import annotations
 
+import platform
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,8 +68,9 @@ def discover(
     """The model's attention heads, ranked by how well they localize what an expression means.
 
     Args:
-        model: a supported transformers LVLM; it is only run, never changed.
-        processor: its processor.
+        model: a supported transformers LVLM; it is only run, never changed. For engine "ray" its
+            checkpoint's name does, and no weights are loaded here.
+        processor: its processor; not read where `model` is a name.
         samples: images and expressions of a training split, those of an image one after another;
             boxes and masks are not needed.
         recipe: every choice of the method.
@@ -88,7 +91,8 @@ def discover(
         workers: processes that read images ahead of the model. By default as many as there are
             cores for beside a GPU, and 0 where the model runs on the CPU itself.
         engine: "plain", or "ray": many GPUs or machines, by Ray Data, to the same table; each
-            actor loads `checkpoint`, which must name this model, and has workers of its own.
+            actor loads the model by its name, which `checkpoint` must be, and has workers of its
+            own.
         num_actors: of Ray; as many as GPUs, or as CPUs but one, unless given.
 
     Returns:
@@ -98,9 +102,13 @@ def discover(
         ValueError: no samples, fewer than trials, an unsupported model, bad input in a sample, too
             many unreadable images, or a folder with a run of something else.
         OSError: the folder cannot be written, as when the disk is full.
+            Of engine "ray" also ChildProcessError or TimeoutError: too many actors were killed, or
+            the cluster has no room for one.
         RuntimeError: a worker was killed, or failed; says at which samples.
     """
-    lvlm = models.wrap(model, processor, checkpoint=checkpoint)
+    lvlm: LVLM | str = model
+    if not (engine == "ray" and isinstance(model, str)):
+        lvlm = models.wrap(model, processor, checkpoint=checkpoint)
     table = collect(
         lvlm, samples, recipe=recipe, dataset=dataset, split=split, progress=progress, out=out,
         resume=resume, retry_skipped=retry_skipped, max_bad=max_bad, max_tokens=max_tokens,
@@ -113,7 +121,7 @@ def discover(
 
 
 def collect(
-    lvlm: LVLM,
+    lvlm: LVLM | str,
     samples: Iterable[Sample],
     *,
     recipe: Recipe = Recipe(),
@@ -133,7 +141,7 @@ def collect(
     """The head-statistics table of these samples: several images a forward, the maps not kept.
 
     Args:
-        lvlm: the model, from `fastground.models`.
+        lvlm: the model, from `fastground.models`; for engine "ray" its checkpoint's name does.
         samples: as in `discover`; where one has a mask, each head's IoU with it is kept too.
         recipe: the statistics' switches and which token asks.
         dataset, split: labels.
@@ -150,35 +158,51 @@ def collect(
         cluster.check(num_actors)
     elif num_actors is not None:
         raise ValueError(f"num_actors must be None unless engine is 'ray', but got {num_actors}")
-    weights = runs.fingerprint(lvlm.model.named_parameters())
-    about = {
-        "checkpoint": lvlm.checkpoint,
-        "architecture": dict(lvlm.architecture),
-        "weights": weights,
-        "dataset": dataset,
-        "split": split,
-        "recipe": recipe.to_dict(),
-        "versions": installed_versions(),
-    }
-    watch = Watch(max_bad, progress)
-    here = partial(_here, recipe=recipe, max_tokens=max_tokens, workers=workers)
-    place: Any = nullcontext(runs.InMemory(about, shard_samples))
-    if out is not None:
-        place = runs.begin(
-            out, about, resume=resume, retry_skipped=retry_skipped, shard_samples=shard_samples
-        )
-    with place as run:
-        left = runs.left(run, samples, watch.kept)
+    watch, how = Watch(max_bad, progress), _How(recipe, max_tokens, workers)
+    make: Callable[..., Generator[tuple[int, _Measured]]]
+    with ExitStack() as stack:
         if engine == "ray":
-            load = partial(_load, lvlm.checkpoint, lvlm.model.dtype, weights)
-            made = _by_actors(left, here, load, num_actors, watch)
+            actors = stack.enter_context(cluster.actors(_loader(lvlm), num_actors))
+            samples = _opened(samples)
+            model = _theirs(actors, lvlm)
+            make = partial(_by_actors, actors, model)
+        elif isinstance(lvlm, str):
+            raise ValueError(
+                f"lvlm must be a model unless engine is 'ray', but got {lvlm!r}; load it with "
+                "fastground.models.load"
+            )
         else:
-            made = here(lvlm, left, watch=watch)
-        with closing(made):
+            model = _identity(lvlm)
+            make = partial(_here, lvlm)
+        about = {
+            **model,
+            "dataset": dataset,
+            "split": split,
+            "recipe": recipe.to_dict(),
+            "versions": installed_versions(),
+        }
+        run: Any = runs.InMemory(about, shard_samples)
+        if out is not None:
+            run = stack.enter_context(
+                runs.begin(
+                    out, about, resume=resume, retry_skipped=retry_skipped,
+                    shard_samples=shard_samples,
+                )
+            )  # fmt: skip
+        left = runs.left(run, samples, watch.kept)
+        with closing(make(left, how, watch)) as made:
             for index, shard in made:
                 run.write(index, shard.keys, shard.skipped, **shard.matrices)
         watch.end()
         return run.table(recipe)
+
+
+class _How(NamedTuple):
+    """What a shard is made with."""
+
+    recipe: Recipe
+    max_tokens: int
+    workers: int | None
 
 
 class _Measured(NamedTuple):
@@ -190,33 +214,27 @@ class _Measured(NamedTuple):
 
 
 def _here(
-    lvlm: LVLM,
-    left: Iterable[tuple[int, list[Sample]]],
-    recipe: Recipe,
-    max_tokens: int,
-    workers: int | None,
-    watch: Watch,
+    lvlm: LVLM, left: Iterable[tuple[int, list[Sample]]], how: _How, watch: Watch
 ) -> Generator[tuple[int, _Measured]]:
     """Shards made by this process, one after another."""
-    if workers is None:
-        workers = default_workers(lvlm.device)
-    with closing(read_ahead(lvlm, left, recipe, workers)) as read:
+    workers = default_workers(lvlm.device) if how.workers is None else how.workers
+    with closing(read_ahead(lvlm, left, how.recipe, workers)) as read:
         for index, images in groupby(read, key=itemgetter(0)):
             watch.begin(index)
-            yield index, _measure(lvlm, images, recipe, max_tokens, watch)
+            yield index, _measure(lvlm, images, how.recipe, how.max_tokens, watch)
 
 
 def _by_actors(
+    actors: cluster.Actors,
+    model: dict[str, Any],
     left: Iterable[tuple[int, list[Sample]]],
-    here: Callable[..., Generator[tuple[int, _Measured]]],
-    load: Callable[[str], LVLM],
-    num_actors: int | None,
+    how: _How,
     watch: Watch,
 ) -> Generator[tuple[int, _Measured]]:
-    """Shards made by actors of Ray, each as `here` makes it, in the order in which they end."""
+    """Shards made by actors of Ray, each as `_here` makes it, in the order in which they end."""
     shards = (list(images) for _, images in groupby(left, key=itemgetter(0)))
-    measure = partial(_measure_apart, here=here)
-    with closing(cluster.spread(shards, measure, load, num_actors)) as made:
+    jobs = (partial(_measure_apart, left=shard, how=how, model=model) for shard in shards)
+    with closing(actors.each(jobs)) as made:
         for index, shard in made:
             watch.begin(index)
             watch.shard(len(shard.keys), shard.skipped)
@@ -224,23 +242,54 @@ def _by_actors(
 
 
 def _measure_apart(
-    lvlm: LVLM, left: list[tuple[int, list[Sample]]], *, here: Any
+    lvlm: LVLM, left: list[tuple[int, list[Sample]]], how: _How, model: dict[str, Any]
 ) -> tuple[int, _Measured]:
     """One shard, in an actor."""
-    [made] = here(lvlm, left, watch=Watch(max_bad=1, progress=None))
+    if _identity(lvlm) != model:
+        raise ValueError(
+            f"checkpoint must be the same model on all machines, but {lvlm.checkpoint!r} on "
+            f"{platform.node()} has other weights than where it was loaded first"
+        )
+    [made] = _here(lvlm, left, how, Watch(max_bad=1, progress=None))
     return made
 
 
-def _load(checkpoint: str, dtype: Any, weights: str, device: str) -> LVLM:
-    """The same model in another process."""
-    lvlm = models.load(checkpoint, device=device, dtype=dtype)
-    if runs.fingerprint(lvlm.model.named_parameters()) != weights:
+def _identity(lvlm: LVLM) -> dict[str, Any]:
+    """What a run is labelled with that only the loaded model tells."""
+    return {
+        "checkpoint": lvlm.checkpoint,
+        "architecture": dict(lvlm.architecture),
+        "weights": runs.fingerprint(lvlm.model.named_parameters()),
+    }
+
+
+def _loader(lvlm: LVLM | str) -> Callable[[str], LVLM]:
+    """What loads the same model in an actor."""
+    if isinstance(lvlm, str):
+        return partial(_load, lvlm, None)
+    return partial(_load, lvlm.checkpoint, lvlm.model.dtype)
+
+
+def _load(checkpoint: str, dtype: Any, device: str) -> LVLM:
+    return models.load(checkpoint, device=device, dtype=dtype)
+
+
+def _theirs(actors: cluster.Actors, lvlm: LVLM | str) -> dict[str, Any]:
+    """The identity of the model that actors load: this one's, where it is there."""
+    theirs = actors.ask(_identity)
+    if not isinstance(lvlm, str) and theirs["weights"] != _identity(lvlm)["weights"]:
         raise ValueError(
             f"checkpoint must name the model itself for engine 'ray', whose actors load it, but "
-            f"{checkpoint!r} has other weights; save the model and its processor to a folder with "
-            "save_pretrained, load that with fastground.models.load, or choose engine 'plain'"
+            f"{lvlm.checkpoint!r} has other weights; save the model and its processor to a folder "
+            "with save_pretrained, load that with fastground.models.load, or choose engine 'plain'"
         )
-    return lvlm
+    return theirs
+
+
+def _opened(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples, the first one asked for: a data set is read while actors load their models."""
+    samples = iter(samples)
+    return chain(list(islice(samples, 1)), samples)
 
 
 def _measure(
