@@ -1,5 +1,6 @@
 """Discovery by actors of Ray: the same table as without, and a run's guarantees."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -106,6 +107,7 @@ def machines():
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     few = {"object_store_memory": 100 << 20, "num_gpus": 0}
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **few})
     working = made.add_node(num_cpus=2, **few)
@@ -113,6 +115,7 @@ def machines():
     yield made, working
     ray.shutdown()
     made.shutdown()
+    gc.collect()  # or Ray Data's cycles end in the midst of another test
 
 
 def by_ray(checkpoint, samples=None, **options):
@@ -123,6 +126,19 @@ def by_ray(checkpoint, samples=None, **options):
 def plain(checkpoint, **options):
     options = ray_runs.OPTIONS | {"engine": "plain", "num_actors": None} | options
     return discovery.collect(models.load(checkpoint), small_world.samples(), **options)
+
+
+def test_ray_tells_nobody_unless_it_is_asked_to(monkeypatch):
+    ray = pytest.importorskip("ray")
+    from ray._common.usage.usage_lib import usage_stats_enabled
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    with cluster.running():
+        assert not usage_stats_enabled()
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    with cluster.running():
+        assert usage_stats_enabled()
 
 
 @pytest.mark.slow
