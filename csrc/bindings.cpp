@@ -365,8 +365,13 @@ std::int64_t run_boxes(py::handle source, int heads, py::handle weights, int bor
 }
 
 py::tuple run_box_tensors(py::handle source, int heads, py::handle weights, int border,
-                          py::handle valid, int region, const py::tuple& batch) {
+                          py::handle valid, int region, const py::tuple& batch,
+                          const py::type& answer) {
   if (exchange == nullptr) throw std::invalid_argument("there is no class of tensors yet");
+  auto* const answer_class = reinterpret_cast<PyTypeObject*>(answer.ptr());
+  if (PyType_IsSubtype(answer_class, &PyTuple_Type) == 0) {
+    throw py::type_error("answer must be a class of tuples");
+  }
   const BoxesOf given(source, heads, weights, border, valid, region);
   auto room = std::make_unique<BoxTensors>(given.groups, batch.size(), [&](std::size_t axis) {
     return batch[axis].cast<std::int64_t>();
@@ -374,7 +379,7 @@ py::tuple run_box_tensors(py::handle source, int heads, py::handle weights, int 
   const std::int64_t not_finite = given.write(room->rows());
   room->look_which_are_found();
 
-  auto tensors = py::tuple(BoxTensors::parts);
+  py::tuple tensors(BoxTensors::parts);
   BoxTensors* const shared = room.release();
   for (int i = 0; i < BoxTensors::parts; ++i) {
     void* made = nullptr;
@@ -382,10 +387,9 @@ py::tuple run_box_tensors(py::handle source, int heads, py::handle weights, int 
     if (exchange->make(shared->part(i), &made) != 0) throw py::error_already_set();
     PyTuple_SET_ITEM(tensors.ptr(), i, static_cast<PyObject*>(made));
   }
-  auto answer = py::tuple(2);
-  PyTuple_SET_ITEM(answer.ptr(), 0, PyLong_FromLongLong(not_finite));
-  PyTuple_SET_ITEM(answer.ptr(), 1, tensors.release().ptr());
-  return answer;
+  PyObject* const boxes = PyTuple_Type.tp_new(answer_class, py::make_tuple(tensors).ptr(), nullptr);
+  if (boxes == nullptr) throw py::error_already_set();
+  return py::make_tuple(not_finite, py::reinterpret_steal<py::object>(boxes));
 }
 
 double run_largest(py::handle source) {
@@ -445,6 +449,7 @@ PYBIND11_MODULE(_core, module) {
              "x1, y1, x2, y2, area, mass and score of each combined map, as float32.");
   module.def("box_tensors", &run_box_tensors, py::arg("maps"), py::arg("heads"), py::arg("taps"),
              py::arg("border"), py::arg("valid"), py::arg("region"), py::arg("batch"),
+             py::arg("answer"),
              "The same as tensors over one piece of memory: xyxy, area, mass, score, found.");
   module.def("plain_shape", &plain_shape, py::arg("maps"), py::arg("least_axes"),
              "The shape of maps that can be read as they are, else None.");

@@ -2,18 +2,21 @@
 
 Outputs are C-contiguous NumPy arrays of the result's size and itemsize; where head_stats is given
 None, that is not wanted. Every operation returns how many maps are not finite; `box_tensors` also
-what the rows of `boxes` hold, as tensors of this batch: xyxy, area, mass, score, found; `largest`,
-the largest magnitude of all cells, inf if one is not finite. Tensors are of the class that
+what the rows of `boxes` hold, as tensors of this batch in such a tuple: xyxy, area, mass, score,
+found; `largest`, the largest magnitude of all cells, inf if one is not finite. Tensors are of the class that
 `use_tensors` was given; `plain_shape` tells which floating maps on the CPU can be read as they are.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 
 Source: TypeAlias = np.ndarray | torch.Tensor
 """Maps (grid_h, grid_w) or (count, grid_h, grid_w) on the CPU, strided as they come."""
+
+Answer = TypeVar("Answer", bound=tuple[Any, ...])
+"""A class of tuples."""
 
 codes: dict[str, dict[str, int]]
 """The numbers of the dtypes and of every named choice, by the argument's name."""
@@ -48,7 +51,8 @@ def box_tensors(
     valid: Source | None,
     region: int,
     batch: tuple[int, ...],
-) -> tuple[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]: ...
+    answer: type[Answer],
+) -> tuple[int, Answer]: ...
 def plain_shape(maps: object, least_axes: int) -> tuple[int, ...] | None: ...
 def use_tensors(tensor_class: type) -> None: ...
 def largest(maps: Source) -> float: ...

@@ -305,8 +305,9 @@ def boxes(
         among = valid if valid is None else source(valid, valid.shape)
         groups, heads, batch = source(maps, shape), shape[-3], shape[:-3]
         if isinstance(maps, Tensor):
-            suspect, parts = _core.box_tensors(groups, heads, taps, border, among, region, batch)
-            found = Boxes._make(parts)
+            suspect, found = _core.box_tensors(
+                groups, heads, taps, border, among, region, batch, Boxes
+            )
         else:
             rows = new_array((*batch, 7), float32)
             suspect = _core.boxes(groups, heads, taps, border, among, region, rows)

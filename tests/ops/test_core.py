@@ -61,13 +61,16 @@ def test_the_native_core_checks_what_it_would_write_and_read():
 
 def test_the_native_core_checks_tensors():
     maps, one, rows = torch.rand(6, 4, 5), np.ones(1), np.empty((6, 7), np.float32)
-    suspect, parts = _core.box_tensors(maps, 1, one, 0, None, 0, (3, 2))
+    suspect, parts = _core.box_tensors(maps, 1, one, 0, None, 0, (3, 2), tuple)
     assert suspect == _core.boxes(maps.numpy(), 1, one, 0, None, 0, rows) == 0
     assert torch.equal(parts[0].flatten(0, 1), torch.from_numpy(rows[:, :4]))
     assert [part.shape for part in parts] == [(3, 2, 4)] + [(3, 2)] * 4
     for batch in ((5,), (6, 2), (), (-3, -2), ("6",)):
         with pytest.raises((ValueError, RuntimeError), match=r"batch|cast"):
-            _core.box_tensors(maps, 1, one, 0, None, 0, batch)
+            _core.box_tensors(maps, 1, one, 0, None, 0, batch, tuple)
+    for answer in (list, object):
+        with pytest.raises(TypeError, match="answer must be a class of tuples"):
+            _core.box_tensors(maps, 1, one, 0, None, 0, (6,), answer)
     refused = {
         "Cannot pack tensors on meta": maps.to("meta"),
         "doesn't have storage": maps.to_sparse(),
