@@ -3,8 +3,9 @@
 Outputs are C-contiguous NumPy arrays of the result's size and itemsize; where head_stats is given
 None, that is not wanted. Every operation returns how many maps are not finite; `box_tensors` also
 what the rows of `boxes` hold, as tensors of this batch in such a tuple: xyxy, area, mass, score,
-found; `largest`, the largest magnitude of all cells, inf if one is not finite. Tensors are of the class that
-`use_tensors` was given; `plain_shape` tells which floating maps on the CPU can be read as they are.
+found; `largest`, the largest magnitude of all cells, inf if one is not finite. Tensors are of the
+class that `use_tensors` was given; `plain_shape` tells which floating maps on the CPU can be read
+as they are.
 """
 
 from typing import Any, TypeAlias, TypeVar
