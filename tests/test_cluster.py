@@ -128,19 +128,6 @@ def plain(checkpoint, **options):
     return discovery.collect(models.load(checkpoint), small_world.samples(), **options)
 
 
-def test_ray_tells_nobody_unless_it_is_asked_to(monkeypatch):
-    ray = pytest.importorskip("ray")
-    from ray._common.usage.usage_lib import usage_stats_enabled
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
-    with cluster.running():
-        assert not usage_stats_enabled()
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
-    with cluster.running():
-        assert usage_stats_enabled()
-
-
 @pytest.mark.slow
 def test_killed_and_resumed_by_two_actors_the_table_is_the_plain_one(
     machines, checkpoint, tmp_path, monkeypatch

@@ -29,7 +29,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -63,7 +62,6 @@ def running(*modules: str) -> Iterator[None]:
         modules: imported meanwhile, beside what Ray Data needs; a cluster's start is mostly
             waiting.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what runs here is nobody else's
     import ray
 
     mine = not ray.is_initialized()
