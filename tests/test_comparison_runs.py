@@ -2,12 +2,8 @@
 
 import dataclasses
 import json
-import random
-import subprocess
-import sys
-import time
-from pathlib import Path
 
+import killing
 import pytest
 import small_world
 from fastground import comparison, evaluation, runs
@@ -125,35 +121,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("number", ["4", "5", "8"])
 def test_killed_at_any_moment_it_ends_with_the_same_rows(tmp_path, number):
-    program = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("killed_runs.py"), number],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-    )  # fmt: skip
-    with program:
-        assert program.stdout.readline() == "ready\n"
-
-        def ends(folder, seconds):
-            program.stdin.write(f"{folder} {seconds} 0\n")
-            return program.stdout.readline().strip()
-
-        begin = time.monotonic()
-        assert ends(tmp_path / "whole", 60) == "done"
-        duration = time.monotonic() - begin
-        whole = (tmp_path / "whole" / "scores.json").read_text()
-        assert json.loads(whole)["num_samples"] == 24
-        contents = [p.read_bytes() for p in shards(tmp_path / "whole")]
-        moments, killed, tried = random.Random(0), 0, 0
-        while killed < 4:
-            tried += 1
-            assert tried < 40
-            folder = tmp_path / str(tried)
-            if ends(folder, moments.uniform(0, duration)) == "done":
-                duration *= 0.9  # the first run took longer than most
-                continue
-            killed += 1
-            kept = {p.name: p.stat().st_mtime_ns for p in (folder / runs.SHARDS).glob("*.parquet")}
-            assert ends(folder, 60) == "done"
-            assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in shards(folder)}.items()
-            assert (folder / "scores.json").read_text() == whole
-            assert [p.read_bytes() for p in shards(folder)] == contents
-        program.stdin.close()
+    found = killing.folders(number, tmp_path, times=4)
+    undisturbed = next(found)
+    whole = (undisturbed / "scores.json").read_text()
+    assert json.loads(whole)["num_samples"] == 24
+    contents = [p.read_bytes() for p in shards(undisturbed)]
+    ended = list(found)
+    for folder in ended:
+        assert (folder / "scores.json").read_text() == whole
+        assert [p.read_bytes() for p in shards(folder)] == contents
+    assert len(ended) == 4

@@ -4,13 +4,9 @@ import dataclasses
 import functools
 import json
 import os
-import random
-import subprocess
-import sys
-import time
 import types
-from pathlib import Path
 
+import killing
 import numpy as np
 import pytest
 import small_world
@@ -323,35 +319,12 @@ def test_what_others_published_stands_beside_one_model_on_one_split_alone():
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_killed_at_any_moment_it_ends_with_the_same_scores(tmp_path):
-    program = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("killed_runs.py"), "evaluate"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-    )  # fmt: skip
-    with program:
-        assert program.stdout.readline() == "ready\n"
-
-        def ends(folder, seconds):
-            program.stdin.write(f"{folder} {seconds} 0\n")
-            return program.stdout.readline().strip()
-
-        begin = time.monotonic()
-        assert ends(tmp_path / "whole", 60) == "done"
-        duration = time.monotonic() - begin
-        whole = evaluation.load(tmp_path / "whole")
-        written = (tmp_path / "whole" / evaluation.SCORES_FILE).read_text()
-        assert whole.num_samples == 60
-        moments, killed, tried = random.Random(0), 0, 0
-        while killed < 8:
-            tried += 1
-            assert tried < 60
-            folder = tmp_path / str(tried)
-            if ends(folder, moments.uniform(0, duration)) == "done":
-                duration *= 0.9  # the first run took longer than most
-                continue
-            killed += 1
-            kept = {p.name: p.stat().st_mtime_ns for p in (folder / runs.SHARDS).glob("*.parquet")}
-            assert ends(folder, 60) == "done"
-            assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in shards(folder)}.items()
-            assert same(evaluation.load(folder), whole)
-            assert (folder / evaluation.SCORES_FILE).read_text() == written
-        program.stdin.close()
+    found = killing.folders("evaluate", tmp_path, times=8)
+    whole = evaluation.load(undisturbed := next(found))
+    told = (undisturbed / evaluation.SCORES_FILE).read_text()
+    assert whole.num_samples == 60
+    ended = list(found)
+    for folder in ended:
+        assert same(evaluation.load(folder), whole)
+        assert (folder / evaluation.SCORES_FILE).read_text() == told
+    assert len(ended) == 8

@@ -83,19 +83,6 @@ def test_export_by_command(capsys, tmp_path):
     assert "images must be >= 4" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The folder of a random model that knows the words of shapes."""
-    import torch
-    from fastground.tiny.model import build, processor
-
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    build(6).save_pretrained(folder)
-    processor(6).save_pretrained(folder)
-    return folder
-
-
 def test_discover_and_evaluate_on_files(capsys, made, model, tmp_path):
     pytest.importorskip("pycocotools")
     where = ("--dataset", "refcoco", "--data", made[0], "--num-samples", 30)

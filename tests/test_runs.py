@@ -4,13 +4,10 @@ import dataclasses
 import errno
 import json
 import os
-import random
-import subprocess
 import sys
-import time
 import warnings
-from pathlib import Path
 
+import killing
 import numpy as np
 import pytest
 import small_world
@@ -371,34 +368,8 @@ def test_discover_goes_on_and_ranks_the_whole(tmp_path):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_twenty_moments_it_ends_as_if_never_killed(tmp_path, workers):
-    program = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("killed_runs.py"), "discover"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-    )  # fmt: skip
-    with program:
-        assert program.stdout.readline() == "ready\n"
-
-        def ends(folder, seconds):
-            program.stdin.write(f"{folder} {seconds} {workers}\n")
-            return program.stdout.readline().strip()
-
-        begin = time.monotonic()
-        assert ends(tmp_path / "whole", 60) == "done"
-        duration = time.monotonic() - begin
-        whole = runs.load(tmp_path / "whole")
-        assert whole.num_samples == 60 and len(shards(tmp_path / "whole")) == 5
-        moments, killed, tried = random.Random(0), 0, 0
-        while killed < 20:
-            tried += 1
-            assert tried < 100
-            folder = tmp_path / str(tried)
-            if ends(folder, moments.uniform(0, duration)) == "done":
-                duration *= 0.9  # the first run took longer than most
-                continue
-            killed += 1
-            made = folder / runs.SHARDS
-            kept = {p.name: p.stat().st_mtime_ns for p in made.glob("*.parquet")}
-            assert ends(folder, 60) == "done"
-            assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in shards(folder)}.items()
-            assert same(runs.load(folder), whole)
-        program.stdin.close()
+    found = killing.folders("discover", tmp_path, times=20, workers=workers)
+    whole = runs.load(undisturbed := next(found))
+    assert whole.num_samples == 60 and len(shards(undisturbed)) == 5
+    ended = [same(runs.load(folder), whole) for folder in found]
+    assert len(ended) == 20 and all(ended)
