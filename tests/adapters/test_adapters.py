@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import all_families
 from fastground import packing
-from fastground.attention import attention_maps, attention_of_images
+from fastground.attention import answers, attention_maps, attention_of_images
 from fastground.capture import capture
 from fastground.models import LVLM, wrap
 from fastground.types import Recipe
@@ -82,6 +82,24 @@ def asked(lvlm, blocks="base", size=(31, 20), texts=TEXTS):
     inputs, rows = packing.separate(encoded)
     inputs |= lvlm.token_inputs(inputs["input_ids"])
     return inputs, rows, [encoded.layout] * len(texts)
+
+
+def assert_answers_are_those_of_generate(lvlm, image, texts):
+    """Alone and in a pack."""
+    lvlm.model.generation_config.eos_token_id = None
+    encoded = lvlm.encode(image, texts[:1], Recipe())
+    ids = encoded.token_ids[0][None]
+    with torch.no_grad():
+        said = lvlm.model.generate(
+            input_ids=ids, **encoded.image_inputs, **lvlm.token_inputs(ids), max_new_tokens=4,
+            do_sample=False, attention_mask=torch.ones_like(ids),
+        )[0, ids.shape[1]:]  # fmt: skip
+    tokenizer = lvlm.processor.tokenizer
+    assert tokenizer.eos_token_id not in said
+    tokenizer.decode = lambda ids, **_: " ".join(map(str, ids))  # all of them are seen
+    want = tuple(map(str, said.tolist()))
+    assert answers(lvlm, image, texts[:1], max_new_tokens=4) == [want]
+    assert answers(lvlm, image, texts, max_new_tokens=4)[0] == want
 
 
 @pytest.mark.parametrize("family", FAMILIES)

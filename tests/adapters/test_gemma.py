@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from fastground.attention import answers, attention_maps
+from fastground.attention import attention_maps
 from fastground.models import load, wrap
 from fastground.types import Recipe
 from PIL import Image
+from test_adapters import assert_answers_are_those_of_generate
 from tiny_gemma import gemma3, gemma4, paligemma
 
 TEXTS = ["the red mug", "a dog on the left of the small blue mug"]
@@ -84,21 +85,7 @@ def test_a_cell_of_gemma_4_is_where_its_processor_says():
     "build", [gemma3, gemma4, paligemma, lambda seed: paligemma(seed, capped=True)]
 )
 def test_answers_are_those_of_generate(build):
-    lvlm = wrap(*build(0))
-    lvlm.model.generation_config.eos_token_id = None
-    encoded = lvlm.encode(picture(), TEXTS[:1], Recipe())
-    ids = encoded.token_ids[0][None]
-    with torch.no_grad():
-        said = lvlm.model.generate(
-            input_ids=ids, **encoded.image_inputs, **lvlm.token_inputs(ids), max_new_tokens=4,
-            do_sample=False, attention_mask=torch.ones_like(ids),
-        )[0, ids.shape[1]:]  # fmt: skip
-    tokenizer = lvlm.processor.tokenizer
-    assert tokenizer.eos_token_id not in said
-    tokenizer.decode = lambda ids, **_: " ".join(map(str, ids))  # all of them are seen
-    want = tuple(map(str, said.tolist()))
-    assert answers(lvlm, picture(), TEXTS[:1], max_new_tokens=4) == [want]
-    assert answers(lvlm, picture(), TEXTS, max_new_tokens=4)[0] == want
+    assert_answers_are_those_of_generate(wrap(*build(0)), picture(), TEXTS)
 
 
 @pytest.mark.parametrize("query", ["first_generated", "last_prompt", "phrase_mean"])

@@ -5,11 +5,17 @@ import json
 import pytest
 import torch
 from fastground import models, packing
-from fastground.attention import answers, attention_maps
+from fastground.attention import attention_maps
 from fastground.models import load, wrap
 from fastground.types import Recipe
 from PIL import Image
-from test_adapters import TEXTS, asked, eager_rows, picture
+from test_adapters import (
+    TEXTS,
+    asked,
+    assert_answers_are_those_of_generate,
+    eager_rows,
+    picture,
+)
 from tiny_molmo import MARGIN, PATCH, SIDE, molmo2
 
 WINDOW = (SIDE - 2 * MARGIN) * PATCH
@@ -103,20 +109,7 @@ def test_every_prompt_begins_with_the_first_token():
 
 
 def test_answers_are_those_of_generate():
-    lvlm = wrap(*molmo2())
-    lvlm.model.generation_config.eos_token_id = None
-    encoded = lvlm.encode(picture(), TEXTS[:1], Recipe())
-    ids = encoded.token_ids[0][None]
-    with torch.no_grad():
-        said = lvlm.model.generate(
-            input_ids=ids, **encoded.image_inputs, **lvlm.token_inputs(ids), max_new_tokens=4,
-            do_sample=False, attention_mask=torch.ones_like(ids),
-        )[0, ids.shape[1]:]  # fmt: skip
-    tokenizer = lvlm.processor.tokenizer
-    assert tokenizer.eos_token_id not in said
-    tokenizer.decode = lambda ids, **_: " ".join(map(str, ids))
-    want = tuple(map(str, said.tolist()))
-    assert answers(lvlm, picture(), TEXTS, max_new_tokens=4)[0] == want
+    assert_answers_are_those_of_generate(wrap(*molmo2()), picture(), TEXTS)
 
 
 def test_expressions_do_not_see_each_other():
