@@ -104,8 +104,9 @@ def test_what_the_statistics_read_is_told_by_explain_and_by_a_table(capsys, mode
 
 
 @pytest.mark.parametrize(
-    ("table", "rows"), [("4", 5), ("5", 6), ("8", 17)], ids=["table 4", "table 5", "table 8"]
-)
+    ("table", "rows"), [("4", 5), ("5", 6), ("8", 17), ("switches", 17)],
+    ids=["table 4", "table 5", "table 8", "switches"],
+)  # fmt: skip
 def test_evaluate_runs_the_tables_of_the_paper(capsys, model, heads, table, rows, tmp_path):
     options = (model, "--ranking", heads, "--num-samples", 8, "--table", table)
     code, out, _ = run(capsys, "evaluate", *options, "--json")

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import small_world
 import torch
+from fastground import settings
 from fastground.attention import right_answers
 from fastground.comparison import compare, paper_table
 from fastground.evaluation import evaluate
 from fastground.grounder import Grounder
 from fastground.metrics import box_iou, points_inside, spearman
 from fastground.ranking import rank_table
-from fastground.types import HeadId
+from fastground.types import HeadId, Recipe
 
 
 class Told:
@@ -262,6 +263,11 @@ def test_rows_are_named_by_the_criteria_of_the_ranking():
 
 
 CRITERIA = ("attention_sum", "entropy", "both")
+WAY = [
+    ("scope", "sample"), ("selection", "greedy"), ("weight", "mass"), ("cut", "2mean+eps"),
+    ("empty", "zero"), ("bottom_row", 0.05), ("skip_layers", 2), ("k", 5), ("kernel_size", 9),
+    ("border", "reflect"), ("region", "all"), ("padding", "include"),
+]  # fmt: skip
 TABLES = {
     "4": [({"k": k}, f"k = {k}") for k in range(1, 6)],
     "5": [
@@ -277,6 +283,16 @@ TABLES = {
             ({"sigma": sigma, "kernel_size": size}, f"sigma {sigma}, kernel {size}")
             for sigma in (0.5, 1.0, 1.5, 2.0)
             for size in (3, 5, 7, 9)
+        ),
+    ],
+    "switches": [
+        ({}, "as told"),
+        ({"border": "reflect"}, "border=reflect"),
+        *(({"region": region}, f"region={region}") for region in ("component", "mass", "all")),
+        ({"padding": "include"}, "padding=include"),
+        *(
+            (dict(WAY[:count]), "+ {}={}".format(*WAY[count - 1]))
+            for count in range(1, len(WAY) + 1)
         ),
     ],
 }
@@ -312,9 +328,18 @@ def test_a_greedy_recipe_is_greedy_in_every_row(number, scope):
         assert rows[name].scores.mean_iou == pytest.approx(scores.mean_iou, abs=1e-6)
 
 
+def test_the_way_to_the_release_ends_there():
+    ranking = dataclasses.replace(
+        small_world.ranking(), recipe=Recipe(sigma=0.5, elbow="curvature")
+    )
+    last = settings.of_switches(ranking)[-1]
+    assert last.recipe == Recipe.profile("repo-2025-08").replace(elbow="curvature")
+    assert last.heads is None and last.kept is None
+
+
 def test_a_table_that_is_not_there_or_lacks_its_statistics_is_refused():
     given = (small_world.lvlm(), small_world.ranking(), small_world.samples())
-    with pytest.raises(ValueError, match="number must be one of 4, 5, 8, but got '6'"):
+    with pytest.raises(ValueError, match="number must be one of 4, 5, 8, switches, but got '6'"):
         paper_table("6", *given)
     with pytest.raises(ValueError, match=r"runs\.load the folder that discover wrote"):
         paper_table("5", *given)

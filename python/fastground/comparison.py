@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MOST_NAMED = 8
 """A row of more heads than these does not list them."""
 CEILING = "ceiling: the true mask"
-TABLES = ("heads", "4", "5", "8")
+TABLES = ("heads", "4", "5", "8", "switches")
 COMMAND = "evaluate --table "
 """And the table's name: whose folder a comparison's is."""
 
@@ -158,10 +158,11 @@ def paper_table(
     seed: int = 0,
     **how: Any,
 ) -> Comparison:
-    """One of the paper's tables, from one reading of the maps.
+    """One of the paper's tables, or the one it lacks, from one reading of the maps.
 
     Args:
-        number: "4" (k from 1 to 5), "5" (criteria, fixed and greedy) or "8" (sigma and kernel).
+        number: "4" (k from 1 to 5), "5" (criteria, fixed and greedy) or "8" (sigma and kernel); or
+            "switches" (each choice of the box, and those that lead to a release).
         lvlm: the model.
         ranking: its heads.
         samples: held-out, with true boxes; those of an image one after another.
@@ -185,7 +186,8 @@ def paper_table(
         table.check(ranking.recipe)
         chosen = settings.of_criteria(table, ranking)
     else:
-        chosen = {"4": settings.of_counts, "8": settings.of_smoothing}[number](ranking)
+        of = {"4": settings.of_counts, "8": settings.of_smoothing, "switches": settings.of_switches}
+        chosen = of[number](ranking)
     way = Way(**how)
     found = _scored(number, lvlm, chosen, samples, ranking, seed, way)
     way.save(found.to_dict())

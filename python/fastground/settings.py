@@ -1,11 +1,12 @@
 """Choices of heads and of smoothing to be scored beside each other: what a table has rows of.
 
-    heads   the method, its ablations, chance, the oracle            `of_heads`
-    4       the number of heads, 1 to 5                              `of_counts`
-    5       each criterion alone and both; fixed or chosen greedily  `of_criteria`
-    8       sigma and kernel size of the smoothing                   `of_smoothing`
+    heads     the method, its ablations, chance, the oracle            `of_heads`
+    4         the number of heads, 1 to 5                              `of_counts`
+    5         each criterion alone and both; fixed or chosen greedily  `of_criteria`
+    8         sigma and kernel size of the smoothing                   `of_smoothing`
+    switches  each choice of the box; the way to the released code     `of_switches`
 
-The numbers are the paper's own of its tables. Heads are chosen on the training split alone; nothing
+Numbers are the paper's own of its tables. Heads are chosen on the training split alone; nothing
 here is fitted to a score.
 
 Source: Kang et al., CVPR 2025 (arXiv 2503.06287), tables 4, 5 and 8.
@@ -19,12 +20,20 @@ import numpy as np
 
 from fastground.ranking import kept_of, rank_table
 from fastground.table import HeadTable
-from fastground.types import HeadRanking, Recipe
+from fastground.types import CHOICES, PROFILES, HeadRanking, Recipe
 
 COUNTS = (1, 2, 3, 4, 5)
 CRITERIA = (("attention sum only", "attention_sum"), ("entropy only", "entropy"), ("both", "both"))
 SIGMAS = (0.5, 1.0, 1.5, 2.0)
 KERNEL_SIZES = (3, 5, 7, 9)
+RELEASE = PROFILES["repo-2025-08"]
+OF_BOXES = ("border", "region", "padding")
+STEPS = (
+    "scope", "selection", "weight", "cut", "empty", "bottom_row", "skip_layers", "k",
+    "kernel_size", "sigma", *OF_BOXES,
+)  # fmt: skip
+"""The fields in which a release may differ on the same maps, in the order of the way to it: what
+the statistics read matters once each sample has its own heads."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,27 @@ def of_smoothing(ranking: HeadRanking) -> list[Setting]:
         for size in KERNEL_SIZES:
             recipe = ranking.recipe.replace(sigma=sigma, kernel_size=size)
             found.append(_as_told(f"sigma {sigma}, kernel {size}", ranking, recipe))
+    return found
+
+
+def of_switches(ranking: HeadRanking) -> list[Setting]:
+    """Where a score comes from, choice by choice, on the same maps.
+
+    The recipe as it is; each other choice of how a box is made, alone; then, with a plus, the way
+    to the box and heads of the authors' second release: each choice with all those above it.
+    """
+    recipe = ranking.recipe
+    found = [_as_told("as told", ranking, recipe)]
+    for name in OF_BOXES:
+        for choice in CHOICES[name]:
+            if choice != getattr(recipe, name):
+                alone = recipe.replace(**{name: choice})
+                found.append(_as_told(f"{name}={choice}", ranking, alone))
+    for name in STEPS:
+        value = getattr(RELEASE, name)
+        if value != getattr(recipe, name):
+            recipe = recipe.replace(**{name: value})
+            found.append(_as_told(f"+ {name}={value}", ranking, recipe))
     return found
 
 

@@ -43,9 +43,9 @@ def evaluate(
     table: Annotated[
         str | None,
         typer.Option(
-            metavar="heads|4|5|8",
-            help="Beside ablations and chance; or a table of the paper. heads and 5 need discover's"
-            " folder as --ranking.",
+            metavar="heads|4|5|8|switches",
+            help="Beside ablations and chance; or a table of the paper; or choice by choice from "
+            "this recipe to a release. heads and 5 need discover's folder as --ranking.",
         ),
     ] = None,
     baseline: Annotated[
