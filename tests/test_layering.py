@@ -39,7 +39,7 @@ ROWS = (
     {"gathering"},
     {"grounder", "discovery", "evaluation", "comparison", "ablations", "report", "explain"},
     # layer 5, commands
-    {"terminal", "info", "tiny"},
+    {"terminal", "info", "bench", "tiny"},
     {"demo"},
     {"cli"},
 )  # fmt: skip

@@ -314,6 +314,23 @@ def operations_table(operations: dict[str, dict[str, str]]) -> Table:
     return table
 
 
+def bench_table(rows: Iterable[Any], title: str) -> Table:
+    """`fastground.bench.Speed`, one line an operation."""
+    table = _table(
+        title, ("operation", "runs as", "time a map", "+-", "of a copy", "off by"),
+        "time a map: median; of attention_rows, of a head's row over 640 keys\n"
+        "of a copy: the time in which torch copies the same bytes, over its own\n"
+        "off by: the largest difference from the definition in PyTorch, or how many cells differ",
+    )  # fmt: skip
+    for row in rows:
+        time = f"{row.time_ns:,.0f} ns" if row.time_ns < 1e4 else f"{row.time_ns / 1e3:,.1f} µs"
+        table.add_row(
+            row.operation, row.implementation, time, _percent(row.spread, " %"),
+            f"{100 * row.of_copy:.0f} %", f"{row.error:.1g}",
+        )  # fmt: skip
+    return table
+
+
 def support_table(rows: Iterable[Any]) -> Table:
     """Which models work and how: `fastground.models.support.table`, rows that are alike in one."""
     table = _table(

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from fastground import terminal
-from fastground.cli import demo, discover, evaluate, explain, ground, info, rank, report
+from fastground.cli import bench, demo, discover, evaluate, explain, ground, info, rank, report
 from fastground.cli.options import INTERRUPTED
 
 UsageError: Any = typer.BadParameter.__base__
@@ -40,6 +40,7 @@ app.command(epilog="Example: fastground report runs/tiny --out runs/tiny/report"
 app.command(epilog="Example: fastground evaluate tiny --num-samples 1000")(evaluate.evaluate)
 app.command(epilog="Example: fastground demo --out demo --num-samples 1000")(demo.demo)
 app.command(epilog="Example: fastground info --models")(info.info)
+app.command(epilog="Example: fastground bench --dtype float16 --device cuda")(bench.bench)
 
 
 def main(arguments: list[str] | None = None) -> None:
