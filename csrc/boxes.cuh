@@ -229,21 +229,43 @@ __device__ KeptRegion keep_all(BoxesMemory<Words>& w) {
           largest_of_lanes(bottom), 1.0 * sum_of_lanes(cells)};
 }
 
+// 32 bits of the stream that rows make, from cell 32 * w on.
+template <int Words>
+__device__ std::uint32_t stream_word(const std::uint64_t* rows, int grid_h, int grid_w, int w) {
+  std::uint32_t bits = 0;
+  for (int i = 32 * w / grid_w; i < grid_h && i * grid_w < 32 * (w + 1); ++i) {
+    const std::uint64_t* row = &rows[i * Words];
+    const int column = 32 * w - i * grid_w;  // where the word begins; before the row if negative
+    const int at = column / 64;
+    if (column < 0) {
+      bits |= static_cast<std::uint32_t>(row[0] << -column);
+    } else {
+      bits |= static_cast<std::uint32_t>(row[at] >> column % 64);
+      if (column % 64 > 32 && at + 1 < Words) {
+        bits |= static_cast<std::uint32_t>(row[at + 1] << (64 - column % 64));
+      }
+    }
+  }
+  return bits;
+}
+
 // The box of the map w.combiner.combined(), whose cells sum to `all`.
 template <int Words>
 __device__ Box box_of(BoxesMemory<Words>& w, double all, const BoxesCall& call,
                       const std::uint8_t* valid) {
-  const int grid_w = w.regions.grid_w;
-  const int count = w.regions.grid_h * grid_w;
+  const int count = w.regions.grid_h * w.regions.grid_w;
   const float* cells = w.combiner.combined();
   if (!is_finite(all)) return {0, 0, 0, 0, 0, NAN, NAN};
   const auto counts = [&](int i) { return valid == nullptr || valid[i] != 0; };
-  int num_valid = 0;
-  for (int i = this_lane(); i < count; i += warp_size) num_valid += counts(i);
-  num_valid = sum_of_lanes(num_valid);
-  if (num_valid == 0) return {};
-  const double sum =
-      sum_over(count, [&](int i) { return counts(i) ? static_cast<double>(cells[i]) : 0.0; });
+  int num_valid = count;
+  double sum = all;
+  if (valid != nullptr) {
+    num_valid = 0;
+    for (int i = this_lane(); i < count; i += warp_size) num_valid += counts(i);
+    num_valid = sum_of_lanes(num_valid);
+    if (num_valid == 0) return {};
+    sum = sum_over(count, [&](int i) { return counts(i) ? static_cast<double>(cells[i]) : 0.0; });
+  }
   const float cut = float_below(mean_of(cells, count, sum / num_valid, counts));
   bool any = false;
   write_stream(count, w.stream, [&](int i) {
@@ -259,20 +281,26 @@ __device__ Box box_of(BoxesMemory<Words>& w, double all, const BoxesCall& call,
     w.regions.find(w.stream);
     kept = keep_largest(w, cells, call.keep);
   }
-  const auto is_kept = [&](int i) {
-    const std::uint64_t word = w.kept[i / grid_w * Words + i % grid_w / 64];
-    return (word >> i % grid_w % 64 & 1) != 0;
-  };
+  auto* stream = reinterpret_cast<std::uint32_t*>(w.stream);  // of what is kept
+  const int chunks = (count + warp_size - 1) / warp_size;
+  for (int c = this_lane(); c < chunks; c += warp_size) {
+    stream[c] = stream_word<Words>(w.kept, w.regions.grid_h, w.regions.grid_w, c);
+  }
+  __syncwarp();
   int inside = 0;
-  for (int i = this_lane(); i < count; i += warp_size) inside += counts(i) && is_kept(i);
+  double inside_sum = 0;
+  double outside_sum = 0;
+  for (int c = 0, i = this_lane(); i < count; ++c, i += warp_size) {
+    const bool is_kept = (stream[c] >> this_lane() & 1) != 0;
+    const bool is_valid = counts(i);
+    const double cell = cells[i];
+    inside += is_valid && is_kept;
+    inside_sum += is_valid && is_kept ? cell : 0.0;
+    outside_sum += is_valid && !is_kept ? cell : 0.0;
+  }
   inside = sum_of_lanes(inside);
-  const auto sum_where = [&](bool here) {
-    return sum_over(count, [&](int i) {
-      return counts(i) && is_kept(i) == here ? static_cast<double>(cells[i]) : 0.0;
-    });
-  };
-  const double inside_sum = sum_where(true);
-  const double outside_sum = sum_where(false);
+  inside_sum = sum_of_lanes(inside_sum);
+  outside_sum = sum_of_lanes(outside_sum);
   const int outside = num_valid - inside;
   const double score = outside == 0 ? INFINITY : (inside_sum / inside) / (outside_sum / outside);
   return {static_cast<float>(kept.left),  static_cast<float>(kept.top),
@@ -284,11 +312,14 @@ __device__ Box box_of(BoxesMemory<Words>& w, double all, const BoxesCall& call,
 template <int Words>
 __global__ void __launch_bounds__(warp_size, 16)
     boxes_by_warp(BoxesCall call, void* workspace, std::size_t bytes) {
-  Arena arena(block_memory(workspace, bytes));
-  BoxesMemory<Words> w(arena, call.maps.grid_h, call.maps.grid_w);
+  void* memory = block_memory(workspace, bytes);
   const std::int64_t groups = call.maps.count / call.heads;
   for (std::int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
-    const double all = w.combiner.combine(call.maps, group * call.heads, call.heads, call.filter);
+    Arena for_map(memory);
+    const Combiner combiner(for_map, call.maps.grid_h, call.maps.grid_w);
+    const double all = combiner.combine(call.maps, group * call.heads, call.heads, call.filter);
+    Arena arena(met_anew(memory));
+    BoxesMemory<Words> w(arena, call.maps.grid_h, call.maps.grid_w);
     const auto* valid = call.valid.data == nullptr ? nullptr : call.valid.map<std::uint8_t>(group);
     const Box box = box_of(w, all, call, valid);
     if (this_lane() == 0) call.out[group] = box;

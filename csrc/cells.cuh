@@ -33,19 +33,23 @@ __device__ inline float number(Float16 cell) {
 #endif
 }
 
-// Calls f(T{}) with the element type of a dtype that is not boolean.
+// Calls f(T{}) with the element type of a dtype whose numbers float32 holds.
 template <class F>
-FASTGROUND_ANYWHERE auto with_number_type(Dtype dtype, F&& f) {
+FASTGROUND_ANYWHERE auto with_narrow_type(Dtype dtype, F&& f) {
   switch (dtype) {
     case Dtype::float16:
       return f(Float16{});
     case Dtype::bfloat16:
       return f(Bfloat16{});
-    case Dtype::float64:
-      return f(double{});
     default:
       return f(float{});
   }
+}
+
+// Calls f(T{}) with the element type of a dtype that is not boolean.
+template <class F>
+FASTGROUND_ANYWHERE auto with_number_type(Dtype dtype, F&& f) {
+  return dtype == Dtype::float64 ? f(double{}) : with_narrow_type(dtype, f);
 }
 
 // The cells of a map whose type is asked for at each of them: for kernels that do much more with a

@@ -9,6 +9,7 @@ namespace {
 constexpr std::size_t most_shared = 48 * 1024;  // a block has that on every GPU, without asking
 constexpr std::int64_t most_blocks = 1 << 20;
 constexpr std::int64_t most_in_workspace = 512;  // blocks whose memory is not shared
+constexpr std::int64_t most_of_lanes = 4096;     // blocks whose warps prepare for more than one map
 constexpr int warps_a_block = 8;
 
 // Calls f with the number of words that a row has, as Count<1> or Count<4>.
@@ -145,11 +146,22 @@ const char* cuda_label(const MapView& maps, Cut cut, const CudaCall& call, std::
 const char* cuda_combine(const MapView& maps, int heads, const Taps& taps, const double* weights,
                          const CudaCall& call, float* combined) {
   if (maps.count == 0) return nullptr;
+  const std::int64_t groups = maps.count / heads;
+  const Filter filter = filter_of(maps, heads, taps, weights);
+  if (filter.by_floats && fits_lanes(filter.count / 2, maps.grid_h, maps.grid_w)) {
+    return with_narrow_type(maps.dtype, [&](auto type) {
+      return with_radius(filter.count / 2, [&](auto radius) {
+        return launch(combine_by_lanes<decltype(type), decltype(radius)::value>, call.device,
+                      call.stream, at_most(blocks_of_warps(groups), most_of_lanes),
+                      warps_a_block * warp_size, 0, maps_of(maps), groups, heads, filter, combined);
+      });
+    });
+  }
   const std::size_t bytes = bytes_of(Operation::combine, maps.grid_h, maps.grid_w, Weight::area);
-  const Room room(bytes, maps.count / heads, call);
+  const Room room(bytes, groups, call);
   return launch(combine_by_warp, call.device, call.stream, room.blocks, warp_size,
-                room.shared_bytes, maps_of(maps), heads, filter_of(maps, heads, taps, weights),
-                room.workspace, room.bytes, combined);
+                room.shared_bytes, maps_of(maps), heads, filter, room.workspace, room.bytes,
+                combined);
 }
 
 const char* cuda_boxes(const MapView& maps, int heads, const Taps& taps, const double* weights,

@@ -68,6 +68,15 @@ class Arena {
   std::size_t most_ = 0;
 };
 
+// The same pointer, of which the compiler no longer knows where it comes from: addresses that are
+// made of it are made here, not kept in registers over all that lies before.
+__device__ inline void* met_anew(void* memory) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(memory));
+#endif
+  return memory;
+}
+
 // A block's memory: in the workspace, if it was given one, else shared.
 __device__ inline void* block_memory(void* workspace, std::size_t bytes) {
   if (workspace != nullptr) return static_cast<std::byte*>(workspace) + blockIdx.x * bytes;

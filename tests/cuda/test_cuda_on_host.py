@@ -11,7 +11,7 @@ import fastground as fg
 import numpy as np
 import pytest
 import torch
-from fastground import dispatch, gpu
+from fastground import dispatch, gpu, ops
 
 sys.path.insert(0, str(Path(__file__).parent))
 import prove_cuda
@@ -53,6 +53,26 @@ def test_every_share_of_a_warp(built, count):
         sums, entropies = gpu.head_stats(maps)
     expected = fg.head_stats(maps)
     assert torch.equal(sums, expected.attention_sum) and torch.equal(entropies, expected.entropy)
+
+
+@pytest.mark.parametrize("border", ["reflect101", "reflect"])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_smoothing_with_a_lane_for_each_column_and_without(built, dtype, kernel_size, border):
+    """Grids that a lane's reach does or does not fit; what float32 does not suffice for."""
+    recipe = fg.Recipe(kernel_size=kernel_size, border=border)
+    huge = torch.finfo(dtype).max
+    with cuda_on_host.kernels(cuda_on_host.load(built)):
+        for grid in ((1, 7), (5, 4), (4, 5), (24, 24), (11, 32), (9, 33)):
+            maps = torch.rand(4, 3, *grid)
+            maps[1] *= huge  # of it intermediate sums are too large
+            maps[2, 1, 0, 0] = torch.inf
+            maps[3, 2, -1, -1] = torch.nan
+            maps = maps.to(dtype)
+            for some in (maps, maps[:, :1], maps.flatten(0, 1)[:, None]):
+                found = gpu.combine(some, recipe=recipe)
+                expected = ops.combine(some, recipe=recipe, nan="propagate")
+                assert prove_cuda.same(found, expected), grid
 
 
 def test_any_shape_and_layout(built):
