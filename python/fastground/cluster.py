@@ -55,23 +55,17 @@ LOOK, LEAVE = 0.5, 10
 
 
 @contextmanager
-def running(*modules: str) -> Iterator[None]:
-    """The cluster that there is, or one of this machine until it is left.
-
-    Args:
-        modules: imported meanwhile, beside what Ray Data needs; a cluster's start is mostly
-            waiting.
-    """
+def _running() -> Iterator[None]:
+    """The cluster that there is, or one of this machine until it is left."""
     import ray
 
     mine = not ray.is_initialized()
     if mine:
-        with ThreadPoolExecutor(1) as beside:
-            imported = [beside.submit(import_module, name) for name in (*modules, "pandas")]
+        with ThreadPoolExecutor(1) as beside:  # a cluster's start is mostly waiting
+            imported = beside.submit(import_module, "ray.data")
             # An actor's words would stand on stdout, which is the answer's.
             ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
-        for each in imported:
-            each.result()
+        imported.result()
     try:
         yield
     finally:
@@ -110,7 +104,7 @@ def actors(load: Callable[[str], Model], num_actors: int | None = None) -> Itera
         TimeoutError: the cluster's GPUs or CPUs are all taken.
     """
     check(num_actors)
-    with running(), _quiet():
+    with _running(), _quiet():
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -154,15 +148,14 @@ class Actors:
     given: int = 0
     came: SimpleQueue[bytes | Exception | None] = field(default_factory=SimpleQueue)
 
-    def ask(self, job: Callable[[Any], Result]) -> Result:
-        """What comes of one job, before any other.
+    def ask(self, job: Callable[[Any], Result]) -> Callable[[], Result]:
+        """One job before any other, whose result the returned function waits for.
 
         Raises:
-            Exception: as `each`.
+            Exception: as `each`, and so does the function.
         """
         self._give(job)
-        result: Result = self._take()
-        return result
+        return self._take
 
     def each(self, jobs: Iterable[Callable[[Any], Result]]) -> Generator[Result]:
         """What comes of each job, in the order in which they are done; no more follow.
