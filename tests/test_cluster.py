@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,6 +184,19 @@ def test_the_command_loads_no_model_here(machines, tmp_path, monkeypatch, capsys
     assert left.value.code == 0 and "heads of tiny on 8 expressions" in capsys.readouterr().out
     about = runs.load(tmp_path / "run")
     assert (about.checkpoint, about.architecture["num_layers"]) == ("tiny", 8)
+
+
+@pytest.mark.slow
+def test_work_may_take_longer_than_ray_data_waits_for_progress(machines, monkeypatch):
+    from ray.data import DataContext
+
+    def slow(device):
+        time.sleep(4)
+        return device
+
+    monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 1)
+    with cluster.actors(lambda device: device, 1) as actors:
+        assert actors.ask(slow)() == "cpu"
 
 
 @pytest.mark.slow

@@ -112,7 +112,8 @@ def actors(load: Callable[[str], Model], num_actors: int | None = None) -> Itera
         _wait(share)
         kind: Any = ray.remote(_Desk)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        desk = kind.options(num_cpus=0, scheduling_strategy=here).remote()
+        apart = {"env_vars": {"OMP_NUM_THREADS": "1"}}  # no process that was begun for actors
+        desk = kind.options(num_cpus=0, scheduling_strategy=here, runtime_env=apart).remote()
         made = Actors(desk, count, share)
         thread = Thread(target=made.follow, args=(_dataset(desk, load, count, share),), daemon=True)
         thread.start()
@@ -348,6 +349,7 @@ def _dataset(
         _Actor, fn_constructor_args=(load, desk), compute=ActorPoolStrategy(size=actors), **share,
     )  # fmt: skip
     rows.context.target_max_block_size = 1  # bytes: each job goes on as soon as it is there
+    rows.context.execution_no_progress_timeout_s = -1  # else the work itself has half an hour
     rows.context.enable_progress_bars = rows.context.print_on_execution_start = False
     batches = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     return (result for batch in batches for result in batch["result"].to_pylist())
