@@ -73,12 +73,8 @@ def _running() -> Iterator[None]:
             ray.shutdown()
 
 
-def check(num_actors: int | None) -> None:
-    """Nothing, where there is Ray Data and a number of actors.
-
-    Raises:
-        ValueError: there is not.
-    """
+def _check(num_actors: int | None) -> None:
+    """Nothing, where there is Ray Data and a number of actors."""
     if num_actors is not None and num_actors < 1:
         raise ValueError(f"num_actors must be at least 1, but got {num_actors}")
     try:
@@ -103,7 +99,7 @@ def actors(load: Callable[[str], Model], num_actors: int | None = None) -> Itera
         ValueError: Ray Data is not installed, or there are fewer GPUs than actors.
         TimeoutError: the cluster's GPUs or CPUs are all taken.
     """
-    check(num_actors)
+    _check(num_actors)
     with _running(), _quiet():
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

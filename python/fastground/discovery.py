@@ -147,9 +147,7 @@ def collect(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, but got {engine!r}")
-    if engine == "ray":
-        cluster.check(num_actors)
-    elif num_actors is not None:
+    if engine != "ray" and num_actors is not None:
         raise ValueError(f"num_actors must be None unless engine is 'ray', but got {num_actors}")
     watch = Watch(max_bad, progress)
     how = {"recipe": recipe, "max_tokens": max_tokens, "workers": workers}
