@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,22 @@ def test_work_may_take_longer_than_ray_data_waits_for_progress(machines, monkeyp
     monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 1)
     with cluster.actors(lambda device: device, 1) as actors:
         assert actors.ask(slow)() == "cpu"
+
+
+@pytest.mark.slow
+def test_jobs_do_not_wait_behind_a_long_one_where_another_actor_is_free(machines, tmp_path):
+    def long(device):
+        until = time.monotonic() + 30
+        while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < until:
+            time.sleep(0.1)
+        return len(list(tmp_path.iterdir()))
+
+    def short(name, device):
+        (tmp_path / name).touch()
+
+    with cluster.actors(lambda device: device, 2) as actors:
+        jobs = [long, *(partial(short, name) for name in "abc")]
+        assert 3 in list(actors.each(jobs))
 
 
 @pytest.mark.slow

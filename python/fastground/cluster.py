@@ -340,10 +340,10 @@ def _dataset(
         def get_read_tasks(self, *args: Any, **more: Any) -> list[ReadTask]:
             return [ReadTask(read, BlockMetadata(None, None, None, None))]
 
+    # A job that waits behind another is there at once, but no actor that is free first may take it.
+    pool = ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1 if actors > 1 else 2)
     rows = ray.data.read_datasource(Queued(), num_cpus=0, override_num_blocks=1)
-    rows = rows.map(
-        _Actor, fn_constructor_args=(load, desk), compute=ActorPoolStrategy(size=actors), **share,
-    )  # fmt: skip
+    rows = rows.map(_Actor, fn_constructor_args=(load, desk), compute=pool, **share)
     rows.context.target_max_block_size = 1  # bytes: each job goes on as soon as it is there
     rows.context.execution_no_progress_timeout_s = -1  # else the work itself has half an hour
     rows.context.enable_progress_bars = rows.context.print_on_execution_start = False
