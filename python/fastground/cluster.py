@@ -108,7 +108,8 @@ def actors(load: Callable[[str], Model], num_actors: int | None = None) -> Itera
         _wait(share)
         kind: Any = ray.remote(_Desk)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        apart = {"env_vars": {"OMP_NUM_THREADS": "1"}}  # no process that was begun for actors
+        # In an environment of its own it leaves the processes that Ray began ahead to actors.
+        apart = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         desk = kind.options(num_cpus=0, scheduling_strategy=here, runtime_env=apart).remote()
         made = Actors(desk, count, share)
         thread = Thread(target=made.follow, args=(_dataset(desk, load, count, share),), daemon=True)
