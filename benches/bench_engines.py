@@ -6,7 +6,8 @@
     Ray       fastground discover tiny --engine ray --num-actors 1
 
 What Ray costs is mostly its start and its end; so the ratio belongs to a run of this length. Each
-command is a process of its own, and time is the wall's: Ray has other processes at work.
+command is a process of its own, and time is the wall's: Ray has other processes at work, and starts
+them anew, whether or not a cluster runs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def discover(out: Path, samples: int, engine: list[str]) -> None:
     command += ["--num-samples", str(samples), "--out", str(out.with_name(f"{out.name}-{number}"))]
     subprocess.run(
         command,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"},
         stdout=subprocess.DEVNULL,
         check=True,
     )

@@ -5,9 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,14 +87,14 @@ def test_too_many_unreadable_images_of_actors_end_the_run():
 
 def test_a_model_that_its_name_does_not_give_is_refused():
     lvlm = small_world.lvlm()
-    there = SimpleNamespace(ask=lambda job: job(discovery._loader("tiny")("cpu")))
+    there = discovery._identity(discovery._loader("tiny")("cpu"))
     assert discovery._theirs(there, "tiny")["architecture"]["num_layers"] == 8
     lvlm = models.wrap(lvlm.model, lvlm.processor, checkpoint="tiny")
     with pytest.raises(ValueError, match="'tiny' has other weights; save the model and its proc"):
         discovery._theirs(there, lvlm)
-    other = discovery._theirs(there, "tiny") | {"weights": "0"}
+    other = there | {"weights": "0"}
     with pytest.raises(ValueError, match="must be the same model on all machines, but 'random'"):
-        discovery._measure_apart(small_world.lvlm(), [], None, other)
+        discovery._measure_apart(small_world.lvlm(), left=[], model=other)
 
 
 def test_a_name_is_no_model_where_no_actor_loads_it():
@@ -144,11 +145,11 @@ def test_killed_and_resumed_by_two_actors_the_table_is_the_plain_one(
 
     measure = discovery._measure_apart
 
-    def killing(lvlm, left, how, model):
+    def killing(lvlm, **how):
         if not killed.exists():
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return measure(lvlm, left, how, model)
+        return measure(lvlm, **how)
 
     monkeypatch.setattr(discovery, "_measure_apart", killing)  # in actors alone
     table = by_ray(checkpoint, num_actors=2, out=out)
@@ -187,6 +188,35 @@ def test_the_command_loads_no_model_here(machines, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
+def test_work_may_take_longer_than_ray_data_waits_for_progress(machines, monkeypatch):
+    from ray.data import DataContext
+
+    def slow(device):
+        time.sleep(4)
+        return device
+
+    monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 1)
+    with cluster.actors(lambda device: device, 1) as actors:
+        assert actors.ask(slow)() == "cpu"
+
+
+@pytest.mark.slow
+def test_jobs_do_not_wait_behind_a_long_one_where_another_actor_is_free(machines, tmp_path):
+    def long(device):
+        until = time.monotonic() + 30
+        while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < until:
+            time.sleep(0.1)
+        return len(list(tmp_path.iterdir()))
+
+    def short(name, device):
+        (tmp_path / name).touch()
+
+    with cluster.actors(lambda device: device, 2) as actors:
+        jobs = [long, *(partial(short, name) for name in "abc")]
+        assert 3 in list(actors.each(jobs))
+
+
+@pytest.mark.slow
 def test_whoever_is_killed_nobody_waits_for_ever(machines, monkeypatch):
     import ray
 
@@ -209,7 +239,7 @@ def test_whoever_is_killed_nobody_waits_for_ever(machines, monkeypatch):
         pytest.raises(ValueError, match="no model for the cpu"),
         cluster.actors(absent, 1) as actors,
     ):
-        actors.ask(job)
+        actors.ask(job)()
     # An actor that ends at every try.
     with (
         pytest.raises(ChildProcessError, match="of one the actor was killed 4 times; run discover"),
@@ -221,7 +251,7 @@ def test_whoever_is_killed_nobody_waits_for_ever(machines, monkeypatch):
         pytest.raises(ChildProcessError, match=r"every shard must come back, but .*; run discover"),
         cluster.actors(load, 1) as actors,
     ):
-        assert actors.ask(job) != os.getpid()
+        assert actors.ask(job)() != os.getpid()
         ray.kill(actors.desk)
         list(actors.each([job] * 5))
     # The machine that all actors are on, and perhaps what reads the desk.
@@ -231,7 +261,7 @@ def test_whoever_is_killed_nobody_waits_for_ever(machines, monkeypatch):
         ),
         cluster.actors(load, 1) as actors,
     ):
-        actors.ask(job)
+        actors.ask(job)()
         machines[0].remove_node(machines[1])
         list(actors.each([job] * 5))
     with pytest.raises(

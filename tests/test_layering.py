@@ -36,7 +36,7 @@ ROWS = (
     # layer 4, pipelines
     {"attention", "runs", "segmentation", "scoring", "settings", "charts", "watch"},
     {"textboxes", "ahead", "cluster"},
-    {"gathering"},
+    {"gathering", "measuring"},
     {"grounder", "discovery", "evaluation", "comparison", "ablations", "report", "explain"},
     # layer 5, commands
     {"terminal", "info", "bench", "tiny"},

@@ -108,6 +108,16 @@ def test_importing_needs_no_heavy_package():
     assert ran.stdout.strip() == ""
 
 
+def test_the_process_that_ray_serves_does_not_load_torch():
+    code = (
+        "import sys, fastground.cli\n"
+        "from fastground import datasets, discovery\n"
+        "list(datasets.load('shapes', num_samples=1))\n"
+        "print('torch' in sys.modules, discovery.__name__ in sys.modules)"
+    )
+    assert fresh(code).stdout.split() == ["False", "True"]
+
+
 def test_importing_alone_does_not_even_load_torch():
     ran = fresh("import sys, fastground; print('torch' in sys.modules, fastground.__version__)")
     assert ran.stdout.split() == ["False", fastground.__version__]

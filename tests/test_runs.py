@@ -97,7 +97,7 @@ def test_finished_shards_are_not_done_again(run, monkeypatch):
     assert same(gather(folder, progress=progress), table) and seen == [7, 11]
     after = [p.stat().st_mtime_ns for p in shards(folder)]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
-    monkeypatch.setattr("fastground.discovery.attention_of_encoded", None)
+    monkeypatch.setattr("fastground.measuring.attention_of_encoded", None)
     assert same(gather(folder), table)
 
 

@@ -55,23 +55,17 @@ LOOK, LEAVE = 0.5, 10
 
 
 @contextmanager
-def running(*modules: str) -> Iterator[None]:
-    """The cluster that there is, or one of this machine until it is left.
-
-    Args:
-        modules: imported meanwhile, beside what Ray Data needs; a cluster's start is mostly
-            waiting.
-    """
+def _running() -> Iterator[None]:
+    """The cluster that there is, or one of this machine until it is left."""
     import ray
 
     mine = not ray.is_initialized()
     if mine:
-        with ThreadPoolExecutor(1) as beside:
-            imported = [beside.submit(import_module, name) for name in (*modules, "pandas")]
+        with ThreadPoolExecutor(1) as beside:  # a cluster's start is mostly waiting
+            imported = beside.submit(import_module, "ray.data")
             # An actor's words would stand on stdout, which is the answer's.
             ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
-        for each in imported:
-            each.result()
+        imported.result()
     try:
         yield
     finally:
@@ -79,12 +73,8 @@ def running(*modules: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def check(num_actors: int | None) -> None:
-    """Nothing, where there is Ray Data and a number of actors.
-
-    Raises:
-        ValueError: there is not.
-    """
+def _check(num_actors: int | None) -> None:
+    """Nothing, where there is Ray Data and a number of actors."""
     if num_actors is not None and num_actors < 1:
         raise ValueError(f"num_actors must be at least 1, but got {num_actors}")
     try:
@@ -109,8 +99,8 @@ def actors(load: Callable[[str], Model], num_actors: int | None = None) -> Itera
         ValueError: Ray Data is not installed, or there are fewer GPUs than actors.
         TimeoutError: the cluster's GPUs or CPUs are all taken.
     """
-    check(num_actors)
-    with running(), _quiet():
+    _check(num_actors)
+    with _running(), _quiet():
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -118,7 +108,9 @@ def actors(load: Callable[[str], Model], num_actors: int | None = None) -> Itera
         _wait(share)
         kind: Any = ray.remote(_Desk)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        desk = kind.options(num_cpus=0, scheduling_strategy=here).remote()
+        # In an environment of its own it leaves the processes that Ray began ahead to actors.
+        apart = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+        desk = kind.options(num_cpus=0, scheduling_strategy=here, runtime_env=apart).remote()
         made = Actors(desk, count, share)
         thread = Thread(target=made.follow, args=(_dataset(desk, load, count, share),), daemon=True)
         thread.start()
@@ -154,15 +146,14 @@ class Actors:
     given: int = 0
     came: SimpleQueue[bytes | Exception | None] = field(default_factory=SimpleQueue)
 
-    def ask(self, job: Callable[[Any], Result]) -> Result:
-        """What comes of one job, before any other.
+    def ask(self, job: Callable[[Any], Result]) -> Callable[[], Result]:
+        """One job before any other, whose result the returned function waits for.
 
         Raises:
-            Exception: as `each`.
+            Exception: as `each`, and so does the function.
         """
         self._give(job)
-        result: Result = self._take()
-        return result
+        return self._take
 
     def each(self, jobs: Iterable[Callable[[Any], Result]]) -> Generator[Result]:
         """What comes of each job, in the order in which they are done; no more follow.
@@ -350,11 +341,12 @@ def _dataset(
         def get_read_tasks(self, *args: Any, **more: Any) -> list[ReadTask]:
             return [ReadTask(read, BlockMetadata(None, None, None, None))]
 
+    # A job that waits behind another is there at once, but no actor that is free first may take it.
+    pool = ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1 if actors > 1 else 2)
     rows = ray.data.read_datasource(Queued(), num_cpus=0, override_num_blocks=1)
-    rows = rows.map(
-        _Actor, fn_constructor_args=(load, desk), compute=ActorPoolStrategy(size=actors), **share,
-    )  # fmt: skip
+    rows = rows.map(_Actor, fn_constructor_args=(load, desk), compute=pool, **share)
     rows.context.target_max_block_size = 1  # bytes: each job goes on as soon as it is there
+    rows.context.execution_no_progress_timeout_s = -1  # else the work itself has half an hour
     rows.context.enable_progress_bars = rows.context.print_on_execution_start = False
     batches = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     return (result for batch in batches for result in batch["result"].to_pylist())

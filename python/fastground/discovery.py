@@ -4,44 +4,35 @@
     maps --> two numbers a head --> a shard of the table --> the run's folder, if one is asked for
 
 A run that is stopped goes on where it was (`runs.py`): shards that are there are not done again,
-and their images not opened. A GPU is never waited for but where a shard is whole: the numbers go to
-the host beside its work; where samples have masks, each head's IoU with them, too.
-Shards are made here, one after another, or by actors of Ray Data on many GPUs (`cluster.py`): then
-no model is needed here, but its name alone.
+and their images not opened. Shards are made here, one after another (`measuring.py`), or by actors
+of Ray Data on many GPUs (`cluster.py`): then neither the model is needed here, but its name alone,
+nor torch, which takes as long to be imported as Ray.
 """
 
 from __future__ import annotations
 
 import platform
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from fastground import cluster, models, ops, packing, runs
-from fastground.ahead import Unreadable, default_workers, read_ahead
-from fastground.attention import attention_of_encoded, check_finite
-from fastground.metrics import iou_in_cells, mask_in_cells
-from fastground.models import LVLM
+from fastground import cluster, packing, runs
 from fastground.ranking import rank_table
-from fastground.shards import Key, Skipped, key
-from fastground.stats import head_statistics, head_table, on_table
+from fastground.shards import Measured
 from fastground.table import HeadTable, installed_versions
-from fastground.types import AttentionMaps, Encoded, HeadRanking, HeadStats, Recipe, Sample
+from fastground.types import HeadRanking, Recipe, Sample
 from fastground.watch import MAX_BAD, Watch
+
+if TYPE_CHECKING:
+    from fastground.models import LVLM
 
 RANKING_FILE = "ranking.json"
 ENGINES = ("plain", "ray")
 """Who makes the shards: this process, or actors of Ray Data."""
-Read = tuple[int, list[Sample], Encoded | Unreadable]
-"""An image that was read: its shard's number, its samples, and what the model takes."""
 
 
 def discover(
@@ -108,6 +99,8 @@ def discover(
     """
     lvlm: LVLM | str = model
     if not (engine == "ray" and isinstance(model, str)):
+        from fastground import models
+
         lvlm = models.wrap(model, processor, checkpoint=checkpoint)
     table = collect(
         lvlm, samples, recipe=recipe, dataset=dataset, split=split, progress=progress, out=out,
@@ -154,17 +147,17 @@ def collect(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, but got {engine!r}")
-    if engine == "ray":
-        cluster.check(num_actors)
-    elif num_actors is not None:
+    if engine != "ray" and num_actors is not None:
         raise ValueError(f"num_actors must be None unless engine is 'ray', but got {num_actors}")
-    watch, how = Watch(max_bad, progress), _How(recipe, max_tokens, workers)
-    make: Callable[..., Generator[tuple[int, _Measured]]]
+    watch = Watch(max_bad, progress)
+    how = {"recipe": recipe, "max_tokens": max_tokens, "workers": workers}
+    make: Callable[..., Generator[tuple[int, Measured]]]
     with ExitStack() as stack:
         if engine == "ray":
             actors = stack.enter_context(cluster.actors(_loader(lvlm), num_actors))
-            samples = _opened(samples)
-            model = _theirs(actors, lvlm)
+            asked = actors.ask(_identity)
+            samples = _opened(samples, shard_samples)
+            model = _theirs(asked(), lvlm)
             make = partial(_by_actors, actors, model)
         elif isinstance(lvlm, str):
             raise ValueError(
@@ -172,8 +165,10 @@ def collect(
                 "fastground.models.load"
             )
         else:
-            model = _identity(lvlm)
-            make = partial(_here, lvlm)
+            from fastground import measuring
+
+            model = measuring.identity(lvlm)
+            make = partial(measuring.shards, lvlm)
         about = {
             **model,
             "dataset": dataset,
@@ -190,50 +185,23 @@ def collect(
                 )
             )  # fmt: skip
         left = runs.left(run, samples, watch.kept)
-        with closing(make(left, how, watch)) as made:
+        with closing(make(left, watch, **how)) as made:
             for index, shard in made:
                 run.write(index, shard.keys, shard.skipped, **shard.matrices)
         watch.end()
         return run.table(recipe)
 
 
-class _How(NamedTuple):
-    """What a shard is made with."""
-
-    recipe: Recipe
-    max_tokens: int
-    workers: int | None
-
-
-class _Measured(NamedTuple):
-    """A shard: what was read, what was not, and the matrices of numbers."""
-
-    keys: list[Key]
-    skipped: list[Skipped]
-    matrices: dict[str, np.ndarray]
-
-
-def _here(
-    lvlm: LVLM, left: Iterable[tuple[int, list[Sample]]], how: _How, watch: Watch
-) -> Generator[tuple[int, _Measured]]:
-    """Shards made by this process, one after another."""
-    workers = default_workers(lvlm.device) if how.workers is None else how.workers
-    with closing(read_ahead(lvlm, left, how.recipe, workers)) as read:
-        for index, images in groupby(read, key=itemgetter(0)):
-            watch.begin(index)
-            yield index, _measure(lvlm, images, how.recipe, how.max_tokens, watch)
-
-
 def _by_actors(
     actors: cluster.Actors,
     model: dict[str, Any],
     left: Iterable[tuple[int, list[Sample]]],
-    how: _How,
     watch: Watch,
-) -> Generator[tuple[int, _Measured]]:
-    """Shards made by actors of Ray, each as `_here` makes it, in the order in which they end."""
+    **how: Any,
+) -> Generator[tuple[int, Measured]]:
+    """As `measuring.shards`, made by actors of Ray, in the order in which they end."""
     shards = (list(images) for _, images in groupby(left, key=itemgetter(0)))
-    jobs = (partial(_measure_apart, left=shard, how=how, model=model) for shard in shards)
+    jobs = (partial(_measure_apart, left=shard, model=model, **how) for shard in shards)
     with closing(actors.each(jobs)) as made:
         for index, shard in made:
             watch.begin(index)
@@ -242,25 +210,25 @@ def _by_actors(
 
 
 def _measure_apart(
-    lvlm: LVLM, left: list[tuple[int, list[Sample]]], how: _How, model: dict[str, Any]
-) -> tuple[int, _Measured]:
+    lvlm: LVLM, *, left: list[tuple[int, list[Sample]]], model: dict[str, Any], **how: Any
+) -> tuple[int, Measured]:
     """One shard, in an actor."""
-    if _identity(lvlm) != model:
+    from fastground import measuring
+
+    if measuring.identity(lvlm) != model:
         raise ValueError(
             f"checkpoint must be the same model on all machines, but {lvlm.checkpoint!r} on "
             f"{platform.node()} has other weights than where it was loaded first"
         )
-    [made] = _here(lvlm, left, how, Watch(max_bad=1, progress=None))
+    [made] = measuring.shards(lvlm, left, Watch(max_bad=1, progress=None), **how)
     return made
 
 
 def _identity(lvlm: LVLM) -> dict[str, Any]:
-    """What a run is labelled with that only the loaded model tells."""
-    return {
-        "checkpoint": lvlm.checkpoint,
-        "architecture": dict(lvlm.architecture),
-        "weights": runs.fingerprint(lvlm.model.named_parameters()),
-    }
+    """The model's, in an actor."""
+    from fastground import measuring
+
+    return measuring.identity(lvlm)
 
 
 def _loader(lvlm: LVLM | str) -> Callable[[str], LVLM]:
@@ -271,12 +239,13 @@ def _loader(lvlm: LVLM | str) -> Callable[[str], LVLM]:
 
 
 def _load(checkpoint: str, dtype: Any, device: str) -> LVLM:
+    from fastground import models
+
     return models.load(checkpoint, device=device, dtype=dtype)
 
 
-def _theirs(actors: cluster.Actors, lvlm: LVLM | str) -> dict[str, Any]:
-    """The identity of the model that actors load: this one's, where it is there."""
-    theirs = actors.ask(_identity)
+def _theirs(theirs: dict[str, Any], lvlm: LVLM | str) -> dict[str, Any]:
+    """The identity of the model that actors load, which is this one where it is there."""
     if not isinstance(lvlm, str) and theirs["weights"] != _identity(lvlm)["weights"]:
         raise ValueError(
             f"checkpoint must name the model itself for engine 'ray', whose actors load it, but "
@@ -286,71 +255,7 @@ def _theirs(actors: cluster.Actors, lvlm: LVLM | str) -> dict[str, Any]:
     return theirs
 
 
-def _opened(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """The samples, the first one asked for: a data set is read while actors load their models."""
+def _opened(samples: Iterable[Sample], count: int) -> Iterator[Sample]:
+    """The samples, so many of them asked for: they are read while actors load their models."""
     samples = iter(samples)
-    return chain(list(islice(samples, 1)), samples)
-
-
-def _measure(
-    lvlm: LVLM, images: Iterable[Read], recipe: Recipe, max_tokens: int, watch: Watch
-) -> _Measured:
-    """One shard, by forwards of its own."""
-    shape = (lvlm.architecture["num_layers"], lvlm.architecture["num_heads"])
-    waiting: deque[list[Sample]] = deque()
-    keys: list[Key] = []
-    skipped: list[Skipped] = []
-    coming: list[HeadStats] = []
-    ious: list[torch.Tensor] = []
-    masked: list[bool] = []
-
-    def encoded() -> Iterator[Encoded]:
-        for _, group, image in images:
-            if isinstance(image, Unreadable):
-                skipped.extend(watch.skip(group, image.reason))
-                continue
-            waiting.append(group)
-            yield image
-
-    for attention in attention_of_encoded(lvlm, encoded(), recipe=recipe, max_tokens=max_tokens):
-        group = waiting.popleft()
-        if not coming:
-            check_finite(lvlm, attention.sums)  # at once, not after a thousand samples
-        stats = head_statistics(attention, recipe, nan="propagate")
-        coming.append(HeadStats(*(part.to("cpu", non_blocking=True) for part in stats)))
-        ious.append(_ious(attention, group, recipe).to("cpu", non_blocking=True))
-        masked += [sample.mask is not None for sample in group]
-        keys += map(key, group)
-        watch.count(len(group))
-    if not coming:
-        nothing = np.zeros((0, *shape), dtype=np.float32)
-        return _Measured(keys, skipped, {"sums": nothing, "entropies": nothing})
-    if attention.maps.is_cuda:
-        torch.cuda.synchronize(attention.maps.device)
-    sums, entropies = (torch.cat(parts) for parts in zip(*coming, strict=True))
-    check_finite(lvlm, sums)
-    table = head_table(HeadStats(sums, entropies), attention.heads, shape)
-    matrices = {"sums": table[0], "entropies": table[1]}
-    if any(masked):
-        matrices["ious"] = on_table(torch.cat(ious), attention.heads, shape, 0)
-        matrices["ious"][~np.array(masked)] = np.nan
-    return _Measured(keys, skipped, matrices)
-
-
-def _ious(attention: AttentionMaps, group: list[Sample], recipe: Recipe) -> torch.Tensor:
-    """(samples, heads) float32: each head's IoU with the mask; 0 where there is none."""
-    maps = attention.maps
-    ious = torch.zeros(maps.shape[:2], device=maps.device)
-    if all(sample.mask is None for sample in group):
-        return ious
-    foreground = ops.binarize(maps, cut=recipe.cut, nan="propagate")
-    for i, sample in enumerate(group):
-        if sample.mask is not None:
-            counts, area = mask_in_cells(sample.mask, attention.layout, sample.ignore)
-            pixels = torch.from_numpy(counts)
-            if maps.is_cuda:  # a copy out of other memory waits
-                pixels = pixels.pin_memory()
-            pixels = pixels.to(maps.device, non_blocking=True)
-            cells = foreground[i].view(torch.uint8).double()  # on a CPU slow straight from bool
-            ious[i] = iou_in_cells(cells, pixels, area)
-    return ious
+    return chain(list(islice(samples, count)), samples)

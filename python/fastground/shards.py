@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,14 @@ Key = tuple[int, int, int]
 """sample_id, image_id, and a hash of the expression."""
 Skipped = tuple[int, int, str]
 """sample_id, image_id, and why its image could not be read."""
+
+
+class Measured(NamedTuple):
+    """What discovery writes: who was read, who was not, and the matrices of numbers by name."""
+
+    keys: list[Key]
+    skipped: list[Skipped]
+    matrices: dict[str, np.ndarray]
 
 
 def key(sample: Sample) -> Key:

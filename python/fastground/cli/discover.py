@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -61,42 +60,37 @@ def discover(
 ) -> None:
     """Find a model's localization heads on training expressions; no box is read."""
     chosen = recipe_of(Recipe(), profile, recipe)
-    from fastground import cluster
+    from fastground import datasets, discovery
 
-    by_ray = engine == "ray"
-    with ExitStack() as stack:
-        if by_ray:
-            cluster.check(num_actors)
-            stack.enter_context(cluster.running("fastground.discovery"))
-        from fastground import datasets, discovery, models
+    read = partial(
+        datasets.load, dataset, data=data, split=split, num_samples=num_samples, seed=seed,
+        **options_of(dataset, option),
+    )  # fmt: skip
+    samples: Iterable[Sample]
+    if engine == "ray":  # actors load the model, and meanwhile the samples are read
+        samples = _later(read)
+        named, processor, share = model, None, None
+    else:
+        from fastground import models
 
-        read = partial(
-            datasets.load, dataset, data=data, split=split, num_samples=num_samples, seed=seed,
-            **options_of(dataset, option),
+        samples = read()
+        lvlm = models.load(model)
+        named, processor = lvlm.model, lvlm.processor
+        share = terminal.gpu_share(lvlm.device)
+    progress = terminal.progress("discovering heads", num_samples, share)
+    with progress as advance, terminal.interruptible() as stop:
+        ranking = discovery.discover(
+            named, processor, stop.until(samples), recipe=chosen, trials=trials, seed=seed,
+            checkpoint=model, dataset=dataset, split=split, progress=advance, out=out,
+            retry_skipped=retry_skipped, max_bad=max_bad, workers=workers, engine=engine,
+            num_actors=num_actors,
         )  # fmt: skip
-        samples: Iterable[Sample]
-        if by_ray:  # actors load the model, and meanwhile the samples are read
-            samples = _later(read)
-            named, processor, share = model, None, None
-        else:
-            samples = read()
-            lvlm = models.load(model)
-            named, processor = lvlm.model, lvlm.processor
-            share = terminal.gpu_share(lvlm.device)
-        progress = terminal.progress("discovering heads", num_samples, share)
-        with progress as advance, terminal.interruptible() as stop:
-            ranking = discovery.discover(
-                named, processor, stop.until(samples), recipe=chosen, trials=trials, seed=seed,
-                checkpoint=model, dataset=dataset, split=split, progress=advance, out=out,
-                retry_skipped=retry_skipped, max_bad=max_bad, workers=workers, engine=engine,
-                num_actors=num_actors,
-            )  # fmt: skip
-        if as_json:
-            terminal.print_json(**terminal.ranking_json(ranking))
-        else:
-            terminal.show(terminal.ranking_table(ranking))
-            if out is not None:
-                print(f"wrote {out / discovery.RANKING_FILE}")
+    if as_json:
+        terminal.print_json(**terminal.ranking_json(ranking))
+    else:
+        terminal.show(terminal.ranking_table(ranking))
+        if out is not None:
+            print(f"wrote {out / discovery.RANKING_FILE}")
     leave(stop, ranking.num_samples)
 
 
