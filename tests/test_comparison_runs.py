@@ -119,9 +119,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("number", ["4", "5", "8"])
-def test_killed_at_any_moment_it_ends_with_the_same_rows(tmp_path, number):
-    found = killing.folders(number, tmp_path, times=4)
+def test_killed_at_any_moment_it_ends_with_the_same_rows(tmp_path):
+    """Of table 5, whose heads are fixed in some rows and each sample's own in others."""
+    found = killing.folders("5", tmp_path, times=6)
     undisturbed = next(found)
     whole = (undisturbed / "scores.json").read_text()
     assert json.loads(whole)["num_samples"] == 24
@@ -130,4 +130,4 @@ def test_killed_at_any_moment_it_ends_with_the_same_rows(tmp_path, number):
     for folder in ended:
         assert (folder / "scores.json").read_text() == whole
         assert [p.read_bytes() for p in shards(folder)] == contents
-    assert len(ended) == 4
+    assert len(ended) == 6
