@@ -48,6 +48,13 @@ def test_layers_with_heads():
     assert not lvlm().shares_prefix
 
 
+def test_layers_that_see_the_image_aside_have_no_head_of_the_sequence():
+    from transformers import MllamaConfig
+
+    text = {"num_hidden_layers": 5, "cross_attention_layers": [1, 3]}
+    assert layers_with_heads(MllamaConfig(text_config=text)) == (0, 2, 4)
+
+
 @pytest.mark.parametrize("stop_after", [None, 4, 3])
 def test_all_heads_are_those_of_layers_with_attention(stop_after):
     model, processor = hybrid()

@@ -237,7 +237,7 @@ def _ask(
     packed: bool,
 ) -> list[AttentionMaps]:
     """One forward: the maps of each part, a mean where several tokens ask for an expression."""
-    inputs, rows = (packing.pack if packed else packing.separate)(*batch)
+    inputs, rows = packing.inputs_of(batch, packed)
     layouts = [part.layout for part in batch for _ in range(1 if packed else len(part.token_ids))]
     deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
     inputs = _prepared(lvlm, inputs)
@@ -294,7 +294,7 @@ def _answer(
     batch = [
         replace(part, asking=tuple((len(ids) - 1,) for ids in part.token_ids)) for part in batch
     ]
-    inputs, rows = (packing.pack if packed else packing.separate)(*batch)
+    inputs, rows = packing.inputs_of(batch, packed)
     rows = rows.to(lvlm.device)
     elements, places = rows.unbind(1)
     kept, where = places.unique(return_inverse=True)

@@ -37,7 +37,8 @@ def layers_with_heads(config: Any) -> tuple[int, ...]:
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None)
     if not kinds:
-        return tuple(range(text.num_hidden_layers))
+        crossing = getattr(text, "cross_attention_layers", None) or ()
+        return tuple(n for n in range(text.num_hidden_layers) if n not in crossing)
     return tuple(n for n in range(text.num_hidden_layers) if kinds[n] in WITH_HEADS)
 
 

@@ -29,6 +29,19 @@ MAX_TOKENS = 2048
 """Default length of a pack: the mask and the attention grow with its square."""
 
 
+def inputs_of(images: Sequence[Encoded], packed: bool) -> tuple[dict[str, Any], torch.Tensor]:
+    """What `pack` or `separate` returns, in the host's memory.
+
+    Args:
+        images: from an adapter.
+        packed: whether the expressions of an image share a sequence.
+    """
+    import torch
+
+    with torch.device("cpu"):  # whatever torch.set_default_device says
+        return (pack if packed else separate)(*images)
+
+
 def pack(*images: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
     """Model inputs of one sequence an image, which holds all of its expressions.
 

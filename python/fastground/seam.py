@@ -103,6 +103,42 @@ class Seam:
         self.text._attn_implementation = {"": implementation}  # of this part alone
 
 
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside torch.compile's and PEFT's wrappers, whoever calls it.
+
+    Raises:
+        ValueError: PEFT puts learned tokens or keys before its input.
+    """
+    model = getattr(model, "_orig_mod", model)
+    adapter = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise ValueError(
+            "model must see its input alone, but PEFT puts learned prompts before it "
+            f"({type(adapter).__name__}), so that the image's tokens are not where the input has "
+            "them; capture and call model.get_base_model(), which is without"
+        )
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(inner, "_orig_mod", inner)
+
+
+def refuse_searches() -> None:
+    """Nothing, unless `generate` calls the model in a way whose forwards are not its tokens.
+
+    Raises:
+        ValueError: in beam search sequences change places; in assisted decoding tokens are tried.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        name = frame.f_code.co_name
+        if "beam_search" in name or "assisted_decoding" in name:
+            raise ValueError(
+                "rows='steps' needs generate to say one token after another, but it is called for "
+                f"{name.strip('_').replace('_', ' ')}; pass num_beams=1 and no assistant, or "
+                "capture one forward over the tokens that were said"
+            )
+        frame = frame.f_back  # type: ignore[assignment]
+
+
 def _is_registered(implementation: str) -> bool:
     from transformers import AttentionInterface, AttentionMaskInterface
 
