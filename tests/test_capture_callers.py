@@ -73,7 +73,9 @@ def test_layers_that_run_again_for_their_gradients(asked, reentrant):
     model, _ = random_llava(0)
     model.train()
     model.enable_input_require_grads()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    # transformers 5.24 has another name for it.
+    new = getattr(model, "activation_checkpointing_enable", None)
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": reentrant})
     gradients = []
     for captures in (True, False):
         if captures:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fastground.capture import capture
+from fastground.seam import cache_name
 from random_llava import random_llava
 from test_capture import TEXTS, eager, inputs_of
 
@@ -103,10 +104,11 @@ def test_several_tokens_a_forward_are_refused_where_keys_are_cached(llava, cache
     inputs = inputs_of(processor, texts=TEXTS[:1])
     more = torch.tensor([[9, 10]])
     with torch.no_grad(), capture(model, rows="steps") as captured:
-        cache = model(**inputs, use_cache=cached).past_key_values
+        name = cache_name(model)
+        cache = model(**inputs, use_cache=cached).get(name)
         if cached:
             with pytest.raises(ValueError, match=r"one new token a forward .* but one brought 2"):
-                model(input_ids=more, past_key_values=cache)
+                model(input_ids=more, **{name: cache})
         else:  # all tokens are seen anew
             model(
                 input_ids=torch.cat([inputs["input_ids"], more], dim=1),

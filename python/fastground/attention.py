@@ -16,6 +16,7 @@ from fastground import packing
 from fastground.capture import capture
 from fastground.layers import checked_heads
 from fastground.models import LVLM
+from fastground.seam import cache_name
 from fastground.types import AttentionMaps, Encoded, HeadId, Recipe, Sample
 
 
@@ -315,6 +316,7 @@ def _answer(
         device=rows.device,
     )
     shape = (1, count) if packed else (count, 1)
+    cache = cache_name(lvlm.model)
     axes = inputs["position_ids"].shape[:-2] if "position_ids" in inputs else ()
     for step in range(max_new_tokens - 1):
         visible = torch.cat([visible, own], dim=-1)
@@ -323,9 +325,7 @@ def _answer(
             "position_ids": (positions + step).view(shape).expand(*axes, *shape),
             "attention_mask": visible,
         }
-        out = lvlm.model(
-            **_prepared(lvlm, inputs), past_key_values=out.past_key_values, use_cache=True
-        )
+        out = lvlm.model(**_prepared(lvlm, inputs), **{cache: out[cache]}, use_cache=True)
         said.append(out.logits.argmax(-1).view(count))
     return torch.stack(said, dim=1)
 

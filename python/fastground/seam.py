@@ -121,6 +121,12 @@ def unwrapped(model: Any) -> Any:
     return getattr(inner, "_orig_mod", inner)
 
 
+def cache_name(model: Any) -> str:
+    """What the model's forward and its output call the keys of earlier tokens."""
+    named = inspect.signature(unwrapped(model).forward).parameters
+    return "cache" if "cache" in named else "past_key_values"
+
+
 def refuse_searches() -> None:
     """Nothing, unless `generate` calls the model in a way whose forwards are not its tokens.
 
