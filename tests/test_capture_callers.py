@@ -1,7 +1,5 @@
 """Who calls a captured model, and what else is called: wrappers, parts, twins, other defaults."""
 
-from types import SimpleNamespace
-
 import pytest
 import small_world
 import torch
@@ -11,6 +9,7 @@ from fastground.discovery import discover
 from fastground.grounder import Grounder
 from random_llava import random_llava
 from test_capture import eager, inputs_of, last_rows, on_image
+from wrapped import Peft
 
 
 @pytest.fixture(scope="module")
@@ -23,25 +22,6 @@ def asked():
 
 def assert_is(captured, want):
     torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
-
-
-class Peft(torch.nn.Module):
-    """What PEFT's PeftModel shows of itself: arguments unnamed, generate of the model inside."""
-
-    def __init__(self, model, prompts=False):
-        super().__init__()
-        self.base_model = model
-        self.config = model.config
-        self.active_peft_config = SimpleNamespace(is_prompt_learning=prompts)
-
-    def get_base_model(self):
-        return self.base_model
-
-    def forward(self, *args, **keywords):
-        return self.base_model(*args, **keywords)
-
-    def generate(self, *args, **keywords):
-        return self.base_model.generate(*args, **keywords)
 
 
 def test_a_model_that_peft_wraps(asked):
@@ -110,6 +90,18 @@ def test_a_twin_of_the_same_configuration_is_not_heard(asked):
     message = "must be called itself inside the with block"
     with pytest.raises(RuntimeError, match=message), torch.no_grad(), capture(model):
         twin(**inputs)
+
+
+@pytest.mark.parametrize("heads", [None, [(0, 1)]])
+def test_a_model_that_runs_a_layer_twice_is_refused(heads):
+    model, processor = random_llava(0)
+    layers = model.model.language_model.layers
+    whole = layers[1].forward
+    layers[1].forward = lambda *args, **more: whole(layers[0](*args, **more), **more)
+    message = "each layer once a forward to be captured, but runs layer 0 again"
+    with pytest.raises(RuntimeError, match=message), torch.no_grad(), capture(model, heads):
+        model(**inputs_of(processor))
+    assert not model._forward_pre_hooks and not model._forward_hooks
 
 
 def test_a_refused_second_block_does_no_harm(asked):

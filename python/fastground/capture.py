@@ -253,6 +253,11 @@ class Capture:
                 f"{asking.length}; call generate without prefill_chunk_size and without assistants"
             )
         self._forwards.append((asking, {}))
+        self._running: set[int] | None = set()
+
+    def end(self) -> None:
+        """It has ended; called by the seam."""
+        self._running = None
 
     def attend(
         self, own: Callable[..., Any], module: Any, query: Any, key: Any, value: Any, mask: Any,
@@ -269,8 +274,14 @@ class Capture:
         layer = getattr(module, "layer_idx", None)
         if layer is None:  # no layer of the decoder, but a part that shares its configuration
             return own(module, query, key, value, mask, **keywords)
-        if layer in self._forwards[-1][1]:  # a part called by itself, or anew for its gradients
+        if self._running is None:  # a part is called by itself, or again for its gradients
             return own(module, query, key, value, mask, **keywords)
+        if layer in self._running:
+            raise RuntimeError(
+                f"model must run each layer once a forward to be captured, but runs layer {layer} "
+                "again, so that its heads would have several maps"
+            )
+        self._running.add(layer)
         ends = self._ends and layer == self._stop
         heads = self._by_layer.get(layer)
         proof = self._seam.own, self._kinds.get(layer, "")

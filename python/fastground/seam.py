@@ -35,6 +35,9 @@ class Listener(Protocol):
     def begin(self, given: dict[str, Any]) -> None:
         """A forward begins, with these arguments by name."""
 
+    def end(self) -> None:
+        """It has ended, not by an error."""
+
     def attend(self, own: Callable[..., Any], module: Any, *arguments: Any, **keywords: Any) -> Any:
         """What an attention layer calls; returns what its own function does."""
 
@@ -46,6 +49,7 @@ class Seam:
         self.model = model
         self.text = model.config.get_text_config(decoder=True)
         self.listener = listener
+        self._hooks: list[Any] = []
         self.made_none = False
         """Whether the model's own mask function has said that None will do."""
 
@@ -56,7 +60,7 @@ class Seam:
             RuntimeError: the model's seam is open already.
             ValueError: its attention is not registered together with a mask function.
         """
-        begin = _register()
+        begin, end = _register()
         self._thread = threading.get_ident()
         with _lock:
             if id(self.text) in _open:
@@ -74,7 +78,8 @@ class Seam:
             self.before = copy.copy(self.text)
             _open[id(self.text)] = self
         try:
-            self._hook = self.model.register_forward_pre_hook(begin, with_kwargs=True)
+            self._hooks.append(self.model.register_forward_pre_hook(begin, with_kwargs=True))
+            self._hooks.append(self.model.register_forward_hook(end))
             self._name(NAME)
         except BaseException:
             self.close()
@@ -85,8 +90,8 @@ class Seam:
         try:
             self._name(self.own)
         finally:
-            if hasattr(self, "_hook"):
-                self._hook.remove()
+            for hook in self._hooks:
+                hook.remove()
             _open.pop(id(self.text), None)
 
     def hears(self) -> bool:
@@ -210,11 +215,17 @@ def _begin(model: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     seam.listener.begin(given)
 
 
+def _end(model: Any, args: tuple[Any, ...], output: Any) -> None:
+    seam = _open.get(id(model.config.get_text_config(decoder=True)))
+    if seam is not None and seam.hears():
+        seam.listener.end()
+
+
 @cache
-def _register() -> Callable[..., None]:
-    """Both functions made known to transformers, and the hook for models; none is traced."""
+def _register() -> tuple[Callable[..., None], Callable[..., None]]:
+    """Both functions made known to transformers, and the hooks for models; none is traced."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, torch.compiler.disable(_attend))
     AttentionMaskInterface.register(NAME, torch.compiler.disable(_make_mask))
-    return torch.compiler.disable(_begin)
+    return torch.compiler.disable(_begin), torch.compiler.disable(_end)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from fastground.layers import layers_with_heads
 from fastground.models.geometry import read_image
 from fastground.phrases import Phrase
+from fastground.seam import unwrapped
 from fastground.types import Encoded, ImageLayout, Recipe
 
 if TYPE_CHECKING:
@@ -110,6 +111,17 @@ class LVLM(ABC):
     def layers_with_heads(self) -> tuple[int, ...]:
         """The language model's layers that have attention heads; hybrid models have others."""
         return layers_with_heads(self.model.config)
+
+    @property
+    def bare(self) -> Any:
+        """The model without what torch.compile or PEFT may have put around it."""
+        return unwrapped(self.model)
+
+    @property
+    def count_positions(self) -> Any:
+        """The model's own way to count positions in several axes; None where it has one axis."""
+        own = getattr(self.bare, "get_rope_index", None)
+        return getattr(getattr(self.bare, "model", None), "get_rope_index", own)
 
     @property
     def mark(self) -> str:
