@@ -104,6 +104,15 @@ def test_a_model_that_runs_a_layer_twice_is_refused(heads):
     assert not model._forward_pre_hooks and not model._forward_hooks
 
 
+def test_a_layer_with_more_heads_than_the_configuration_says_is_refused():
+    # Step3's windows have more than its other layers: some would be left out without a word.
+    model, processor = random_llava(0)
+    model.config.text_config.num_attention_heads = 2
+    message = "must have 2 heads in every layer, .* but layer 0 has 4"
+    with pytest.raises(RuntimeError, match=message), torch.no_grad(), capture(model):
+        model(**inputs_of(processor))
+
+
 def test_a_refused_second_block_does_no_harm(asked):
     model, inputs, want = asked
     captured = capture(model)

@@ -289,6 +289,12 @@ class Capture:
         tests = jumps or proof not in _tested.get(self._model, ())
         rows = None
         if heads is not None or (tests and layer == self._first):
+            if query.shape[1] != self._text.num_attention_heads:
+                raise RuntimeError(
+                    f"model must have {self._text.num_attention_heads} heads in every layer, as "
+                    f"its configuration says, to be captured, but layer {layer} has "
+                    f"{query.shape[1]}"
+                )
             every = heads is None or len(heads) == query.shape[1]
             rows = self._take(own, module, query, key, mask, None if every else heads, keywords)
         if heads is not None:

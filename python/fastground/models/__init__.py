@@ -71,8 +71,9 @@ _ENCODER = "has an encoder for the image and a decoder for words, which see each
 _THINKER = "keeps the model that sees in a part of its own: wrap(model.thinker, processor)"
 
 REFUSED: dict[str, str] = {
-    "aria": _QUERIES, "blip-2": _QUERIES, "idefics2": _QUERIES, "instructblip": _QUERIES,
-    "instructblipvideo": _QUERIES, "kosmos-2": _QUERIES, "kosmos-2.5": _QUERIES,
+    "aria": _QUERIES, "blip-2": _QUERIES, "deepseek_ocr2": _QUERIES, "idefics2": _QUERIES,
+    "instructblip": _QUERIES, "instructblipvideo": _QUERIES, "kosmos-2": _QUERIES,
+    "kosmos-2.5": _QUERIES,
     "blip": _CROSS, "idefics": _CROSS, "mllama": _CROSS,
     "florence2": _ENCODER, "pix2struct": _ENCODER, "pp_formulanet": _ENCODER,
     "t5gemma2": _ENCODER, "udop": _ENCODER, "vision-encoder-decoder": _ENCODER,
