@@ -35,6 +35,7 @@ import torch
 from fastground import ops
 from fastground.asking import Asking
 from fastground.causal import CausalAttention
+from fastground.dispatch import in_host_memory
 from fastground.layers import checked_heads, is_compiled, layers_with_heads, shortened
 from fastground.seam import Seam, refuse_searches, unwrapped
 from fastground.types import AttentionMaps, HeadId, ImageLayout
@@ -245,7 +246,7 @@ class Capture:
             refuse_searches()
         # Later forwards have no image of their own.
         layouts = self._forwards[0][0].layouts if self._forwards else self._layouts
-        with torch.device("cpu"):  # whatever torch.set_default_device says
+        with in_host_memory():
             asking = Asking(config, given, self._rows, layouts)
         if self._forwards and asking.cached and asking.length > 1:
             raise ValueError(

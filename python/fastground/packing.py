@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fastground.dispatch import in_host_memory
 from fastground.types import Encoded
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def inputs_of(images: Sequence[Encoded], packed: bool) -> tuple[dict[str, Any], 
         images: from an adapter.
         packed: whether the expressions of an image share a sequence.
     """
-    import torch
-
-    with torch.device("cpu"):  # whatever torch.set_default_device says
+    with in_host_memory():
         return (pack if packed else separate)(*images)
 
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from fastground.dispatch import in_host_memory
 from fastground.layers import layers_with_heads
 from fastground.models.geometry import read_image
 from fastground.phrases import Phrase
@@ -210,9 +211,7 @@ class LVLM(ABC):
                 no such template; a phrase where the prompt's end asks.
             FileNotFoundError: `image` is a path without a file.
         """
-        import torch
-
-        with torch.device("cpu"):  # whatever torch.set_default_device says
+        with in_host_memory():
             return self._encode(read_image(image), expressions, recipe)
 
     def _encode(self, image: Image, expressions: list[str], recipe: Recipe) -> Encoded:
