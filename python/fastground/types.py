@@ -280,8 +280,7 @@ class ImageLayout:
             place = torch.arange(self.grid[axis], device="cpu") + 0.5
             centre = self.origin[1 - axis] + place * cell
             within = (centre > 0) & (centre < size)
-            touched = (centre > -cell / 2) & (centre < size + cell / 2)
-            return within if within.any() else touched
+            return within if within.any() else (centre > -cell / 2) & (centre < size + cell / 2)
 
         return inside(0)[:, None] & inside(1)
 
