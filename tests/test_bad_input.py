@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -70,6 +71,20 @@ def test_an_expression_without_tokens(ensure_period):
     assert asked.token_ids[0].equal(asked.token_ids[1]) and asked.asking[0] == asked.asking[1]
 
 
+@pytest.mark.parametrize("typed", ["</s>", "the <pad> mug", "<s> mug", "mug <video>"])
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(query="phrase_mean")])
+def test_special_tokens_typed_in_an_expression(typed, recipe):
+    """They would end the prompt, or stand for what is not there."""
+    lvlm = own_lvlm()
+    lvlm.processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<video>", "<ref>"]})
+    [special] = re.findall("<.+>", typed)
+    with pytest.raises(ValueError, match=f"must not hold special tokens, .* has '{special}'; say"):
+        lvlm.encode(picture(), ["the mug", typed], recipe)
+    # InternVL and Qwen-VL were taught such marks around an expression.
+    referring = lvlm.encode(picture(), ["<ref> mug"], recipe)
+    assert lvlm.processor.tokenizer.convert_tokens_to_ids("<ref>") in referring.token_ids[0]
+
+
 def test_a_bare_model_called_without_an_image():
     model = random_llava(0)[0]
     with pytest.raises(ValueError, match="layouts must be given"), capture(model):
@@ -105,6 +120,13 @@ def test_an_architecture_that_is_not_supported(tmp_path, model_type):
     says = r"^(model must be one of the supported families|checkpoint must be).*" + model_type
     with pytest.raises(ValueError, match=says):
         Grounder.from_pretrained(tmp_path, small_world.ranking(), device="cpu")
+
+
+def test_an_encoder_beside_the_decoder_is_not_captured():
+    model, _ = random_llava(0)
+    model.config.is_encoder_decoder = True
+    with pytest.raises(ValueError, match="but 'llava' has an encoder beside its decoder"):
+        capture(model)
 
 
 def test_a_language_model_alone():

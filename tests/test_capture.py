@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fastground.capture import capture
+from fastground.seam import cache_name
 from fastground.types import HeadId, ImageLayout
 from PIL import Image
 from random_llava import random_llava
@@ -156,14 +157,15 @@ def test_cached_prefix_with_a_given_layout(llava):
     ids, cut = inputs["input_ids"], 20
     layout = ImageLayout((4, 4), tuple((ids[0] == 4).nonzero()[:, 0].tolist()))
     with torch.no_grad():
-        cache = model(
-            input_ids=ids[:, :cut], pixel_values=inputs["pixel_values"], use_cache=True
-        ).past_key_values
+        name = cache_name(model)
+        cache = model(input_ids=ids[:, :cut], pixel_values=inputs["pixel_values"], use_cache=True)[
+            name
+        ]
         with capture(model, layouts=layout) as captured:
             model(
                 input_ids=ids[:, cut:],
                 attention_mask=inputs["attention_mask"],
-                past_key_values=cache,
+                **{name: cache},
             )
     torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
 

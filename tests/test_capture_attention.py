@@ -12,6 +12,7 @@ import flash_kernels
 import pytest
 import torch
 from fastground.capture import capture
+from fastground.seam import cache_name
 from fastground.types import ImageLayout
 from random_llava import random_llava
 from test_capture import eager, inputs_of, last_rows, on_image
@@ -109,13 +110,14 @@ def test_after_cached_keys_of_which_windows_keep_the_last(text, implementation, 
     layout = ImageLayout((4, 4), tuple((ids[0] == 4).nonzero()[:, 0].tolist()))
     with torch.no_grad():
         cache = DynamicCache(config=model.config.text_config)
-        model(input_ids=ids[:, :cut], pixel_values=inputs["pixel_values"], past_key_values=cache)
+        cached = {cache_name(model): cache}
+        model(input_ids=ids[:, :cut], pixel_values=inputs["pixel_values"], **cached)
         cache.batch_repeat_interleave(batch)
         with capture(model, layouts=layout) as captured:
             model(
                 input_ids=ids[:, cut:].expand(batch, -1),
                 attention_mask=torch.ones(batch, ids.shape[1], dtype=torch.long),
-                past_key_values=cache,
+                **cached,
             )
     torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
 

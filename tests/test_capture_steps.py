@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fastground.capture import capture
+from fastground.seam import cache_name
 from random_llava import random_llava
 from test_capture import TEXTS, eager, inputs_of
 
@@ -74,3 +75,43 @@ def test_a_single_forward_is_a_step_and_two_batches_are_not_mixed(llava):
         with pytest.raises(ValueError, match=message), capture(model, rows="steps"):
             model(**inputs)
             model(**inputs_of(processor, texts=TEXTS[:1]))
+
+
+@pytest.mark.parametrize(
+    ("way", "says"),
+    [
+        ({"num_beams": 2}, "it is called for beam search; pass num_beams=1"),
+        ({"num_beams": 2, "do_sample": True}, "for beam search"),
+        ({"prompt_lookup_num_tokens": 2}, "for assisted decoding; pass num_beams=1 and no assist"),
+        ({"assistant_model": random_llava(1)[0]}, "for assisted decoding"),
+    ],
+    ids=["beams", "sampled beams", "lookup", "assistant"],
+)
+def test_ways_of_generating_whose_forwards_are_not_its_tokens_are_refused(llava, way, says):
+    # In beam search sequences change places between the forwards; an assistant's tokens are tried
+    # several at a time, and some are taken back.
+    model, processor = llava
+    inputs = inputs_of(processor, "left", TEXTS[1:2])
+    settings = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0} | way
+    with pytest.raises(ValueError, match=says), capture(model, rows="steps"):
+        model.generate(**inputs, **settings)
+    assert model.generate(**inputs, **settings).shape[1] > inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_several_tokens_a_forward_are_refused_where_keys_are_cached(llava, cached):
+    model, processor = llava
+    inputs = inputs_of(processor, texts=TEXTS[:1])
+    more = torch.tensor([[9, 10]])
+    with torch.no_grad(), capture(model, rows="steps") as captured:
+        name = cache_name(model)
+        cache = model(**inputs, use_cache=cached).get(name)
+        if cached:
+            with pytest.raises(ValueError, match=r"one new token a forward .* but one brought 2"):
+                model(input_ids=more, **{name: cache})
+        else:  # all tokens are seen anew
+            model(
+                input_ids=torch.cat([inputs["input_ids"], more], dim=1),
+                pixel_values=inputs["pixel_values"],
+            )
+    assert captured.maps.maps.shape[0] == 2 - cached

@@ -48,6 +48,22 @@ def test_layers_with_heads():
     assert not lvlm().shares_prefix
 
 
+def test_layers_that_see_the_image_aside_have_no_head_of_the_sequence():
+    from transformers import MllamaConfig
+
+    text = {"num_hidden_layers": 5, "cross_attention_layers": [1, 3]}
+    assert layers_with_heads(MllamaConfig(text_config=text)) == (0, 2, 4)
+
+
+def test_a_model_without_any_such_layer_is_refused():
+    # As where an index of a model's own chooses the keys of each token.
+    model, _ = random_llava(0)
+    model.config.text_config.layer_types = ["indexed_attention", "linear_attention", "conv"]
+    message = "has only conv, indexed_attention, linear_attention; such a model cannot be captured"
+    with pytest.raises(ValueError, match=message):
+        capture(model)
+
+
 @pytest.mark.parametrize("stop_after", [None, 4, 3])
 def test_all_heads_are_those_of_layers_with_attention(stop_after):
     model, processor = hybrid()

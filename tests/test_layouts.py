@@ -91,6 +91,7 @@ TWO_PIECES[0, [4, 9]] = TWO_PIECES[0, [9, 4]]
         ({"vision": SimpleNamespace()}, {}, "no grid"),
         ({}, {"image_grid_thw": torch.tensor([[2, 4, 6]])}, "no grid"),
         ({}, {"past_key_values": Cached()}, "where keys are cached already"),
+        ({}, {"cache": Cached(), "past_key_values": None}, "where keys are cached already"),
     ],
 )
 def test_what_is_not_plain_is_refused(more, given, message):

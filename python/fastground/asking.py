@@ -13,7 +13,7 @@ from weakref import ref
 
 import torch
 
-from fastground.layouts import find_image
+from fastground.layouts import cache_of, find_image
 from fastground.types import ImageLayout
 from fastground.visibility import visible_keys
 
@@ -39,7 +39,7 @@ class Asking:
         if source is None or 0 in source.shape:
             raise ValueError("model must be called with input_ids or inputs_embeds of some tokens")
         batch, self.length = source.shape[:2]
-        past = given.get("past_key_values")
+        past = cache_of(given)
         self.cached = 0 if past is None else int(past.get_seq_length())
         padding = None
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:

@@ -16,6 +16,7 @@ from fastground import packing
 from fastground.capture import capture
 from fastground.layers import checked_heads
 from fastground.models import LVLM
+from fastground.seam import cache_name
 from fastground.types import AttentionMaps, Encoded, HeadId, Recipe, Sample
 
 
@@ -237,7 +238,7 @@ def _ask(
     packed: bool,
 ) -> list[AttentionMaps]:
     """One forward: the maps of each part, a mean where several tokens ask for an expression."""
-    inputs, rows = (packing.pack if packed else packing.separate)(*batch)
+    inputs, rows = packing.inputs_of(batch, packed)
     layouts = [part.layout for part in batch for _ in range(1 if packed else len(part.token_ids))]
     deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
     inputs = _prepared(lvlm, inputs)
@@ -294,7 +295,7 @@ def _answer(
     batch = [
         replace(part, asking=tuple((len(ids) - 1,) for ids in part.token_ids)) for part in batch
     ]
-    inputs, rows = (packing.pack if packed else packing.separate)(*batch)
+    inputs, rows = packing.inputs_of(batch, packed)
     rows = rows.to(lvlm.device)
     elements, places = rows.unbind(1)
     kept, where = places.unique(return_inverse=True)
@@ -315,6 +316,7 @@ def _answer(
         device=rows.device,
     )
     shape = (1, count) if packed else (count, 1)
+    cache = cache_name(lvlm.model)
     axes = inputs["position_ids"].shape[:-2] if "position_ids" in inputs else ()
     for step in range(max_new_tokens - 1):
         visible = torch.cat([visible, own], dim=-1)
@@ -323,9 +325,7 @@ def _answer(
             "position_ids": (positions + step).view(shape).expand(*axes, *shape),
             "attention_mask": visible,
         }
-        out = lvlm.model(
-            **_prepared(lvlm, inputs), past_key_values=out.past_key_values, use_cache=True
-        )
+        out = lvlm.model(**_prepared(lvlm, inputs), **{cache: out[cache]}, use_cache=True)
         said.append(out.logits.argmax(-1).view(count))
     return torch.stack(said, dim=1)
 

@@ -35,8 +35,9 @@ import torch
 from fastground import ops
 from fastground.asking import Asking
 from fastground.causal import CausalAttention
+from fastground.dispatch import in_host_memory
 from fastground.layers import checked_heads, is_compiled, layers_with_heads, shortened
-from fastground.seam import Seam
+from fastground.seam import Seam, refuse_searches, unwrapped
 from fastground.types import AttentionMaps, HeadId, ImageLayout
 
 _tested: WeakKeyDictionary[Any, set[tuple[str, str]]] = WeakKeyDictionary()
@@ -70,9 +71,11 @@ def capture(
         rows: the asking tokens. "last": one a sequence, its last token that is not padding.
             (N, 2) int64: batch index and sequence position, each a row of the result. "steps": the
             last tokens of every forward in the block, so that `model.generate(...)` may be called
-            there; the first row is that of the prompt's last token, which says the first new one.
+            there, greedily or sampling; the first row is that of the prompt's last token, which
+            says the first new one.
         stop_after: end the forward after this layer's maps. The model then returns nothing, and
-            the block is left at that call; a compiled model returns, but not its answer.
+            the block is left at that call; a compiled model returns, but not its answer. A cache
+            given to the model has then grown in the layers up to this one only.
         layouts: where the image's tokens are among the keys, one for all sequences or one each;
             read off the input (image token ids and pixel values) unless given.
         packed: whether attention_mask is that of a pack, in which no token sees a later one; on a
@@ -84,10 +87,11 @@ def capture(
         (N, heads) float32 and `.each` (a list of AttentionMaps, one a sequence of the batch).
 
     Raises:
-        ValueError: no transformers model; heads, rows or stop_after that it does not have;
-            attention that transformers has not registered with its masks, has a softcap that it
-            ignores, sinks or a bias. At the forward: no image is found, an asking token is
-            padding, or output_attentions is asked for.
+        ValueError: no transformers model, one with an encoder for its words, or with prompts that
+            PEFT learned; heads, rows or stop_after that it does not have; attention that
+            transformers has not registered with its masks, has a softcap that it ignores, sinks or
+            a bias. At the forward: no image is found, an asking token is padding,
+            output_attentions is asked for, or beam search or assisted decoding with "steps".
         RuntimeError: the model is being captured already, is called twice, does not hand its
             attention and masks on, or fails the self-test.
     """
@@ -111,8 +115,13 @@ class Capture:
                 f"model must be a transformers model, but got {type(model).__name__}; load one, "
                 "or give the model that is inside"
             )
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ValueError(
+                "model must read image and words in one sequence to be captured, but "
+                f"{model.config.model_type!r} has an encoder beside its decoder"
+            )
         self._compiled = stop_after is not None and is_compiled(model)
-        self._model = getattr(model, "_orig_mod", model)  # torch.compile keeps it there
+        self._model = unwrapped(model)
         self._text = model.config.get_text_config(decoder=True)
         self._rows = _checked_rows(rows, stop_after)
         self._layouts = layouts
@@ -193,8 +202,9 @@ class Capture:
         return torch.cat([asking.elements for asking, _ in forwards]), maps, sums
 
     def __enter__(self) -> Capture:
-        self._seam = Seam(self._model, self)
-        self._seam.open()
+        seam = Seam(self._model, self)
+        seam.open()
+        self._seam = seam
         self._ends = self._stop is not None
         with ExitStack() as stack:
             stack.callback(self._seam.close)
@@ -218,7 +228,8 @@ class Capture:
 
     def begin(self, given: dict[str, Any]) -> None:
         """A forward begins; called by the seam."""
-        if self._forwards and not (isinstance(self._rows, str) and self._rows == "steps"):
+        steps = isinstance(self._rows, str) and self._rows == "steps"
+        if self._forwards and not steps:
             raise RuntimeError(
                 "capture holds one forward, but the model was called again; open a new with block "
                 "for each call, or capture(..., rows='steps') to call generate"
@@ -231,11 +242,23 @@ class Capture:
                 "without the tokens x tokens of every layer; read captured.maps, or call the model "
                 "outside"
             )
-        if not self._forwards:
-            self._forwards.append((Asking(config, given, self._rows, self._layouts), {}))
-            return
-        first, _ = self._forwards[0]  # later forwards have no image of their own
-        self._forwards.append((Asking(config, given, self._rows, first.layouts), {}))
+        if steps:
+            refuse_searches()
+        # Later forwards have no image of their own.
+        layouts = self._forwards[0][0].layouts if self._forwards else self._layouts
+        with in_host_memory():
+            asking = Asking(config, given, self._rows, layouts)
+        if self._forwards and asking.cached and asking.length > 1:
+            raise ValueError(
+                "rows='steps' needs one new token a forward after the first, but one brought "
+                f"{asking.length}; call generate without prefill_chunk_size and without assistants"
+            )
+        self._forwards.append((asking, {}))
+        self._running: set[int] | None = set()
+
+    def end(self) -> None:
+        """It has ended; called by the seam."""
+        self._running = None
 
     def attend(
         self, own: Callable[..., Any], module: Any, query: Any, key: Any, value: Any, mask: Any,
@@ -252,6 +275,14 @@ class Capture:
         layer = getattr(module, "layer_idx", None)
         if layer is None:  # no layer of the decoder, but a part that shares its configuration
             return own(module, query, key, value, mask, **keywords)
+        if self._running is None:  # a part is called by itself, or again for its gradients
+            return own(module, query, key, value, mask, **keywords)
+        if layer in self._running:
+            raise RuntimeError(
+                f"model must run each layer once a forward to be captured, but runs layer {layer} "
+                "again, so that its heads would have several maps"
+            )
+        self._running.add(layer)
         ends = self._ends and layer == self._stop
         heads = self._by_layer.get(layer)
         proof = self._seam.own, self._kinds.get(layer, "")
@@ -259,6 +290,12 @@ class Capture:
         tests = jumps or proof not in _tested.get(self._model, ())
         rows = None
         if heads is not None or (tests and layer == self._first):
+            if query.shape[1] != self._text.num_attention_heads:
+                raise RuntimeError(
+                    f"model must have {self._text.num_attention_heads} heads in every layer, as "
+                    f"its configuration says, to be captured, but layer {layer} has "
+                    f"{query.shape[1]}"
+                )
             every = heads is None or len(heads) == query.shape[1]
             rows = self._take(own, module, query, key, mask, None if every else heads, keywords)
         if heads is not None:

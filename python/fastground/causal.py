@@ -79,6 +79,6 @@ def _parts(mask: torch.Tensor, dtype: torch.dtype) -> list[tuple[int, int, torch
     found = []
     for begin, end in pairwise(cuts):
         visible = mask[:, :, begin:end, :end]
-        added = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -torch.inf)
+        added = torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
         found.append((begin, end, added))
     return found

@@ -11,6 +11,7 @@ bit in every instruction set and on every number of threads.
 from __future__ import annotations
 
 import operator
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,6 +30,12 @@ except ImportError:
 MAX_THREADS = 1024
 
 _followed = ""
+
+
+def in_host_memory() -> AbstractContextManager[Any]:
+    """Inside it new tensors lie in the host's memory, whatever torch.set_default_device says."""
+    on_host = torch.get_default_device().type == "cpu"
+    return nullcontext() if on_host else torch.device("cpu")
 
 
 def set_num_threads(num_threads: int) -> None:

@@ -131,9 +131,11 @@ def peaks(combined: torch.Tensor, layout: ImageLayout, recipe: Recipe) -> torch.
         combined = combined.masked_fill(~valid, -torch.inf)
     best = combined.flatten(-2).argmax(dim=-1)
     cell = torch.stack([best % layout.grid[1], best // layout.grid[1]], dim=-1)
-    size = torch.tensor(layout.cell_size or (1.0, 1.0), dtype=torch.float64)
-    origin = torch.tensor(layout.origin, dtype=torch.float64)
-    return (cell + 0.5) * size.to(cell.device) + origin.to(cell.device)
+    cell_size = layout.cell_size or (1.0, 1.0)
+    size, origin = (
+        cell.new_tensor(pair, dtype=torch.float64) for pair in (cell_size, layout.origin)
+    )
+    return (cell + 0.5) * size + origin
 
 
 def pseudo_masks(
@@ -254,7 +256,7 @@ def mask_box(mask: torch.Tensor) -> torch.Tensor:
 
 def _overlap(centers: torch.Tensor, size: float, n: int) -> torch.Tensor:
     """(n, pixels): the part of each unit cell that intervals of `size` around `centers` cover."""
-    cell = torch.arange(n, dtype=torch.float64)[:, None]
+    cell = torch.arange(n, dtype=torch.float64, device=centers.device)[:, None]
     low, high = centers - size / 2, centers + size / 2
     return (high.minimum(cell + 1) - low.maximum(cell)).clamp(min=0)
 

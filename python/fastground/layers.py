@@ -37,7 +37,8 @@ def layers_with_heads(config: Any) -> tuple[int, ...]:
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None)
     if not kinds:
-        return tuple(range(text.num_hidden_layers))
+        crossing = getattr(text, "cross_attention_layers", None) or ()
+        return tuple(n for n in range(text.num_hidden_layers) if n not in crossing)
     return tuple(n for n in range(text.num_hidden_layers) if kinds[n] in WITH_HEADS)
 
 
@@ -52,18 +53,26 @@ def checked_heads(
         config: of the model.
 
     Raises:
-        ValueError: a layer or head that the model does not have or that does not run.
+        ValueError: a layer or head that the model does not have or that does not run; a model that
+            has none at all.
     """
     text = config.get_text_config(decoder=True)
     layers, width = text.num_hidden_layers, text.num_attention_heads
     if stop_after is not None and stop_after not in range(layers):
         raise ValueError(f"stop_after must be a layer 0 to {layers - 1}, but got {stop_after!r}")
     last = layers - 1 if stop_after is None else stop_after
-    having = [n for n in layers_with_heads(config) if n <= last]
+    every = layers_with_heads(config)
+    if not every:
+        raise ValueError(
+            f"model must have layers of a kind whose heads see all tokens ({', '.join(WITH_HEADS)})"
+            f", but has only {', '.join(sorted(set(text.layer_types)))}; such a model cannot be "
+            "captured"
+        )
+    having = [n for n in every if n <= last]
     if not having:
         raise ValueError(
-            f"stop_after must be at least {min(layers_with_heads(config), default='any layer')}, "
-            f"the first layer with attention heads, but got {stop_after}"
+            f"stop_after must be at least {every[0]}, the first layer with attention heads, but "
+            f"got {stop_after}"
         )
     if heads is None:
         return tuple(HeadId(layer, head) for layer in having for head in range(width))

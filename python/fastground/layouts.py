@@ -24,6 +24,12 @@ _WITHOUT_GRID = ("perceiver_config", "qformer_config", "projector_patch_to_query
 """Parts that make image tokens of learned queries, which have no place in the image."""
 
 
+def cache_of(given: dict[str, Any]) -> Any:
+    """The keys of earlier tokens, by either of their names: from 5.24 on transformers' is cache."""
+    cache = given.get("cache")
+    return given.get("past_key_values") if cache is None else cache
+
+
 def find_image(config: Any, given: dict[str, Any], batch: int) -> list[ImageLayout]:
     """One layout a sequence, from image token ids, pixel values and the configuration.
 
@@ -35,7 +41,7 @@ def find_image(config: Any, given: dict[str, Any], batch: int) -> list[ImageLayo
     Raises:
         ValueError: the image's tokens or its grid are not plain from these.
     """
-    ids, pixels, past = (given.get(n) for n in ("input_ids", "pixel_values", "past_key_values"))
+    ids, pixels, past = given.get("input_ids"), given.get("pixel_values"), cache_of(given)
     image_id = getattr(config, "image_token_id", None)
     if past is not None and past.get_seq_length():
         raise ValueError(f"layouts must be given where keys are cached already; {_WAY_OUT}")

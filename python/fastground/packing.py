@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fastground.dispatch import in_host_memory
 from fastground.types import Encoded
 
 if TYPE_CHECKING:
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 2048
 """Default length of a pack: the mask and the attention grow with its square."""
+
+
+def inputs_of(images: Sequence[Encoded], packed: bool) -> tuple[dict[str, Any], torch.Tensor]:
+    """What `pack` or `separate` returns, in the host's memory.
+
+    Args:
+        images: from an adapter.
+        packed: whether the expressions of an image share a sequence.
+    """
+    with in_host_memory():
+        return (pack if packed else separate)(*images)
 
 
 def pack(*images: Encoded) -> tuple[dict[str, Any], torch.Tensor]:

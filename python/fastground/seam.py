@@ -35,6 +35,9 @@ class Listener(Protocol):
     def begin(self, given: dict[str, Any]) -> None:
         """A forward begins, with these arguments by name."""
 
+    def end(self) -> None:
+        """It has ended, not by an error."""
+
     def attend(self, own: Callable[..., Any], module: Any, *arguments: Any, **keywords: Any) -> Any:
         """What an attention layer calls; returns what its own function does."""
 
@@ -46,6 +49,7 @@ class Seam:
         self.model = model
         self.text = model.config.get_text_config(decoder=True)
         self.listener = listener
+        self._hooks: list[Any] = []
         self.made_none = False
         """Whether the model's own mask function has said that None will do."""
 
@@ -56,7 +60,7 @@ class Seam:
             RuntimeError: the model's seam is open already.
             ValueError: its attention is not registered together with a mask function.
         """
-        begin = _register()
+        begin, end = _register()
         self._thread = threading.get_ident()
         with _lock:
             if id(self.text) in _open:
@@ -74,7 +78,8 @@ class Seam:
             self.before = copy.copy(self.text)
             _open[id(self.text)] = self
         try:
-            self._hook = self.model.register_forward_pre_hook(begin, with_kwargs=True)
+            self._hooks.append(self.model.register_forward_pre_hook(begin, with_kwargs=True))
+            self._hooks.append(self.model.register_forward_hook(end))
             self._name(NAME)
         except BaseException:
             self.close()
@@ -85,8 +90,8 @@ class Seam:
         try:
             self._name(self.own)
         finally:
-            if hasattr(self, "_hook"):
-                self._hook.remove()
+            for hook in self._hooks:
+                hook.remove()
             _open.pop(id(self.text), None)
 
     def hears(self) -> bool:
@@ -101,6 +106,48 @@ class Seam:
 
     def _name(self, implementation: str) -> None:
         self.text._attn_implementation = {"": implementation}  # of this part alone
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside torch.compile's and PEFT's wrappers, whoever calls it.
+
+    Raises:
+        ValueError: PEFT puts learned tokens or keys before its input.
+    """
+    model = getattr(model, "_orig_mod", model)
+    adapter = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise ValueError(
+            "model must see its input alone, but PEFT puts learned prompts before it "
+            f"({type(adapter).__name__}), so that the image's tokens are not where the input has "
+            "them; capture and call model.get_base_model(), which is without"
+        )
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(inner, "_orig_mod", inner)
+
+
+def cache_name(model: Any) -> str:
+    """What the model's forward and its output call the keys of earlier tokens."""
+    named = inspect.signature(unwrapped(model).forward).parameters
+    return "cache" if "cache" in named else "past_key_values"
+
+
+def refuse_searches() -> None:
+    """Nothing, unless `generate` calls the model in a way whose forwards are not its tokens.
+
+    Raises:
+        ValueError: in beam search sequences change places; in assisted decoding tokens are tried.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        name = frame.f_code.co_name
+        if "beam_search" in name or "assisted_decoding" in name:
+            raise ValueError(
+                "rows='steps' needs generate to say one token after another, but it is called for "
+                f"{name.strip('_').replace('_', ' ')}; pass num_beams=1 and no assistant, or "
+                "capture one forward over the tokens that were said"
+            )
+        frame = frame.f_back  # type: ignore[assignment]
 
 
 def _is_registered(implementation: str) -> bool:
@@ -168,11 +215,17 @@ def _begin(model: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     seam.listener.begin(given)
 
 
+def _end(model: Any, args: tuple[Any, ...], output: Any) -> None:
+    seam = _open.get(id(model.config.get_text_config(decoder=True)))
+    if seam is not None and seam.hears():
+        seam.listener.end()
+
+
 @cache
-def _register() -> Callable[..., None]:
-    """Both functions made known to transformers, and the hook for models; none is traced."""
+def _register() -> tuple[Callable[..., None], Callable[..., None]]:
+    """Both functions made known to transformers, and the hooks for models; none is traced."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, torch.compiler.disable(_attend))
     AttentionMaskInterface.register(NAME, torch.compiler.disable(_make_mask))
-    return torch.compiler.disable(_begin)
+    return torch.compiler.disable(_begin), torch.compiler.disable(_end)

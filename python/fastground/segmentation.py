@@ -254,7 +254,7 @@ def peaks_in_box(grounding: Grounding, recipe: Recipe) -> torch.Tensor:
     mean = cells[cells.isfinite()].mean()
     row, column = ((cells == around) & (cells > mean)).nonzero().T
     place = torch.stack([column, row], dim=1) + 0.5
-    centre = place * torch.tensor(layout.cell_size) + torch.tensor(layout.origin)
+    centre = place * place.new_tensor(layout.cell_size) + place.new_tensor(layout.origin)
     x1, y1, x2, y2 = grounding.map_box.cpu()
     x, y = centre.T
     kept = (x >= x1) & (x < x2) & (y >= y1) & (y < y2)

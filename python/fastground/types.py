@@ -273,14 +273,14 @@ class ImageLayout:
         import torch
 
         if self.image_size is None or self.cell_size is None:
-            return torch.ones(self.grid, dtype=torch.bool)
+            return torch.ones(self.grid, dtype=torch.bool, device="cpu")
 
         def inside(axis: int) -> torch.Tensor:
             size, cell = self.image_size[axis], self.cell_size[1 - axis]  # type: ignore[index]
-            centre = self.origin[1 - axis] + (torch.arange(self.grid[axis]) + 0.5) * cell
+            place = torch.arange(self.grid[axis], device="cpu") + 0.5
+            centre = self.origin[1 - axis] + place * cell
             within = (centre > 0) & (centre < size)
-            touched = (centre > -cell / 2) & (centre < size + cell / 2)
-            return within if within.any() else touched
+            return within if within.any() else (centre > -cell / 2) & (centre < size + cell / 2)
 
         return inside(0)[:, None] & inside(1)
 
@@ -298,7 +298,7 @@ class ImageLayout:
 
         if self.image_size is None or self.cell_size is None:
             raise ValueError(_NO_IMAGE)
-        y, x = (torch.arange(n, dtype=torch.float64) + 0.5 for n in self.image_size)
+        y, x = (torch.arange(n, dtype=torch.float64, device="cpu") + 0.5 for n in self.image_size)
         return (y - self.origin[1]) / self.cell_size[1], (x - self.origin[0]) / self.cell_size[0]
 
 

@@ -1,5 +1,7 @@
 """The generic adapter: the same as an own one where it says anything, else a reason."""
 
+from inspect import signature
+
 import pytest
 import torch
 from families import all_families
@@ -17,7 +19,8 @@ TEXTS = ["the red mug", "a dog on the left of the small blue mug"]
 OWN = [pytest.param(family, id=str(family)) for family in all_families() if family.name in ADAPTERS]
 TOLD = {
     "deepseek_vl", "deepseek_vl_hybrid", "janus", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
-    "glm4v", "glm46v", "video_llama_3",
+    "glm4v", "glm46v", "glm_ocr", "glmga", "cosmos3_omni", "qwen2_5_omni_thinker",
+    "qwen3_omni_moe_thinker", "video_llama_3",
 }  # fmt: skip
 """Families with an adapter that the generic one can read as well; others it must refuse."""
 
@@ -88,6 +91,23 @@ def test_patches_in_another_order_are_seen():
     processor.image_processor.__class__ = Columns
     with pytest.raises(ValueError, match="as a known image processor lays it, but Columns"):
         wrap(model, processor)
+
+
+def test_positions_that_change_with_the_place_are_refused():
+    # As where a model finds an image by what stands before it, and is shown its tokens alone.
+    model, processor = next(f for f in all_families() if f.name == "qwen2_5_vl").build(0)
+    count = model.model.get_rope_index
+
+    def alone(input_ids, **more):
+        positions, rest = count(input_ids, **more)
+        with_words = input_ids[0, -1] == processor.tokenizer.convert_tokens_to_ids("a")
+        return positions if with_words else torch.zeros_like(positions), rest
+
+    alone.__signature__ = signature(count)
+    Generic(model, processor, "as it is")
+    model.model.get_rope_index = alone
+    with pytest.raises(ValueError, match="must count positions on from an image's, the same"):
+        Generic(model, processor, "alone")
 
 
 def test_a_number_of_tokens_that_fits_no_grid_is_refused():

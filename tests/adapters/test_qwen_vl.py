@@ -1,12 +1,17 @@
 """What is special to Qwen-VL and its kin: their resizing, their positions, their errors."""
 
+from inspect import signature
+
 import pytest
 import torch
 from fastground import packing
-from fastground.attention import answers
+from fastground.attention import answers, attention_maps
+from fastground.models import wrap
+from fastground.models.generic import Generic
 from fastground.types import Recipe
 from test_adapters import TEXTS, made, picture
 from tiny_qwen_vl import FAMILIES
+from wrapped import Peft
 
 EACH = [pytest.param(family, id=str(family)) for family in FAMILIES]
 
@@ -44,12 +49,10 @@ def test_positions_are_the_models_own(family):
         return
     seen = inputs["attention_mask"].bool()
     assert not seen.all()
-    want, _ = lvlm.model.model.get_rope_index(
-        input_ids=inputs["input_ids"],
-        mm_token_type_ids=(inputs["input_ids"] == lvlm.model.config.image_token_id).int(),
-        image_grid_thw=inputs["image_grid_thw"],
-        attention_mask=inputs["attention_mask"],
-    )
+    marks = (inputs["input_ids"] == lvlm.model.config.image_token_id).int()
+    given = {**inputs, "mm_token_type_ids": marks}
+    takes = signature(lvlm.count_positions).parameters
+    want, _ = lvlm.count_positions(**{name: x for name, x in given.items() if name in takes})
     assert torch.equal(inputs["position_ids"][:, seen], want[:, seen])
     last = [packing.next_position(encoded, len(ids)) - 1 for ids in encoded.token_ids]
     assert want.amax((0, 2)).tolist() == last
@@ -69,6 +72,22 @@ def test_answers_are_what_the_model_generates(family):
         if tokenizer.eos_token_id in said:
             said = said[: said.index(tokenizer.eos_token_id)]
         assert found == tuple(tokenizer.decode(said, skip_special_tokens=True).split())
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen2_5_omni_thinker"])
+@pytest.mark.parametrize("adapter", [None, Generic])
+def test_inside_peft_s_wrapper_positions_are_counted_all_the_same(name, adapter):
+    # Its `.model` is all of the model inside, and its forward names no arguments.
+    plain = of(name)
+    around = Peft(plain.model)
+    lvlm = wrap(around, plain.processor)
+    if adapter is not None:
+        lvlm = adapter(around, plain.processor, "generic")
+    want = attention_maps(plain, picture(), TEXTS, recipe=Recipe(), packed=False)
+    for packed in (False, True):
+        found = attention_maps(lvlm, picture(), TEXTS, recipe=Recipe(), packed=packed)
+        torch.testing.assert_close(found.maps, want.maps, atol=1e-5, rtol=0)
+    assert answers(lvlm, picture(), TEXTS) == answers(plain, picture(), TEXTS)
 
 
 def test_the_image_stands_between_its_tokens():

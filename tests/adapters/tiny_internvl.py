@@ -146,7 +146,12 @@ def got_ocr2(seed=0):
 
 def llama4(seed=0):
     """Layers of chunks and of all tokens, experts; tiles with words between them."""
+    import pytest
     import torch
+    import transformers
+
+    if transformers.__version__ == "5.24.0":
+        pytest.skip("transformers 5.24.0 fails at the end of every forward of Llama 4")
     from transformers import (
         Llama4Config,
         Llama4ForConditionalGeneration,

@@ -57,6 +57,35 @@ def llava_next(seed=0):
     return sharpen(model, seed), processor
 
 
+def llava_next_video(seed=0):
+    """As LLaVA-NeXT to an image."""
+    import torch
+    from fastground.models.processors import without_video
+    from transformers import (
+        LlavaNextVideoConfig,
+        LlavaNextVideoForConditionalGeneration,
+        LlavaNextVideoProcessor,
+    )
+
+    like, processor = llava_next(seed)
+    words = tokenizer(["<image>", "<video>"])
+    torch.manual_seed(seed)
+    model = LlavaNextVideoForConditionalGeneration(
+        LlavaNextVideoConfig(
+            vision_config=like.config.vision_config, text_config=like.config.text_config,
+            image_grid_pinpoints=like.config.image_grid_pinpoints, vision_feature_layer=-2,
+            image_token_index=words.convert_tokens_to_ids("<image>"),
+            video_token_index=words.convert_tokens_to_ids("<video>"),
+        )
+    )  # fmt: skip
+    processor = without_video(LlavaNextVideoProcessor)(
+        image_processor=processor.image_processor, tokenizer=words, video_processor=None,
+        patch_size=4, chat_template=CHAT, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    return sharpen(model, seed), processor
+
+
 def llava_onevision(seed=0, *, tile=16, aspect="anyres_max_2"):
     """Patches of 4; at most two bases of cells, so that many images are averaged down."""
     import torch
@@ -96,5 +125,6 @@ def llava_onevision(seed=0, *, tile=16, aspect="anyres_max_2"):
 
 FAMILIES = [
     Family("llava_next", llava_next, blocks=("base", "stitch")),
+    Family("llava_next_video", llava_next_video, blocks=("base", "stitch")),
     Family("llava_onevision", llava_onevision, blocks=("base", "stitch")),
 ]

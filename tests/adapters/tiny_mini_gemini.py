@@ -6,12 +6,14 @@ attention is Gemma's own, from transformers, as theirs is.
 
 import torch
 from families import Family, tokenizer
+from fastground.seam import cache_name
 from torch import nn
 from torch.nn.functional import interpolate
 from transformers import CLIPVisionConfig, CLIPVisionModel, GemmaConfig, GemmaForCausalLM
 from transformers import GemmaModel as Gemma
 
 SIDE, PATCH, SIDE_AUX = 16, 4, 64
+CACHE = cache_name(GemmaForCausalLM)
 
 
 class MiniGeminiConfig(GemmaConfig):
@@ -135,7 +137,7 @@ class MiniGeminiGemmaForCausalLM(GemmaForCausalLM):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{CACHE: past_key_values},
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,

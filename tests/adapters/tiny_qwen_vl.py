@@ -1,5 +1,7 @@
 """Qwen-VL and its kin: patches of 4 pixels, merged 2 x 2; images of 4 to 64 cells."""
 
+from types import SimpleNamespace
+
 from families import Family, sharpen, tokenizer
 from fastground.models.processors import without_video
 
@@ -56,7 +58,41 @@ def processor(kind, images, tokens=QWEN, words=tokenizer):
     )
 
 
-def build(name, vision, text, *made):
+def omni(seed, name, vision, text, audio):
+    """The part of Qwen-Omni that sees, hears and thinks; its processor without videos."""
+    import torch
+    import transformers
+
+    marks = ("vision_bos", "image", "vision_eos", "video", "audio", "audio_bos", "audio_eos")
+    tokens = {f"{mark}_token": f"<|{mark}|>" for mark in marks}
+    words = tokenizer(list(tokens.values()), extra_special_tokens=tokens)
+    kind = without_video(getattr(transformers, f"{name}Processor"))
+    kind.video_processor = SimpleNamespace(merge_size=2)  # which 5.17 asks for that alone
+    whole = kind(
+        image_processor=transformers.Qwen2VLImageProcessorPil(
+            size={"shortest_edge": 4 * 8 * 8, "longest_edge": 64 * 8 * 8},
+            patch_size=4, merge_size=2,
+        ),
+        tokenizer=words, video_processor=None,
+        feature_extractor=transformers.WhisperFeatureExtractor(feature_size=16),
+        chat_template=CHAT % "<|vision_bos|><|image|><|vision_eos|>",
+    )  # fmt: skip
+    audio = {
+        "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+        "num_mel_bins": 16, "output_dim": 64, "n_window": 10, "max_source_positions": 20, **audio,
+    }  # fmt: skip
+    config = getattr(transformers, f"{name}ThinkerConfig")(
+        vision_config=vision, text_config=TEXT | text, audio_config=audio
+    )
+    start, image, end, video, audio = words.convert_tokens_to_ids(list(tokens.values())[:5])
+    config.image_token_id, config.video_token_id, config.audio_token_id = image, video, audio
+    config.vision_start_token_id, config.vision_end_token_id = start, end
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{name}ThinkerForConditionalGeneration")(config)
+    return sharpen(model, seed), whole
+
+
+def build(name, vision, text, *made, config=None):
     """A builder of (model, processor) from a seed; `name` as transformers begins its classes."""
 
     def from_seed(seed):
@@ -71,13 +107,14 @@ def build(name, vision, text, *made):
         ends = {f"{around}_start_token_id": start, f"{around}_end_token_id": end}
         if name == "VideoLlama3":  # knows no such tokens
             ends = {}
-        config = getattr(transformers, f"{name}Config")(
+        kind = getattr(transformers, f"{config or name}Config")
+        settings = kind(
             vision_config=vision, text_config=TEXT | text,
             image_token_id=image, video_token_id=video,
             **ends,
         )  # fmt: skip
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+        model = getattr(transformers, f"{name}ForConditionalGeneration")(settings)
         return sharpen(model, seed), whole
 
     return from_seed
@@ -127,6 +164,28 @@ FAMILIES = [
         {"n_routed_experts": 4} | EXPERTS | rope(1, 1, 2, partial_rotary_factor=0.5),
         "Glm4vProcessor", "Glm4vImageProcessorPil", GLM,
     )),
+    Family("glm_ocr", build(
+        "GlmOcr", GLM_VISION, {"head_dim": 16} | rope(2, 3, 3),
+        "Glm46VProcessor", "Glm46VImageProcessorPil", GLM,
+    )),
+    Family("glmga", build(
+        "Glm46V", {"model_type": "glm4v_vision"} | GLM_VISION,
+        {"model_type": "glm4v_text"} | rope(2, 3, 3),
+        "Glm46VProcessor", "GlmgaImageProcessorPil", GLM, config="Glmga",
+    )),
+    Family("cosmos3_omni", build(
+        "Cosmos3Omni", QWEN3_VISION, {"head_dim": 16} | rope(4, 2, 2),
+        "Qwen3VLProcessor", QWEN_IMAGES,
+    )),
+    Family("qwen2_5_omni_thinker", lambda seed: omni(
+        seed, "Qwen2_5Omni", VISION | {"window_size": 16, "fullatt_block_indexes": [1]},
+        rope(2, 3, 3), {},
+    ), loads=False, refusal="video processor"),
+    Family("qwen3_omni_moe_thinker", lambda seed: omni(
+        seed, "Qwen3OmniMoe", QWEN3_VISION,
+        {"head_dim": 16, "num_experts": 4} | EXPERTS | rope(4, 2, 2),
+        {"downsample_hidden_size": 16, "conv_chunksize": 10},
+    ), loads=False, refusal="video processor"),
     Family("qwen3_5", build(
         "Qwen3_5", QWEN3_VISION, LINEAR | rope(2, 1, 1, partial_rotary_factor=0.5),
         "Qwen3VLProcessor", QWEN_IMAGES, QWEN, letters,

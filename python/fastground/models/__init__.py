@@ -68,13 +68,16 @@ ADAPTERS: dict[str, type[LVLM]] = {
 _QUERIES = "asks the image with learned queries: its image tokens have no place in the image"
 _CROSS = "keeps the image out of the sequence, in cross-attention: its words see no image tokens"
 _ENCODER = "has an encoder for the image and a decoder for words, which see each other's summary"
+_THINKER = "keeps the model that sees in a part of its own: wrap(model.thinker, processor)"
 
 REFUSED: dict[str, str] = {
-    "aria": _QUERIES, "blip-2": _QUERIES, "idefics2": _QUERIES, "instructblip": _QUERIES,
-    "instructblipvideo": _QUERIES, "kosmos-2": _QUERIES, "kosmos-2.5": _QUERIES,
+    "aria": _QUERIES, "blip-2": _QUERIES, "deepseek_ocr2": _QUERIES, "idefics2": _QUERIES,
+    "instructblip": _QUERIES, "instructblipvideo": _QUERIES, "kosmos-2": _QUERIES,
+    "kosmos-2.5": _QUERIES,
     "blip": _CROSS, "idefics": _CROSS, "mllama": _CROSS,
     "florence2": _ENCODER, "pix2struct": _ENCODER, "pp_formulanet": _ENCODER,
     "t5gemma2": _ENCODER, "udop": _ENCODER, "vision-encoder-decoder": _ENCODER,
+    "qwen2_5_omni": _THINKER, "qwen3_omni_moe": _THINKER,
     "git": "puts the image before the sequence without tokens for it",
     "molmo": f"attends by code of its own, which nobody can listen to; take {NEWER['molmo']}",
 }  # fmt: skip

@@ -74,13 +74,19 @@ class Generic(LVLM):
         seen = self.look(probe, Recipe())
         prompt = "a".join(self.words(Recipe()))
         [row], _ = self._tokenize([prompt])
-        own = processor(images=[probe], text=[prompt], return_tensors="pt")["input_ids"][0].tolist()
+        own = processor(images=[probe], text=[prompt], return_tensors="pt")["input_ids"]
         mark = processor.tokenizer.convert_tokens_to_ids(self.mark)
         start = row.index(mark) if mark in row else len(row)
-        if row[:start] + seen.ids + row[start + 1 :] != own:
+        if row[:start] + seen.ids + row[start + 1 :] != own[0].tolist():
             raise ValueError(
                 "processor must put the image's tokens in the mark's place and leave the words as "
                 f"they are, but {type(processor).__name__} does not; {self._own}"
+            )
+        whole = self._counted(own, seen.inputs)
+        if whole is not None and not whole.equal(_placed(seen.positions, start, own.shape[1])):
+            raise ValueError(
+                "model must count positions on from an image's, the same wherever it stands, but "
+                f"{type(self.bare).__name__} does not; {self._own}"
             )
 
     @property
@@ -116,23 +122,36 @@ class Generic(LVLM):
         """As every family, with the positions that the model itself counts."""
         seen = super().look(image, recipe)
         self._ids = set(seen.ids)
-        count = getattr(getattr(self.model, "model", None), "get_rope_index", None)
-        if count is None:
-            return seen
         import torch
 
-        ids = torch.tensor([seen.ids])
+        [around], _ = self._tokenize([self.marked])
+        mark = self.processor.tokenizer.convert_tokens_to_ids(self.mark)
+        first = around.index(mark) if mark in around else len(around)
+        ids = torch.tensor([around[:first] + seen.ids + around[first + 1 :]])
+        positions = self._counted(ids, seen.inputs)
+        if positions is None:
+            return seen
+        return seen._replace(positions=positions[:, first : first + len(seen.ids)] - first)
+
+    def _counted(self, ids: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """(axes, tokens): the model's own count of positions; None where it has one axis."""
+        import torch
+
+        count = self.count_positions
+        if count is None:
+            return None
+        given = {**inputs, **self.token_inputs(ids), "input_ids": ids}
+        given["attention_mask"] = torch.ones_like(ids)
         takes = signature(count).parameters
-        given = {**seen.inputs, **self.token_inputs(ids), "input_ids": ids}
         positions = count(**{name: value for name, value in given.items() if name in takes})[0]
-        return seen._replace(positions=positions[:, 0])
+        return positions[:, 0].long()
 
     def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """1 where a token is the image's, under the name that the model takes it by."""
         import torch
 
         marks = (input_ids == self.model.config.image_token_id).to(torch.long)
-        takes = signature(self.model.forward).parameters
+        takes = signature(self.bare.forward).parameters
         return {name: marks for name in MARKS_IMAGE if name in takes}
 
     def layout(
@@ -253,3 +272,14 @@ class Generic(LVLM):
             found = (shade - black) / (white - black) * length
             near &= (found - place).abs() <= cell_px / 4 + length / 255 + 1
         return bool((near | ~inside).all())
+
+
+def _placed(positions: torch.Tensor | None, start: int, tokens: int) -> torch.Tensor:
+    """(axes, tokens): an image's positions, counted from 0, among words before and after it."""
+    import torch
+
+    assert positions is not None
+    before = torch.arange(start).expand(len(positions), -1)
+    rest = torch.arange(tokens - start - positions.shape[1]).expand(len(positions), -1)
+    image = start + positions
+    return torch.cat([before, image, image.max() + 1 + rest], dim=1)

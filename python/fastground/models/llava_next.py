@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class LlavaNext(LVLM):
     """The base in raster order, then the tiles' lines, each with a newline token."""
 
-    model_types = ("llava_next", "llava_onevision")
+    model_types = ("llava_next", "llava_next_video", "llava_onevision")
 
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe

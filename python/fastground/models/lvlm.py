@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from fastground.dispatch import in_host_memory
 from fastground.layers import layers_with_heads
 from fastground.models.geometry import read_image
 from fastground.phrases import Phrase
+from fastground.seam import unwrapped
 from fastground.types import Encoded, ImageLayout, Recipe
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 _MARK = "\ufffc"
 """Stands for the expression while a chat template is rendered."""
+
+_REFERRING = ("<ref>", "</ref>", "<|object_ref_start|>", "<|object_ref_end|>")
+"""Special tokens that InternVL and Qwen-VL were taught around an expression: it may hold them."""
 
 _OF_WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
 """What processors return for the words, beside what the model reads of the image."""
@@ -106,6 +112,17 @@ class LVLM(ABC):
     def layers_with_heads(self) -> tuple[int, ...]:
         """The language model's layers that have attention heads; hybrid models have others."""
         return layers_with_heads(self.model.config)
+
+    @property
+    def bare(self) -> Any:
+        """The model without what torch.compile or PEFT may have put around it."""
+        return unwrapped(self.model)
+
+    @property
+    def count_positions(self) -> Any:
+        """The model's own way to count positions in several axes; None where it has one axis."""
+        own = getattr(self.bare, "get_rope_index", None)
+        return getattr(getattr(self.bare, "model", None), "get_rope_index", own)
 
     @property
     def mark(self) -> str:
@@ -190,11 +207,16 @@ class LVLM(ABC):
 
         Raises:
             ValueError: `image` is no image; an expression is empty, has words that the tokenizer
-                does not know or is longer than the model reads; the processor has no such template;
-                a phrase where the prompt's end asks.
+                does not know, special tokens, or is longer than the model reads; the processor has
+                no such template; a phrase where the prompt's end asks.
             FileNotFoundError: `image` is a path without a file.
         """
-        image = read_image(image)
+        with in_host_memory():
+            return self._encode(read_image(image), expressions, recipe)
+
+    def _encode(self, image: Image, expressions: list[str], recipe: Recipe) -> Encoded:
+        import torch
+
         texts = [_sentence(e, recipe) for e in _checked(expressions, self.mark)]
         before, after = self.spelled(*self.words(recipe))
         seen = self.look(image, recipe)
@@ -240,8 +262,6 @@ class LVLM(ABC):
                     f"of them the image's) and {self.checkpoint!r} reads {self._positions}: "
                     f"{text[:40]!r}...; say it in fewer words"
                 )
-        import torch
-
         layout, positions = seen.layout, seen.positions
         if positions is not None:
             words = torch.arange(start).expand(len(positions), -1)
@@ -304,12 +324,24 @@ class LVLM(ABC):
         out = tokenizer(prompts, add_special_tokens=not begins, return_offsets_mapping=True)
         return out["input_ids"], out["offset_mapping"]
 
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Tokens that mark what is no word, such as an answer's end or a video."""
+        added = self.processor.tokenizer.added_tokens_decoder
+        special = {i: token.content for i, token in added.items() if token.special}
+        return frozenset(i for i, content in special.items() if content not in _REFERRING)
+
     def _know(self, text: str, tokens: list[tuple[int, tuple[int, int]]], first: int) -> None:
         tokenizer = self.processor.tokenizer
-        unknown = [
-            text[a - first : b - first] for i, (a, b) in tokens if i == tokenizer.unk_token_id
-        ]
+        said = [(i, text[max(0, a - first) : b - first]) for i, (a, b) in tokens]
+        unknown = [words for i, words in said if i == tokenizer.unk_token_id]
         if not unknown:
+            special = [words for i, words in said if i in self._special]
+            if special:
+                raise ValueError(
+                    "expression must not hold special tokens, by which the model would read more "
+                    f"than words, but {text!r} has {', '.join(map(repr, special))}; say it without"
+                )
             return
         message = (
             f"expression must use words that the tokenizer knows, but {text!r} has "

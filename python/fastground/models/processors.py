@@ -61,7 +61,7 @@ def load(source: str, config: Any, **keywords: Any) -> Any:
     from transformers import AutoProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+    kind: Any = PROCESSOR_MAPPING.get(type(config), None) or _named(source, **keywords)
     if kind is None:
         return AutoProcessor.from_pretrained(source, **keywords)
     reads_videos = "video_processor" in kind.get_attributes()
@@ -73,6 +73,19 @@ def load(source: str, config: Any, **keywords: Any) -> Any:
         settings, _ = kind.get_processor_dict(source, **keywords)
         return kind.from_args_and_dict(parts, settings)
     return (kind if reads_videos else AutoProcessor).from_pretrained(source, **keywords)
+
+
+def _named(source: str, **keywords: Any) -> Any:
+    """The class that a checkpoint names, where its family has none of its own, as GLM-OCR.
+
+    None where it names none, or one that hears, too: that does not do without its videos.
+    """
+    from transformers import ProcessorMixin
+    from transformers.models.auto.processing_auto import processor_class_from_name
+
+    settings, _ = ProcessorMixin.get_processor_dict(source, **keywords)
+    kind = processor_class_from_name(settings.get("processor_class", ""))
+    return None if kind is None or "feature_extractor" in kind.get_attributes() else kind
 
 
 def _hidden_image_processor(configuration: str) -> Any:

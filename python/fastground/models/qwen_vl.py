@@ -3,8 +3,8 @@
 The module tree it expects:
 
     model.visual             or vision_model; merge x merge patches (mostly 2 x 2) become one token
-    model.language_model     causal; counts positions in three axes where it has get_rope_index
-    lm_head
+    model.language_model     causal; counts positions in three axes where the model that holds it,
+    lm_head                  or the whole, has get_rope_index
 
 The image is resized so that each side holds a whole number of cells; nothing is padded or cut. So
 a cell is exactly width / grid_w by height / grid_h original pixels. The processor says how many
@@ -41,8 +41,9 @@ class QwenVL(LVLM):
     """One run of image tokens in raster order, `image_grid_thw` patches merged in squares."""
 
     model_types: ClassVar[tuple[str, ...]] = (
-        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "glm46v",
-        "paddleocr_vl", "video_llama_3",
+        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker",
+        "qwen3_omni_moe_thinker", "glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr",
+        "cosmos3_omni", "paddleocr_vl", "video_llama_3",
     )  # fmt: skip
 
     @property
@@ -76,7 +77,7 @@ class QwenVL(LVLM):
 
     def positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
         """Time, row and column of each cell; None where the model counts in one axis."""
-        if not hasattr(self.model.model, "get_rope_index"):
+        if self.count_positions is None:
             return None
         import torch
 
