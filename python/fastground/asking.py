@@ -86,6 +86,8 @@ class Asking:
         rectangle = torch.zeros(batch, int(slots.max()) + 1, dtype=torch.long)
         rectangle[elements, slots] = positions
         self.elements = elements
+        cells = elements * rectangle.shape[1] + slots
+        self._full = torch.equal(cells, torch.arange(rectangle.numel()))  # and in order
 
         if layouts is None:
             layouts = find_image(config, given, batch)
@@ -101,8 +103,8 @@ class Asking:
             )
         asked = [self.layouts[b] for b in elements.tolist()]
         each = {id(a): a for a in asked}.values()
-        places = sorted({i for a in each for i in (*a.tokens, *(a.all_tokens or ()))})
-        for place in (*places[-1:], *places[:1]):
+        runs = [run for a in each for run in (a.tokens, a.all_tokens) if run]
+        for place in (*map(max, runs), *map(min, runs)):
             if not 0 <= place < self.cached + self.length:
                 raise ValueError(
                     f"layouts must lie in the sequence of {self.cached + self.length} tokens, but "
@@ -153,6 +155,8 @@ class Asking:
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """The N asking rows, in order, of (batch, R, ...)."""
+        if self._full:
+            return rows.flatten(0, 1)
         at = self._on(rows.device)
         return rows[at.elements, at.slots]
 
@@ -170,24 +174,34 @@ class _Places(NamedTuple):
 
     places: torch.Tensor
     real: torch.Tensor | None
+    run: range | None
+    """The positions, where those of all rows are the same and follow each other."""
 
     @classmethod
     def of(cls, places: list[tuple[int, ...]]) -> _Places:
         """From the positions of each row."""
+        each = {id(own): own for own in places}  # an image's rows share them
         counts = torch.tensor([len(own) for own in places])
         most = int(counts.max())
-        index = torch.tensor([[*own, *[0] * (most - len(own))] for own in places])
-        return cls(index, None if (counts == most).all() else torch.arange(most) < counts[:, None])
+        padded = torch.tensor([[*own, *[0] * (most - len(own))] for own in each.values()])
+        index = padded[[list(each).index(id(own)) for own in places]]
+        real = None if (counts == most).all() else torch.arange(most) < counts[:, None]
+        first = places[0]
+        run = range(first[0], first[0] + most) if first else range(0)
+        follow = all(own == tuple(run) for own in each.values())
+        return cls(index, real, run if follow else None)
 
     def to(self, device: torch.device) -> _Places:
         """The same on a device, which is not waited for."""
         places = self.places.to(device, non_blocking=True)
         real = None if self.real is None else self.real.to(device, non_blocking=True)
-        return _Places(places, real)
+        return _Places(places, real, self.run)
 
     def take(self, rows: torch.Tensor, gone: int) -> torch.Tensor:
         """(N, heads, most places) of rows (N, heads, keys), whose first `gone` keys are gone."""
-        places, real = self
+        places, real, run = self
+        if run and run.start >= gone:
+            return rows[..., run.start - gone : run.stop - gone].clone()  # the rest is not kept
         if gone:
             places = places - gone
             real = (places >= 0) if real is None else real & (places >= 0)

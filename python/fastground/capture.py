@@ -190,7 +190,7 @@ class Capture:
         found = [HeadId(n, head) for n in self._by_layer for head in self._by_layer[n]]
         device = forwards[0][1][found[0].layer][0].device
         maps, sums = (
-            torch.cat([
+            _joined([
                 torch.cat([seen[layer][part].to(device) for layer in self._by_layer], dim=1)
                 for _, seen in forwards
             ])
@@ -390,6 +390,11 @@ class Capture:
                 "maps would be wrong"
             )
         return not math.isnan(off)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """One after the other; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class _Stop(Exception):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from fastground.dispatch import in_host_memory
@@ -51,28 +52,26 @@ def pack(*images: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
     """
     import torch
 
-    ids, masks, positions, rows = [], [], [], []
+    ids, spans, positions, rows = [], [], [], []
     for index, encoded in enumerate(images):
         prefix = encoded.prefix_length
         branches = [prompt[prefix:] for prompt in encoded.token_ids]
-        lengths = [len(branch) for branch in branches]
+        ends = accumulate(map(len, branches), initial=prefix)
+        spans.append(list(pairwise(ends)))
         ids.append(torch.cat([encoded.token_ids[0][:prefix], *branches]))
         whole = [_positions(encoded, len(prompt)) for prompt in encoded.token_ids]
         positions.append(torch.cat([whole[0][:, :prefix], *(p[:, prefix:] for p in whole)], dim=1))
-        branch = torch.repeat_interleave(torch.tensor([prefix, *lengths]))
-        masks.append(((branch == 0) | (branch == branch[:, None])).tril_())
-        starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
         rows += [
-            (index, start + i)
-            for start, asking in zip(starts, encoded.asking, strict=False)
+            (index, start - prefix + i)
+            for (start, _), asking in zip(spans[-1], encoded.asking, strict=True)
             for i in asking
         ]
     length = max(map(len, ids))
-    visible = torch.eye(length, dtype=torch.bool).repeat(
-        len(images), 1, 1, 1
-    )  # padding sees itself
-    for index, mask in enumerate(masks):
-        visible[index, 0, : len(mask), : len(mask)] = mask
+    visible = torch.ones(length, length, dtype=torch.bool).tril_().repeat(len(images), 1, 1, 1)
+    for mask, encoded, own in zip(visible[:, 0], images, spans, strict=True):
+        for start, end in own:
+            mask[start:end, encoded.prefix_length : start] = False
+        mask[own[-1][1] :, : own[-1][1]] = False  # padding sees none but padding
     return {
         "input_ids": _padded(ids, images),
         "attention_mask": visible,

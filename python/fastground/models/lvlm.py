@@ -236,6 +236,7 @@ class LVLM(ABC):
                 "processor must put one image token before the words, the same for all, but made "
                 f"{[r.count(mark) for r in rows]} of token {mark}; {reason}"
             )
+        prefix = rows[0][:start] + seen.ids
         # One token so far; the image's own number of them stand there.
         more = len(seen.ids) - 1
         asking = []
@@ -255,22 +256,24 @@ class LVLM(ABC):
                 inside = _inside(span, first, last + len(after))
             asks = inside if recipe.query == "phrase_mean" else inside[-1:]
             asking.append(tuple(i + more for i in asks))
-            row[start : start + 1] = seen.ids
-            if self._positions is not None and len(row) > self._positions:
+            tokens = len(row) + more
+            if self._positions is not None and tokens > self._positions:
                 raise ValueError(
-                    f"expression must be shorter, but its prompt has {len(row)} tokens ({more + 1} "
+                    f"expression must be shorter, but its prompt has {tokens} tokens ({more + 1} "
                     f"of them the image's) and {self.checkpoint!r} reads {self._positions}: "
                     f"{text[:40]!r}...; say it in fewer words"
                 )
+        shared = torch.tensor(prefix)
+        own_ids = [torch.tensor(row[start + 1 :], dtype=torch.long) for row in rows]
         layout, positions = seen.layout, seen.positions
         if positions is not None:
             words = torch.arange(start).expand(len(positions), -1)
             positions = torch.cat([words, start + positions], dim=1)
         return Encoded(
             expressions=tuple(expressions),
-            token_ids=tuple(torch.tensor(row) for row in rows),
+            token_ids=tuple(torch.cat([shared, ids]) for ids in own_ids),
             asking=tuple(asking),
-            prefix_length=start + more + 1,
+            prefix_length=len(prefix),
             image_inputs=seen.inputs,
             layout=replace(
                 layout,
@@ -333,8 +336,9 @@ class LVLM(ABC):
 
     def _know(self, text: str, tokens: list[tuple[int, tuple[int, int]]], first: int) -> None:
         tokenizer = self.processor.tokenizer
+        no_word = tokenizer.unk_token_id
         said = [(i, text[max(0, a - first) : b - first]) for i, (a, b) in tokens]
-        unknown = [words for i, words in said if i == tokenizer.unk_token_id]
+        unknown = [words for i, words in said if i == no_word]
         if not unknown:
             special = [words for i, words in said if i in self._special]
             if special:
