@@ -18,7 +18,11 @@ joined to the phrase before it after a comma ("man in blue, far left").
 What rules cannot know, and where they fail: "the man with a hat and a beard" is two phrases, since
 a determiner after "and" begins one; "left guy, blue shirt" likewise; verbs that are not listed and
 stand before no determiner ("a dog devours meat") stay in the phrase; "the cat but not the dog"
-names both.
+names both. What fails most is a preposition that belongs to the verb ("brushes her teeth in front
+of a mirror"), and verbs that are not listed.
+
+How good they are: of the 178 noun phrases in 60 captions that the rules had never read
+(tests/captions.txt) 61 % were found to the letter, and 66 % of what was found was one.
 """
 
 from __future__ import annotations
