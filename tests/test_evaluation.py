@@ -314,7 +314,7 @@ def test_a_greedy_recipe_is_greedy_in_every_row(number, scope):
 
 def test_a_table_that_is_not_there_or_lacks_its_statistics_is_refused():
     given = (small_world.lvlm(), small_world.ranking(), small_world.samples())
-    with pytest.raises(ValueError, match="number must be one of 4, 5, 8, but got '6'"):
+    with pytest.raises(ValueError, match="number must be one of 4, 5, 8, objects, but got '6'"):
         paper_table("6", *given)
     with pytest.raises(ValueError, match=r"runs\.load the folder that discover wrote"):
         paper_table("5", *given)

@@ -25,6 +25,7 @@ COUNTS = (1, 2, 3, 4, 5)
 CRITERIA = (("attention sum only", "attention_sum"), ("entropy only", "entropy"), ("both", "both"))
 SIGMAS = (0.5, 1.0, 1.5, 2.0)
 KERNEL_SIZES = (3, 5, 7, 9)
+SHARES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,13 @@ def of_smoothing(ranking: HeadRanking) -> list[Setting]:
             recipe = ranking.recipe.replace(sigma=sigma, kernel_size=size)
             found.append(_as_told(f"sigma {sigma}, kernel {size}", ranking, recipe))
     return found
+
+
+def of_shares(ranking: HeadRanking) -> list[Setting]:
+    """The kept region alone, then with all that have so large a share of the attention."""
+    recipes = {"one object": ranking.recipe.replace(objects=None)}
+    recipes |= {f"share {share}": ranking.recipe.replace(objects=share) for share in SHARES}
+    return [_as_told(name, ranking, recipe) for name, recipe in recipes.items()]
 
 
 def flat(ranking: HeadRanking, count: int) -> np.ndarray:

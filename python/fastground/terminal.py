@@ -198,12 +198,15 @@ def comparison_rows(comparison: Any) -> list[list[str]]:
     """A `Comparison` as text, a line a row, the names of the columns first."""
     kinds = list(comparison.rows[0].scores.by_kind)
     lines = [["", "Acc@0.5", "mean IoU", "pointing", *kinds, "cIoU", "gIoU"]]
+    several = any(row.scores.object_recall >= 0 for row in comparison.rows)
+    lines[0] += ["recall", "precision"] * several
     for row in comparison.rows:
         scores = row.scores
         spread = f" ± {100 * row.accuracy_std:.1f}" if row.accuracy_std else ""
         by_kind = [_percent(scores.by_kind.get(k, _NONE)) for k in kinds]
         accuracy, iou = f"{100 * scores.accuracy:.1f}{spread}", f"{scores.mean_iou:.3f}"
         masks = [_percent(scores.ciou), _percent(scores.giou)]
+        masks += [_percent(scores.object_recall), _percent(scores.object_precision)] * several
         lines.append([row.name, accuracy, iou, _percent(scores.pointing), *by_kind, *masks])
     return lines
 
@@ -281,6 +284,11 @@ def scores_table(scores: Any, title: str, recipe: Recipe, references: str = "") 
         each = {"all": scores, **kinds}
         told = (f"{name} {_percent(part.average_recall)}" for name, part in each.items())
         facts.append(f"average recall: {', '.join(told)}")
+    if scores.object_recall >= 0:
+        facts.append(
+            f"of several objects at IoU 0.5: recall {_percent(scores.object_recall, ' %')}, "
+            f"precision {_percent(scores.object_precision, ' %')}"
+        )
     if scores.without_object:
         facts.append(
             f"without an object, so that only masks count: {scores.without_object:,} (right where "

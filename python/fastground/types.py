@@ -498,3 +498,6 @@ class Sample:
     """(height, width) bool array: pixels that count neither way; None where all count."""
     first: bool = True
     """Whether it is the first sentence about its object: published scores take all or these."""
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    """Of each object, where the expression means several that are told apart; `box` is around all
+    of them, and `mask` holds them all."""
