@@ -158,6 +158,7 @@ def collect(
         cluster.check(num_actors)
     elif num_actors is not None:
         raise ValueError(f"num_actors must be None unless engine is 'ray', but got {num_actors}")
+    runs.needs_folder(out, resume=not resume, retry_skipped=retry_skipped)
     watch, how = Watch(max_bad, progress), _How(recipe, max_tokens, workers)
     make: Callable[..., Generator[tuple[int, _Measured]]]
     with ExitStack() as stack:

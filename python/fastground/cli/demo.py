@@ -25,7 +25,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Discover the heads of the model that ships along, compare, and tell it on a page."""
-    chosen = recipe_of(Recipe(), profile, recipe)
+    unread = dict.fromkeys(("prompt", "masks", "blocks"), "the demo does not read; leave it out")
+    chosen = recipe_of(Recipe(), profile, recipe, unread)
     from contextlib import redirect_stdout
 
     from fastground import demo as demonstration

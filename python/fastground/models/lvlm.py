@@ -59,6 +59,8 @@ class LVLM(ABC):
     """The name of its row in the support table, where that is not each of the model_types."""
     shares_prefix: bool = True
     """Whether image tokens see nothing after them, so that expressions may share them."""
+    sees_tiles: ClassVar[bool] = False
+    """Whether an image may be seen whole and in tiles, so that `recipe.blocks` is read."""
     needs_mask: ClassVar[bool] = False
     """Whether image tokens see what comes after them by a mask, which flash attention ignores."""
 
