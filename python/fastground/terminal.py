@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,10 +38,14 @@ def write_json(path: Path, **content: Any) -> None:
 
 
 def show(table: Table) -> None:
-    """A table on stdout, as wide as it needs to be where stdout is no terminal."""
+    """A table on stdout, as wide as it needs to be: a narrower terminal breaks its lines."""
     from rich.console import Console
+    from rich.measure import Measurement
 
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    least, most = Measurement.get(console, console.options.update(max_width=10_000), table)
+    needed = most if all(column.no_wrap for column in table.columns) else least
+    Console(width=max(console.width, needed)).print(table)
 
 
 class Stop:
@@ -61,6 +66,45 @@ class Stop:
             if self.asked:
                 return
             yield sample
+
+
+class Noticed:
+    """Whether Ctrl-C was pressed; it interrupts as ever."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, *_: Any) -> None:
+        self.asked = True
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def noticed() -> Iterator[Noticed]:
+    """A block after which it is known whether Ctrl-C was pressed, whatever became of it."""
+    stop = Noticed()
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """A block in which what this package warns of is one line, without its place in the code."""
+    plain, here = warnings.formatwarning, str(Path(__file__).parent)
+
+    def told(message: Any, category: Any, filename: str, *place: Any) -> str:
+        if filename.startswith(here):
+            return f"fastground: {message}\n"
+        return plain(message, category, filename, *place)
+
+    warnings.formatwarning = told  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = plain
 
 
 @contextmanager
@@ -356,7 +400,7 @@ def _table(title: str, columns: tuple[str, ...], caption: str | None = None) -> 
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left")
     table.caption_justify = "left"
     for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i > 0 else "left", no_wrap=i > 0)
+        table.add_column(name, justify="right" if i > 0 else "left", no_wrap=True)
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -185,16 +186,33 @@ def make_grounder(
 
 
 def picture_file(out: Path | None) -> None:
-    """Refuse what no picture can be written as.
+    """Refuse what no picture can be written as, or where.
 
     Raises:
-        ValueError: another ending.
+        ValueError: another ending, or a folder that cannot be made or written.
     """
     from fastground import figures
+
+    if out is not None:
+        writable(out.parent)
 
     if out is not None and out.suffix.lower() not in figures.PICTURES:
         raise ValueError(
             f"--out must end in one of {', '.join(figures.PICTURES)}, but got {str(out)!r}"
+        )
+
+
+def writable(folder: Path) -> None:
+    """Nothing, where files can be written in a folder, which may not be there yet.
+
+    Raises:
+        ValueError: they cannot; said before an hour's work rather than after.
+    """
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(
+            f"--out must be in a folder that can be written, but {str(place)!r} is not; give "
+            "another place"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fastground import terminal
-from fastground.cli.options import Changes, Json, Profile, Seed, Trials, recipe_of
+from fastground.cli.options import Changes, Json, Profile, Seed, Trials, recipe_of, writable
 from fastground.cli.unread import GROUNDING
 
 _WITHOUT_OUT = "only grounding reads; add --out FILE, so that the ranking tells it"
@@ -33,6 +33,8 @@ def rank(
     from fastground.ablations import ablate
     from fastground.ranking import rank_table
 
+    if out is not None:
+        writable(out.parent)
     table = runs.load(run)
     unread = dict.fromkeys(GROUNDING, _WITHOUT_OUT) if out is None else None
     chosen = recipe_of(table.recipe, profile, recipe, unread)

@@ -19,6 +19,7 @@ from fastground.cli.options import (
     options_of,
     ranking_file,
     recipe_of,
+    writable,
 )
 from fastground.cli.unread import GROUNDING
 from fastground.types import HeadRanking
@@ -49,6 +50,7 @@ def report(
     """Write a page on a run: the elbow, the election, what the choice of heads hangs on."""
     from fastground import report as reports
 
+    writable(out)
     needless = {"--model": model, "--data": data, "--option": option}
     for name, value in needless.items():
         if value and not examples:

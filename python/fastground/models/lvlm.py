@@ -228,7 +228,9 @@ class LVLM(ABC):
                     f"expression must have tokens, but {expression!r} has none for this tokenizer; "
                     "say it in other words"
                 )
-            self._know(text, [(row[i], span[i]) for i in inside], first)
+            way = "choose other words for the prompt that asks for nothing, --recipe generic=..."
+            way = way if str(expression) == recipe.generic else "say it in other words"
+            self._know(text, [(row[i], span[i]) for i in inside], first, way)
             if isinstance(expression, Phrase):
                 inside = _inside(span, first + own.start, first + own.stop)
             elif recipe.query in ("last_prompt", "first_generated"):
@@ -306,7 +308,9 @@ class LVLM(ABC):
         out = tokenizer(prompts, add_special_tokens=not begins, return_offsets_mapping=True)
         return out["input_ids"], out["offset_mapping"]
 
-    def _know(self, text: str, tokens: list[tuple[int, tuple[int, int]]], first: int) -> None:
+    def _know(
+        self, text: str, tokens: list[tuple[int, tuple[int, int]]], first: int, way: str
+    ) -> None:
         tokenizer = self.processor.tokenizer
         unknown = [
             text[a - first : b - first] for i, (a, b) in tokens if i == tokenizer.unk_token_id
@@ -321,7 +325,7 @@ class LVLM(ABC):
         if len(vocabulary) <= 256:
             known = sorted(w for w in vocabulary if w.isalpha())
             message += f"; {self.checkpoint} knows: {' '.join(known)}"
-        raise ValueError(message + "; say it in other words")
+        raise ValueError(f"{message}; {way}")
 
 
 def _settle_cosine() -> None:
