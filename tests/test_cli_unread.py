@@ -3,9 +3,14 @@
 import inspect
 
 import pytest
+import small_world
 from commands import run, strict
 from fastground import models
 from fastground.cli import unread
+from fastground.datasets.annotated import stream
+from fastground.discovery import collect
+from fastground.evaluation import evaluate
+from fastground.grounder import Grounder
 from fastground.types import Recipe
 
 GROUND = ("ground", "{photo}", "left circle", "--checkpoint", "{model}", "--ranking", "{heads}")
@@ -85,6 +90,17 @@ def test_a_profile_is_a_whole_and_passes(capsys, model, heads):
 
 def test_a_recipe_in_python_may_say_more_than_is_read():
     assert Recipe(prompt="box+mask", generic="the thing", kernel_size=1).generic == "the thing"
+
+
+def test_a_keyword_that_nobody_would_read_is_refused():
+    grounder = Grounder(small_world.lvlm(), small_world.ranking())
+    with pytest.raises(ValueError, match=r"resume says .* give out=FOLDER"):
+        evaluate(grounder, small_world.samples(), resume=False)
+    for name, given in (("resume", False), ("retry_skipped", True)):
+        with pytest.raises(ValueError, match=rf"{name} says .* give out=FOLDER"):
+            collect(small_world.lvlm(), small_world.samples(), **{name: given})
+    with pytest.raises(ValueError, match=r"seed draws num_samples .* leave out seed=3"):
+        stream([], seed=3)
 
 
 def test_every_field_has_its_reader():
