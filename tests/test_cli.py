@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import time
+import warnings
 
 import pytest
 import torch
@@ -242,7 +243,8 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
          "heads, 4, 5, 8, switches"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--baseline", "x"], "text-box"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--plurals", "all"], "region, union"),
-        (["evaluate", "{model}", "--ranking", "{heads}", "--plurals", "union"],
+        (["evaluate", "{model}", "--ranking", "{heads}", "--plurals", "union",
+          "--option", "several=true"],
          "recipe.objects must be a share where plurals is 'union'"),
         (["evaluate", "{model}", "--ranking", "{heads}", "--plurals", "union", "--table", "4"],
          "without --plurals"),
@@ -366,6 +368,62 @@ def test_a_second_ctrl_c_stops_at_once():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_that_another_error_hides(capsys, monkeypatch):
+    """An import that is interrupted may end in an ImportError."""
+
+    def load(*_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(cli.discover, "recipe_of", load)
+    code, out, err = run(capsys, "discover", "tiny")
+    assert (code, out, err) == (130, "", "fastground: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_warning_of_ours_is_one_line():
+    plain = warnings.formatwarning
+    with terminal.one_line_warnings():
+        said = warnings.formatwarning("as published", UserWarning, terminal.__file__, 1)
+        assert said == "fastground: as published\n"
+        theirs = warnings.formatwarning("old", DeprecationWarning, "/else/where.py", 1)
+        assert theirs.startswith("/else/where.py:1: DeprecationWarning: old")
+    assert warnings.formatwarning is plain
+
+
+def test_a_narrow_terminal_loses_nothing_of_a_table(capsys, monkeypatch, heads):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    terminal.show(terminal.ranking_table(HeadRanking.load(heads / "ranking.json")))
+    told = capsys.readouterr().out
+    assert "attention sum" in told and "\u2026" not in told
+
+
+@pytest.mark.parametrize("command", [
+    ("ground", "{photo}", "left circle", "--out", "{photo}/found.png"),
+    ("explain", "tiny", "{photo}", "left circle", "--out", "{photo}/new/why.png"),
+    ("rank", "{heads}", "--out", "{photo}/ranking.json"),
+    ("report", "{heads}", "--out", "{photo}"),
+    ("demo", "--out", "{photo}/demo"),
+])  # fmt: skip
+def test_a_place_that_cannot_be_written_is_said_before_the_work(
+    capsys, monkeypatch, heads, photo, command
+):
+    monkeypatch.delattr("fastground.models.load")
+    code, out, err = run(capsys, *(a.format(heads=heads, photo=photo) for a in command))
+    says = f"--out must be in a folder that can be written, but '{photo}' is not"
+    assert code == 2 and not out and says in err and len(err.splitlines()) == 1
+
+
+def test_what_the_disk_refuses_is_one_line(capsys, model, heads, photo):
+    options = (model, "--ranking", heads, "--num-samples", 2, "--out", photo)
+    code, _, err = run(capsys, "evaluate", *options)
+    assert code == 2 and f"'{photo}/shards' must be a place that can be" in err.splitlines()[-1]
 
 
 def test_ctrl_c_before_the_first_sample(capsys, monkeypatch):

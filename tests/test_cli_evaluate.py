@@ -19,9 +19,14 @@ def test_evaluate_scores_and_compares(capsys, model, heads):
     assert code == 0 and "Acc@0.5" in out and "recipe: paper" in out
     code, out, _ = run(capsys, "evaluate", *options, "--profile", "repo-2025-06")
     assert code == 0 and "3 heads, own for each sample" in out and "recipe: repo-2025-06" in out
+    several = ("--option", "several=true")
     objects = ("--plurals", "union", "--recipe", "objects=0.2")
-    code, out, _ = run(capsys, "evaluate", *options, *objects)
-    assert code == 0 and "plurals by all of their objects" in " ".join(out.split())
+    code, out, _ = run(capsys, "evaluate", *options, *several, *objects)
+    said = " ".join(out.split())
+    assert code == 0 and "plurals by all of their objects" in said
+    assert "of several objects at IoU 0.5: recall" in said
+    code, out, _ = run(capsys, "evaluate", *options, *several, "--table", "objects")
+    assert code == 0 and "precision" in out and "share 0.05" in out
     sigma = ("--recipe", "sigma=2.0")
     code, out, _ = run(capsys, "evaluate", *options, "--table", "heads", *sigma)
     assert code == 0 and "3 random heads" in out and "trials" in out

@@ -339,7 +339,8 @@ def test_the_way_to_the_release_ends_there():
 
 def test_a_table_that_is_not_there_or_lacks_its_statistics_is_refused():
     given = (small_world.lvlm(), small_world.ranking(), small_world.samples())
-    with pytest.raises(ValueError, match="number must be one of 4, 5, 8, switches, but got '6'"):
+    said = "number must be one of 4, 5, 8, switches, objects, but got '6'"
+    with pytest.raises(ValueError, match=said):
         paper_table("6", *given)
     with pytest.raises(ValueError, match=r"runs\.load the folder that discover wrote"):
         paper_table("5", *given)

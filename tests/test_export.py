@@ -115,8 +115,8 @@ def test_discover_and_evaluate_on_files(capsys, made, model, tmp_path):
         (["--dataset", "refcoco", "--data", "nowhere"], "refs(unc).p"),
         (["--dataset", "refcoco", "--data", "{data}", "--split", "test"], "testA"),
         (["--dataset", "shapes", "--data", "{data}"], "must have no data"),
-        (["--option", "sentences=first"], "a name of none for shapes, but got 'sentences"),
-        (["--option", "masks=false"], "a name of none for shapes"),
+        (["--option", "sentences=first"], "a name of several for shapes, but got 'sentences"),
+        (["--option", "masks=false"], "a name of several for shapes"),
         (
             ["--dataset", "png", "--option", "check_sizes=false"],
             "a name of masks, in_place for png",

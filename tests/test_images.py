@@ -173,7 +173,7 @@ def test_a_file_cut_off(ending, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (99, 99, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"image must be .*(convert it first|get its file again)"):
+    with pytest.raises(ValueError, match=r"image must be .*get its file again"):
         grounder()(path, "the dog")
     try:
         opened = Image.open(path)

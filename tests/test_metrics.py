@@ -115,6 +115,64 @@ def test_lisas_conventions_by_hand():
     assert giou == pytest.approx((1 + 1 / 3 + 1 / 2 + 0) / 4)
 
 
+def lisas(masks, truths):
+    """(cIoU, gIoU) as LISA's validate and intersectionAndUnionGPU compute them; 255 is ignored."""
+    each, sums = [], np.zeros(2)
+    for mask, truth in zip(masks, truths, strict=True):
+        output = np.where(truth == 255, 255, mask)
+        areas = [np.bincount(a[a < 2], minlength=2)[1] for a in (output, truth)]
+        both = np.bincount(output[(output == truth) & (output < 2)], minlength=2)[1]
+        union = areas[0] + areas[1] - both
+        each.append(both / (union + 1e-5) + (union == 0))
+        sums += both, union
+    return sums[0] / (sums[1] + 1e-10), np.mean(each)
+
+
+def test_ciou_and_giou_are_lisas():
+    """On masks of which some are empty, and truths with ignored pixels, some with nothing else."""
+    random = np.random.default_rng(5)
+    for _ in range(20):
+        shares = random.choice([0, 0.1, 0.6], (2, 12, 1, 1))
+        masks, truths = random.random((2, 12, 9, 7)) < shares
+        ignored = random.random((12, 9, 7)) < random.choice([0, 0.3, 1], (12, 1, 1))
+        counted = [metrics.mask_overlap(*each) for each in zip(masks, truths, ignored, strict=True)]
+        assert min(union for _, union in counted) == 0 < max(union for _, union in counted)
+        expected = lisas(masks.astype(int), np.where(ignored, 255, truths.astype(int)))
+        assert metrics.mask_scores(*zip(*counted, strict=True)) == pytest.approx(expected, abs=1e-6)
+
+
+@stable
+@given(st.lists(pixel_box(), max_size=5), st.lists(pixel_box(), max_size=5))
+def test_matched_boxes_are_those_that_coco_matches(boxes, truths):
+    pytest.importorskip("pycocotools")
+    from pycocotools.cocoeval import COCOeval, Params
+
+    def noted(some):
+        return [
+            {"id": i + 1, "bbox": [x, y, p - x, q - y], "area": (p - x) * (q - y), "iscrowd": 0,
+             "ignore": 0, "score": 1 - i / 10}
+            for i, (x, y, p, q) in enumerate(some)
+        ]  # fmt: skip
+
+    judge = COCOeval()
+    judge.params = Params(iouType="bbox")
+    judge._gts, judge._dts = {(0, 1): noted(truths)}, {(0, 1): noted(boxes)}
+    judge.ious = {(0, 1): judge.computeIoU(0, 1)}
+    judged = judge.evaluateImg(0, 1, [0, 1e10], 100)
+    expected = 0 if judged is None else int((judged["dtMatches"][0] > 0).sum())
+    assert judge.params.iouThrs[0] == 0.5 and metrics.matched(boxes, truths) == expected
+
+
+def test_matched_boxes_by_hand():
+    """Each object once, and the surest first, even where another choice would match more."""
+    one, two, far = (0, 0, 10, 10), (10, 0, 20, 10), (50, 50, 60, 60)
+    assert metrics.matched([two, one, far], [one, two]) == 2
+    assert metrics.matched([one, one], [one, two]) == 1
+    assert metrics.matched([(0, 0, 10, 5)], [one]) == 1  # exactly one half
+    assert metrics.matched([(0, 0, 10, 4.9)], [one]) == 0
+    assert metrics.matched([], [one]) == metrics.matched([one], []) == metrics.matched([], []) == 0
+
+
 def test_average_recall_is_the_area_under_recall():
     ious = np.random.default_rng(1).random(300) ** 2
     thresholds = (np.arange(20_000) + 0.5) / 20_000

@@ -8,9 +8,11 @@ import scipy.ndimage
 import small_world
 import torch
 from fastground import figures, grounding, runs
+from fastground.comparison import paper_table
 from fastground.evaluation import evaluate
 from fastground.grounder import Grounder
 from fastground.objects import found_regions
+from fastground.settings import SHARES
 from fastground.types import Recipe
 from PIL import Image
 from test_grounding import PLAIN, REGIONS, attention, block, layout
@@ -206,6 +208,35 @@ def test_what_was_united_is_kept_and_another_way_is_refused(tmp_path):
     plain = Grounder(small_world.lvlm(), small_world.ranking())
     with pytest.raises(ValueError, match=r"give objects=0\.2 \(--recipe objects=0\.2\)"):
         evaluate(plain, samples, plurals="union")
+
+
+def test_objects_are_right_each_by_itself():
+    """Of the two that are told the left one is right; the other is 3 of 6 pixels off."""
+    truth = ((0.0, 0.0, 6.0, 6.0), (12.0, 0.0, 18.0, 6.0))
+    (sample,) = phrases("plural, two")
+    several = dataclasses.replace(sample, boxes=truth)
+    for plurals in ("region", "union"):
+        scores = evaluate(Told(), [several, sample], plurals=plurals)
+        assert (scores.object_recall, scores.object_precision) == (0.5, 0.5)
+    assert scores.num_samples == 2 and np.isnan(evaluate(Told(), [sample]).object_recall)
+    near = dataclasses.replace(several, boxes=(truth[0], (15.0, 0.0, 21.0, 6.0)))
+    scores = evaluate(Told(), [near, several])
+    assert (scores.object_recall, scores.object_precision) == (0.75, 0.75)
+
+
+def test_a_table_of_shares_is_what_grounders_score(tmp_path):
+    samples = [dataclasses.replace(s, boxes=(s.box,) * 2, kind="plural, two")
+               for s in small_world.samples()]  # fmt: skip
+    lvlm, ranking = small_world.lvlm(), small_world.ranking()
+    found = paper_table("objects", lvlm, ranking, samples, out=tmp_path)
+    assert [row.name for row in found.rows][:2] == ["one object", "share 0.5"]
+    for row, share in zip(found.rows, (None, *SHARES), strict=True):
+        recipe = small_world.RECIPE.replace(objects=share)
+        plurals = "region" if share is None else "union"
+        scores = evaluate(Grounder(lvlm, ranking, recipe=recipe), samples, plurals=plurals)
+        ours, theirs = (dataclasses.replace(s, answer_accuracy=0.0) for s in (scores, row.scores))
+        assert repr(theirs) == repr(ours) and theirs.object_recall >= 0
+    assert repr(paper_table("objects", lvlm, ranking, samples, out=tmp_path)) == repr(found)
 
 
 def test_a_picture_shows_all_objects():

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,19 @@ def test_phrases_of_a_sentence(sentence, expected):
     for phrase, after in zip(found, [*found[1:], None], strict=True):
         assert sentence[phrase.start : phrase.end] == phrase and phrase.sentence == sentence
         assert after is None or phrase.end <= after.start
+
+
+def test_captions_that_the_rules_had_not_read():
+    """To the letter: 112 of 178 phrases, by 164; before the rules were mended by them, 108."""
+    found = expected = right = 0
+    path = Path(__file__).parent / "captions.txt"
+    for line in path.read_text(encoding="utf-8").splitlines():
+        caption, *phrases = line.split(" | ")
+        told = noun_phrases(caption)
+        found, expected = found + len(told), expected + len(phrases)
+        right += (Counter(told) & Counter(phrases)).total()
+    assert expected == 178
+    assert right / found >= 112 / 164 and right / expected >= 112 / 178
 
 
 def test_an_empty_sentence_has_none():

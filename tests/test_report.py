@@ -328,3 +328,15 @@ def test_contact_sheet(examples, tmp_path):
         assert sheet.width > 400
     with pytest.raises(ValueError, match="at least one, but got 0, 0 and 0"):
         figures.contact_sheet([], [])
+
+
+def test_every_chosen_head_is_named_where_it_lies():
+    sums = (0.9, 0.1, 0.89)
+    heads = [replace(h, attention_sum=s) for h, s in zip(ranking().heads, sums, strict=False)]
+    first, second, third = (str(h.head) for h in heads)
+    made = replace(
+        ranking(), heads=tuple(heads), curve=(0.1, 0.5, 0.89, 0.9), recipe=RECIPE.replace(k=3)
+    )
+    (axis,) = charts.attention_sum_curve(made).axes
+    said = {text.get_text(): text.xy for text in axis.texts}
+    assert said == {f"{first},  {third}": (3, 0.9), second: (1, 0.1)}

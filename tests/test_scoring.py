@@ -104,6 +104,17 @@ def test_a_sample_without_an_object_is_measured():
             scoring.measured([dataclasses.replace(absent, **wrong)], [found], Recipe())
 
 
+def test_objects_are_counted_over_all_samples():
+    counts = {"objects": [3, 2, -1], "objects_found": [2, 4, -1], "objects_right": [2, 1, -1]}
+    columns = rows([BOX] * 3, [BOX] * 3, kinds=["plural, more", "plural, two", ""])
+    scores = scoring.scored(columns | {name: np.array(of) for name, of in counts.items()})
+    assert (scores.object_recall, scores.object_precision) == (3 / 5, 3 / 6)
+    two = scores.parts["kind"]["two"]
+    assert (two.object_recall, two.object_precision) == (1 / 2, 1 / 4)
+    none = scoring.scored(columns)
+    assert np.isnan([none.object_recall, none.object_precision]).all()
+
+
 def test_png_by_things_and_stuff_singulars_and_plurals():
     kinds = ["thing, singular", "thing, plural", "stuff, singular"]
     scores = scoring.scored(

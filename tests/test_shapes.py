@@ -80,6 +80,22 @@ def test_stream_is_deterministic_grouped_and_mixed():
         assert s.answer[0] in world.TEXTURES and s.answer[0] not in s.expression.split()
 
 
+def test_expressions_of_several_objects_name_all_of_a_class():
+    found = list(datasets.load("shapes", split="test", num_samples=150, several=True))
+    assert [s.sample_id for s in found] == list(range(150))
+    assert {s.kind for s in found} == {"plural, two", "plural, more"}
+    for s in found:
+        scene, _ = world.scene("test", 0, s.image_id)
+        masks = world.render(scene)[1][meant(scene, s.expression)]
+        assert len(s.boxes) == len(masks) > 1 and s.expression != "the thing"
+        assert set(s.boxes) == {world.mask_box(mask) for mask in masks}
+        assert np.array_equal(s.mask, masks.any(0)) and s.box == world.mask_box(s.mask)
+        assert (s.kind == "plural, two") == (len(masks) == 2) and s.answer == ()
+    again = datasets.load("shapes", split="test", num_samples=150, several=True)
+    assert [s.expression for s in again] == [s.expression for s in found]
+    assert len({(s.image_id, s.expression) for s in found}) == 150
+
+
 def test_splits_and_seeds_share_no_scene():
     scenes = [
         world.scene(split, seed, index)[0]

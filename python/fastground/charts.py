@@ -70,10 +70,19 @@ def attention_sum_curve(ranking: HeadRanking, theme: Theme = LIGHT) -> Figure:
     sums = [ranked.attention_sum for ranked in chosen]
     at = [bisect_left(curve, v - 1e-6) + 1 for v in sums]
     axis.plot(at, sums, "o", color=theme.full, markersize=8)
-    axis.annotate(
-        ",  ".join(str(ranked.head) for ranked in chosen), (min(at), max(sums)), (-10, 0),
-        textcoords="offset points", ha="right", va="center", color=theme.full, fontweight="bold",
-    )  # fmt: skip
+    marks: list[list[int]] = []  # of heads that lie so near that their names would overlap
+    for i in sorted(range(len(sums)), key=lambda i: -sums[i]):
+        if marks and sums[marks[-1][-1]] - sums[i] < 0.06 * max(curve):
+            marks[-1].append(i)
+        else:
+            marks.append([i])
+    for near in marks:
+        axis.annotate(
+            ",  ".join(str(chosen[i].head) for i in near),
+            (min(at[i] for i in near), max(sums[i] for i in near)), (-10, 5 * (near != marks[0])),
+            textcoords="offset points", ha="right", va="center", color=theme.full,
+            fontweight="bold",
+        )  # fmt: skip
     axis.set_xlabel("heads, by mean attention sum")
     axis.set_ylabel("mean attention on the image")
     axis.set_xlim(1, len(curve) + 0.5)
@@ -165,6 +174,7 @@ def iou_by_rank(ranking: HeadRanking, ious: Any, rho: float, theme: Theme = LIGH
     axis.set_xlabel("rank by selection frequency")
     axis.set_ylabel("mean IoU of map and mask")
     axis.set_ylim(0, 1.1 * max((1e-6, *values)))
+    axis.locator_params(axis="x", integer=True)
     _dress(axis, theme)
     return drawn
 

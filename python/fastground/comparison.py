@@ -27,7 +27,16 @@ from fastground.grounding import cell_coverage, ground
 from fastground.metrics import mean, spearman
 from fastground.ranking import OFTEN, greedy
 from fastground.result import Grounding
-from fastground.scoring import Columns, Scores, measured, scored, stacked, unstacked
+from fastground.scoring import (
+    Columns,
+    Scores,
+    counted,
+    measured,
+    scored,
+    stacked,
+    united,
+    unstacked,
+)
 from fastground.segmentation import segmented
 from fastground.settings import Setting
 from fastground.stats import head_statistics, head_table
@@ -40,7 +49,7 @@ if TYPE_CHECKING:
 MOST_NAMED = 8
 """A row of more heads than these does not list them."""
 CEILING = "ceiling: the true mask"
-TABLES = ("heads", "4", "5", "8", "switches")
+TABLES = ("heads", "4", "5", "8", "switches", "objects")
 COMMAND = "evaluate --table "
 """And the table's name: whose folder a comparison's is."""
 
@@ -158,11 +167,12 @@ def paper_table(
     seed: int = 0,
     **how: Any,
 ) -> Comparison:
-    """One of the paper's tables, or the one it lacks, from one reading of the maps.
+    """One of the paper's tables, or one of our own, from one reading of the maps.
 
     Args:
         number: "4" (k from 1 to 5), "5" (criteria, fixed and greedy) or "8" (sigma and kernel); or
-            "switches" (each choice of the box, and those that lead to a release).
+            "switches" (each choice of the box, and those that lead to a release), or "objects"
+            (which regions are objects: `Recipe.objects`), for samples of several each.
         lvlm: the model.
         ranking: its heads.
         samples: held-out, with true boxes; those of an image one after another.
@@ -186,8 +196,11 @@ def paper_table(
         table.check(ranking.recipe)
         chosen = settings.of_criteria(table, ranking)
     else:
-        of = {"4": settings.of_counts, "8": settings.of_smoothing, "switches": settings.of_switches}
-        chosen = of[number](ranking)
+        rows = {
+            "4": settings.of_counts, "8": settings.of_smoothing,
+            "switches": settings.of_switches, "objects": settings.of_shares,
+        }  # fmt: skip
+        chosen = rows[number](ranking)
     way = Way(**how)
     found = _scored(number, lvlm, chosen, samples, ranking, seed, way)
     way.save(found.to_dict())
@@ -225,7 +238,11 @@ def _scored(
         for setting in chosen:
             places = captured.positions(_numbers(setting, captured, shape), shape[1])
             each = _ground_draws(cleared, places, expressions, setting.recipe)
-            pieces += [measured(group, found, setting.recipe) for found in each]
+            for found in each:
+                told = counted(group, found)
+                if number == "objects":
+                    found = united(group, found)
+                pieces.append(measured(group, found, setting.recipe) | told)
         more = {}
         if whole:
             masked = all(s.mask is not None for s in group)

@@ -15,12 +15,15 @@ DETERMINERS = _words(
     "the a an this these those my your his her its their our some any each every both all another "
     "no several many few two three four five six seven eight nine ten"
 )
+ONE = _words("a an this each every another")
+"""Determiners of one thing alone."""
 PRONOUNS = _words("it them him me us you itself themselves himself herself each-other")
 SUBJECTS = _words("he she they i we you it")
 PREPOSITIONS = _words(
     "of in on at by with without near beside besides behind under underneath beneath below above "
     "over between among inside outside within around against along across from to toward towards "
-    "through into onto upon off out past opposite beyond than"
+    "through into onto upon off out past opposite beyond than for like after before "
+    "during about via"
 )
 RELATIVES = _words("that who which whose whom where")
 JOINTS = _words("and or but & plus nor")

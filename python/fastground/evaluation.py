@@ -24,7 +24,7 @@ from fastground.attention import right_answers
 from fastground.gathering import SCORES_FILE, SHARD_SAMPLES, Way
 from fastground.ranking import kept_of
 from fastground.result import Grounding
-from fastground.scoring import Columns, Scores, encoded, kinds, measured, scored
+from fastground.scoring import Columns, Scores, counted, encoded, measured, scored, united
 from fastground.textboxes import written_boxes
 from fastground.types import Recipe, Sample
 from fastground.watch import MAX_BAD
@@ -108,10 +108,10 @@ def evaluate(
     def measure(group: list[Sample], image: Any) -> Columns:
         expressions = [s.expression for s in group]
         found = grounder(image, expressions)
+        told = counted(group, found)
         if plurals == "union":
-            pairs = zip(group, found, strict=True)
-            found = [g.united() if "plural" in kinds(s) else g for s, g in pairs]
-        piece = measured(group, found, recipe)
+            found = united(group, found)
+        piece = measured(group, found, recipe) | told
         if out is not None:
             piece |= encoded(group, found)
         if lvlm is not None:

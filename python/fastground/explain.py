@@ -68,6 +68,8 @@ class Part:
     share: float
     """Of the foreground's attention."""
     kept: bool
+    other: bool
+    """Whether it is an object besides the kept region, as `Recipe.objects` has it."""
     iou: float
     """Of its box with the truth; nan where that is not known."""
 
@@ -173,6 +175,9 @@ def explain(
                 area=region.area,
                 share=region.share,
                 kept=recipe.region == "all" or box == kept.tolist(),
+                other=recipe.objects is not None
+                and recipe.objects <= region.share
+                and box != kept.tolist(),
                 iou=_iou(box, truth),
             )
             for region, box in zip(regions, (b.tolist() for b in boxes), strict=True)
@@ -210,8 +215,15 @@ def figure(explained: Explanation) -> Figure:
     names, smoothed = [f"{head}, smoothed" for head in g.heads], _smoothed(g.maps.cpu(), recipe)
     rows.append([None, *zip(names, map(over, smoothed), strict=True)])
     area = f"{kept[0].area:g} cells" if kept else "none"
-    box = figures.boxed(image, g.map_box.tolist() if g.found else None, truth)
-    masked = figures.boxed(image, g.box.tolist() if g.found else None, truth, g.mask.cpu())
+    several = f"{len(g.objects)} objects, " if g.others else ""
+    whole = torch.stack([g.mask, *(o.mask for o in g.others)]).any(0).cpu()
+    box, masked = (
+        figures.boxed(image, boxes[0] if g.found else None, truth, mask, boxes[1:])
+        for boxes, mask in (
+            ([o.map_box.tolist() for o in g.objects], None),
+            ([o.box.tolist() for o in g.objects], whole),
+        )
+    )
     overlap = "" if truth is None else f", IoU {explained.iou:.2f}"
     rows += [
         [
@@ -221,8 +233,8 @@ def figure(explained: Explanation) -> Figure:
             (f"kept: {recipe.region}, {area}", _outlined(explained, image)),
         ],
         [
-            (f"box, score {g.score:.1f}{overlap}", box),
-            (f"mask, {int(g.mask.sum())} pixels", masked),
+            (f"{several}box, score {g.score:.1f}{overlap}", box),
+            (f"mask, {int(whole.sum())} pixels", masked),
         ],
     ]
     return figures.strips(rows, g.expression, "\n".join(explained.remarks))

@@ -171,6 +171,7 @@ def contact_sheet(
             "groundings, images and truths must be as many and at least one, but got "
             f"{len(groundings)}, {len(images)} and {len(truths)}"
         )
+    columns = min(columns, len(groundings))
     rows = math.ceil(len(groundings) / columns)
     drawn, axes = canvas(2.4 * columns, 2.7 * rows, columns=columns, rows=rows)
     for axis in axes:

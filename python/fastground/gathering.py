@@ -59,6 +59,9 @@ class Way:
     workers: int | None = None
     progress: Callable[[int], None] | None = None
 
+    def __post_init__(self) -> None:
+        runs.needs_folder(self.out, resume=not self.resume)
+
     def about(self, lvlm: LVLM, recipe: Recipe, **more: Any) -> dict[str, Any]:
         """What decides the numbers of a run, by which its folder is known again."""
         return {

@@ -227,5 +227,5 @@ def _own_ranking(checkpoint: str) -> Path | PublishedRanking:
     raise ValueError(
         f"ranking must be given for {checkpoint!r}, which has none of its own; discover its heads "
         f"first: fastground discover {checkpoint} --out runs/heads, then pass "
-        "ranking='runs/heads/ranking.json'"
+        "ranking='runs/heads/ranking.json' (--ranking runs/heads)"
     )

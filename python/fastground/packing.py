@@ -21,7 +21,6 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
-from fastground.dispatch import in_host_memory
 from fastground.types import Encoded
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ def inputs_of(images: Sequence[Encoded], packed: bool) -> tuple[dict[str, Any], 
         images: from an adapter.
         packed: whether the expressions of an image share a sequence.
     """
+    from fastground.dispatch import in_host_memory
+
     with in_host_memory():
         return (pack if packed else separate)(*images)
 

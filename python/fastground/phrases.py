@@ -9,8 +9,8 @@ A `Phrase` is the words, and remembers where in which sentence they stand. Hande
 is asked in its place: the model reads the whole sentence, and the phrase's own tokens ask. Handed
 over as `standalone` words it is an expression like any other, as the method was made for.
 
-`chunks` finds the phrases by rules and says where they fail; with a spaCy pipeline that parses,
-its dependencies do.
+`chunks` finds the phrases by rules, and says where they fail and how often; with a spaCy pipeline
+that parses, its dependencies do.
 """
 
 from __future__ import annotations

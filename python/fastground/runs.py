@@ -230,6 +230,20 @@ def _parts(groups: Iterator[list[Sample]], size: int) -> Iterator[Iterable[list[
         yield part(first)
 
 
+def needs_folder(out: str | Path | None, **asked: bool) -> None:
+    """Nothing, where there is a folder or nothing is asked of one.
+
+    Raises:
+        ValueError: what is asked of an earlier run, without the folder that would hold it.
+    """
+    for name, given in asked.items():
+        if given and out is None:
+            raise ValueError(
+                f"{name} says what becomes of an earlier run's folder, but there is none; give "
+                "out=FOLDER (--out FOLDER), or leave it out"
+            )
+
+
 @contextmanager
 def begin(
     folder: str | Path,

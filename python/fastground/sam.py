@@ -331,6 +331,7 @@ def load_segment_anything(checkpoint: str | Path, *, device: Any = None) -> Segm
         model.load_state_dict(weights)
     except Exception as error:  # torch.load raises whatever a broken file makes it do
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = reason.partition(". ")[0]  # PyTorch's advice is not for files from anywhere
         raise ValueError(f"segmenter must be {wanted}; {path} is not: {reason}") from error
     return SegmentAnything(model.to(_device(device)))
 

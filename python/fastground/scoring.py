@@ -29,6 +29,7 @@ from fastground.metrics import (
     box_iou,
     mask_overlap,
     mask_scores,
+    matched,
     mean,
     points_inside,
     size_class,
@@ -39,9 +40,11 @@ from fastground.types import Recipe, Sample
 Columns = dict[str, np.ndarray]
 THIRDS = ("smallest third", "middle third", "largest third")
 NO_BOX = (float("nan"),) * 4
+OBJECTS = ("objects", "objects_found", "objects_right")
 OF_SETTINGS: dict[str, tuple[int, ...]] = {
     "boxes": (4,), "map_boxes": (4,), "mask_boxes": (4,), "peaks": (2,), "hits": (),
     "intersections": (), "unions": (), "found": (), "scores": (), "masses": (),
+    "objects_found": (), "objects_right": (),
 }  # fmt: skip
 """Columns that hang on how a sample is grounded, and the shape of each of their values."""
 
@@ -74,6 +77,11 @@ class Part:
     giou_interval: tuple[float, float]
     average_recall: float
     """Of the masks, over all IoU thresholds; an empty union counts 0."""
+    object_recall: float
+    """Where an expression means several objects: the share of these that a box of
+    `Grounding.objects` matches with IoU >= 0.5, each box and each object once."""
+    object_precision: float
+    """Likewise the share of the boxes that match."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ def measured(samples: Sequence[Sample], found: Sequence[Grounding], recipe: Reci
     Returns:
         (n, ...) arrays by name: image_ids, kinds, firsts, sizes (height, width), truths, boxes,
         map_boxes and mask_boxes (n, 4), peaks (n, 2) x, y, hits, intersections and unions in
-        pixels that count, truth_areas in pixels, found, scores, masses.
+        pixels that count, truth_areas in pixels, found, scores, masses, and what `counted` gives.
 
     Raises:
         ValueError: a sample without a box whose mask does not say that there is no object, or a
@@ -137,7 +145,27 @@ def measured(samples: Sequence[Sample], found: Sequence[Grounding], recipe: Reci
                 f"({sample.expression!r}) has none"
             )
     rows = [_row(s, g, recipe) for s, g in zip(samples, found, strict=True)]
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return columns | counted(samples, found)
+
+
+def counted(samples: Sequence[Sample], found: Sequence[Grounding]) -> Columns:
+    """How many objects there are, are found and are right, where samples tell them apart.
+
+    Args:
+        samples: n of them.
+        found: their groundings, of each the objects not yet united.
+
+    Returns:
+        (n,) integers: objects, objects_found, objects_right; -1 where it is not known.
+    """
+    rows = []
+    for sample, grounding in zip(samples, found, strict=True):
+        surest = sorted(grounding.objects, key=lambda one: -one.mass)
+        boxes = [one.box.tolist() for one in surest]
+        right = matched(boxes, sample.boxes)
+        rows.append((len(sample.boxes), len(boxes), right) if sample.boxes else (-1, -1, -1))
+    return dict(zip(OBJECTS, np.array(rows, dtype=np.int64).reshape(-1, 3).T, strict=True))
 
 
 def _row(sample: Sample, grounding: Grounding, recipe: Recipe) -> dict[str, Any]:
@@ -169,9 +197,12 @@ def _row(sample: Sample, grounding: Grounding, recipe: Recipe) -> dict[str, Any]
     }
 
 
-def kinds(sample: Sample) -> set[str]:
-    """What a sample's expression uses, each by itself: of "thing, plural" both."""
-    return _kinds(sample.kind)
+def united(samples: Sequence[Sample], found: Sequence[Grounding]) -> list[Grounding]:
+    """The same groundings, all objects as one where a sample is of the kind plural."""
+    return [
+        grounding.united() if "plural" in _kinds(sample.kind) else grounding
+        for sample, grounding in zip(samples, found, strict=True)
+    ]
 
 
 def _kinds(kind: str) -> set[str]:
@@ -223,7 +254,11 @@ def unstacked(columns: Columns, count: int) -> list[Columns]:
         count: of the settings.
     """
     n = len(columns["image_ids"])
-    shaped = {name: columns[name].reshape(n, count, *shape) for name, shape in OF_SETTINGS.items()}
+    shaped = {
+        name: columns[name].reshape(n, count, *shape)
+        for name, shape in OF_SETTINGS.items()
+        if name in columns
+    }
     return [columns | {name: values[:, i] for name, values in shaped.items()} for i in range(count)]
 
 
@@ -312,6 +347,7 @@ def _part(columns: Columns, where: np.ndarray, seed: int) -> Part:
     each = np.divide(inter, union, out=np.ones(len(union)), where=union > 0)
     ciou, giou = mask_scores(inter, union)
     hits = columns["hits"][where]
+    objects, told, right = (_sum(columns, name, where) for name in OBJECTS)
     mask_images = columns["image_ids"][known]
     return Part(
         num_samples=int(where.sum()),
@@ -325,4 +361,11 @@ def _part(columns: Columns, where: np.ndarray, seed: int) -> Part:
         giou=giou,
         giou_interval=bootstrap_interval(each, mask_images, seed=seed),
         average_recall=average_recall(np.where(union > 0, each, 0)),
+        object_recall=right / objects if objects else float("nan"),
+        object_precision=right / told if told else float("nan"),
     )
+
+
+def _sum(columns: Columns, name: str, where: np.ndarray) -> int:
+    """Of a column that counts, over the rows in which it does; a run of before may lack it."""
+    return int(columns[name][where].clip(0).sum()) if name in columns else 0

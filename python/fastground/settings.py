@@ -5,6 +5,7 @@
     5         each criterion alone and both; fixed or chosen greedily  `of_criteria`
     8         sigma and kernel size of the smoothing                   `of_smoothing`
     switches  each choice of the box; the way to the released code     `of_switches`
+    objects   which regions are objects                                `of_shares`
 
 Numbers are the paper's own of its tables. Heads are chosen on the training split alone; nothing
 here is fitted to a score.
@@ -34,6 +35,7 @@ STEPS = (
 )  # fmt: skip
 """The fields in which a release may differ on the same maps, in the order of the way to it: what
 the statistics read matters once each sample has its own heads."""
+SHARES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,13 @@ def of_switches(ranking: HeadRanking) -> list[Setting]:
             recipe = recipe.replace(**{name: value})
             found.append(_as_told(f"+ {name}={value}", ranking, recipe))
     return found
+
+
+def of_shares(ranking: HeadRanking) -> list[Setting]:
+    """The kept region alone, then with all that have so large a share of the attention."""
+    recipes = {"one object": ranking.recipe.replace(objects=None)}
+    recipes |= {f"share {share}": ranking.recipe.replace(objects=share) for share in SHARES}
+    return [_as_told(name, ranking, recipe) for name, recipe in recipes.items()]
 
 
 def flat(ranking: HeadRanking, count: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,10 +38,14 @@ def write_json(path: Path, **content: Any) -> None:
 
 
 def show(table: Table) -> None:
-    """A table on stdout, as wide as it needs to be where stdout is no terminal."""
+    """A table on stdout, as wide as it needs to be: a narrower terminal breaks its lines."""
     from rich.console import Console
+    from rich.measure import Measurement
 
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    least, most = Measurement.get(console, console.options.update(max_width=10_000), table)
+    needed = most if all(column.no_wrap for column in table.columns) else least
+    Console(width=max(console.width, needed)).print(table)
 
 
 class Stop:
@@ -61,6 +66,45 @@ class Stop:
             if self.asked:
                 return
             yield sample
+
+
+class Noticed:
+    """Whether Ctrl-C was pressed; it interrupts as ever."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, *_: Any) -> None:
+        self.asked = True
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def noticed() -> Iterator[Noticed]:
+    """A block after which it is known whether Ctrl-C was pressed, whatever became of it."""
+    stop = Noticed()
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """A block in which what this package warns of is one line, without its place in the code."""
+    plain, here = warnings.formatwarning, str(Path(__file__).parent)
+
+    def told(message: Any, category: Any, filename: str, *place: Any) -> str:
+        if filename.startswith(here):
+            return f"fastground: {message}\n"
+        return plain(message, category, filename, *place)
+
+    warnings.formatwarning = told  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = plain
 
 
 @contextmanager
@@ -198,12 +242,15 @@ def comparison_rows(comparison: Any) -> list[list[str]]:
     """A `Comparison` as text, a line a row, the names of the columns first."""
     kinds = list(comparison.rows[0].scores.by_kind)
     lines = [["", "Acc@0.5", "mean IoU", "pointing", *kinds, "cIoU", "gIoU"]]
+    several = any(row.scores.object_recall >= 0 for row in comparison.rows)
+    lines[0] += ["recall", "precision"] * several
     for row in comparison.rows:
         scores = row.scores
         spread = f" ± {100 * row.accuracy_std:.1f}" if row.accuracy_std else ""
         by_kind = [_percent(scores.by_kind.get(k, _NONE)) for k in kinds]
         accuracy, iou = f"{100 * scores.accuracy:.1f}{spread}", f"{scores.mean_iou:.3f}"
         masks = [_percent(scores.ciou), _percent(scores.giou)]
+        masks += [_percent(scores.object_recall), _percent(scores.object_precision)] * several
         lines.append([row.name, accuracy, iou, _percent(scores.pointing), *by_kind, *masks])
     return lines
 
@@ -281,6 +328,11 @@ def scores_table(scores: Any, title: str, recipe: Recipe, references: str = "") 
         each = {"all": scores, **kinds}
         told = (f"{name} {_percent(part.average_recall)}" for name, part in each.items())
         facts.append(f"average recall: {', '.join(told)}")
+    if scores.object_recall >= 0:
+        facts.append(
+            f"of several objects at IoU 0.5: recall {_percent(scores.object_recall, ' %')}, "
+            f"precision {_percent(scores.object_precision, ' %')}"
+        )
     if scores.without_object:
         facts.append(
             f"without an object, so that only masks count: {scores.without_object:,} (right where "
@@ -365,7 +417,7 @@ def _table(title: str, columns: tuple[str, ...], caption: str | None = None) -> 
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left")
     table.caption_justify = "left"
     for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i > 0 else "left", no_wrap=i > 0)
+        table.add_column(name, justify="right" if i > 0 else "left", no_wrap=True)
     return table
 
 

@@ -40,7 +40,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Every named choice of a `Recipe` field; the first is the paper's, and the default."""
 
-
 MAX_KERNEL_SIZE = 65535
 """Taps of the smoothing, at most."""
 
@@ -261,8 +260,7 @@ class ImageLayout:
         like = {"dtype": torch.float32, "device": boxes.device}
         scale = torch.tensor(self.cell_size * 2, **like)  # type: ignore[arg-type]
         shift = torch.tensor(self.origin * 2, **like)  # type: ignore[arg-type]
-        height, width = self.image_size
-        limit = torch.tensor((width, height) * 2, **like)  # type: ignore[arg-type]
+        limit = torch.tensor(self.image_size[::-1] * 2, **like)  # type: ignore[arg-type]
         return (boxes.float() * scale + shift).clamp(min=0).minimum(limit)
 
     def valid(self) -> torch.Tensor:
@@ -498,3 +496,5 @@ class Sample:
     """(height, width) bool array: pixels that count neither way; None where all count."""
     first: bool = True
     """Whether it is the first sentence about its object: published scores take all or these."""
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    """Of each object, where several are meant and told apart; `box` and `mask` are of all."""

@@ -45,18 +45,35 @@ app.command(epilog="Example: fastground bench --dtype float16 --device cuda")(be
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave the process with its exit code."""
+    with terminal.one_line_warnings(), terminal.noticed() as stop:
+        code = _run(arguments, stop)
+    if code == INTERRUPTED:
+        terminal.say("interrupted")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run(arguments: list[str] | None, stop: terminal.Noticed) -> Any:
     try:
-        code = app(arguments, standalone_mode=False)
+        return app(arguments, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        code = INTERRUPTED
+        return INTERRUPTED
     except UsageError as error:
         message = error.format_message().rstrip(".")
         if message:  # without any arguments the help has been shown, and says it all
             terminal.say(f"{message}; see fastground --help")
-        code = 2
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        terminal.say(" ".join(str(error).split()))
-        code = 2
-    if code == INTERRUPTED:
-        terminal.say("interrupted")
-    sys.exit(code if isinstance(code, int) else 0)
+    except Exception as error:
+        if stop.asked:  # of an import that was interrupted another error remains
+            return INTERRUPTED
+        if not isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+            raise
+        terminal.say(_line(error))
+    return 2
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return (
+            f"{str(error.filename)!r} must be a place that can be read and written, but is not "
+            f"({error.strerror}); give another"
+        )
+    return " ".join(str(error).split())

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from fastground import terminal
-from fastground.cli.options import Changes, Json, NumSamples, Profile, Seed, Trials, recipe_of
+from fastground.cli.options import (
+    Changes,
+    Json,
+    NumSamples,
+    Profile,
+    Seed,
+    Trials,
+    recipe_of,
+    writable,
+)
 from fastground.types import Recipe
 
 
@@ -25,7 +34,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Discover the heads of the model that ships along, compare, and tell it on a page."""
-    chosen = recipe_of(Recipe(), profile, recipe)
+    unread = dict.fromkeys(("prompt", "masks", "blocks"), "the demo does not read; leave it out")
+    chosen = recipe_of(Recipe(), profile, recipe, unread)
+    writable(out)
     from contextlib import redirect_stdout
 
     from fastground import demo as demonstration

@@ -10,8 +10,6 @@ import typer
 
 from fastground import terminal
 from fastground.cli.options import (
-    CHOICE,
-    STATISTICS,
     Changes,
     Data,
     Dataset,
@@ -29,6 +27,10 @@ from fastground.cli.options import (
     make_grounder,
     options_of,
 )
+from fastground.cli.unread import CHOICE, STATISTICS, of_evaluation
+
+PLURALS = ("png", "listed")
+"""Data sets in files that may have samples of the kind plural."""
 
 
 def evaluate(
@@ -43,9 +45,10 @@ def evaluate(
     table: Annotated[
         str | None,
         typer.Option(
-            metavar="heads|4|5|8|switches",
-            help="Beside ablations and chance; or a table of the paper; or choice by choice from "
-            "this recipe to a release. heads and 5 need discover's folder as --ranking.",
+            metavar="heads|4|5|8|switches|objects",
+            help="Beside ablations and chance; a table of the paper; choice by choice from this "
+            "recipe to a release; or which regions are objects. heads and 5 need discover's folder "
+            "as --ranking.",
         ),
     ] = None,
     baseline: Annotated[
@@ -55,8 +58,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="region|union",
-            help="What is scored of PNG's plural phrases: the kept region, or all objects found "
-            "together, which needs --recipe objects=SHARE.",
+            help="What is scored of plural phrases, as PNG has them: the kept region, or all "
+            "objects found together, which needs --recipe objects=SHARE.",
         ),
     ] = "region",
     out: Annotated[
@@ -94,12 +97,20 @@ def evaluate(
             )
 
     options = options_of(dataset, option)
+    several = options.get("several", False)
+    if (plurals == "union" or table == "objects") and not (dataset in PLURALS or several):
+        raise ValueError(
+            f"{'--table objects' if table else '--plurals union'} scores what means several "
+            f"objects, of which {dataset} as given has none; take {' or '.join(PLURALS)}, or "
+            "shapes with --option several=true"
+        )
     samples = datasets.load(
         dataset, data=data, split=split, num_samples=num_samples, seed=seed, **options
     )
     # A table of a run ranks its heads anew, by the whole recipe.
     read = () if table is None or run is None else (*STATISTICS, *CHOICE)
-    grounder = make_grounder(model, ranking, profile, recipe, segmenter, read=read)
+    unread = of_evaluation(table, plurals == "union" or several)
+    grounder = make_grounder(model, ranking, profile, recipe, segmenter, read=read, unread=unread)
     with (
         terminal.progress("evaluating", num_samples) as advance,
         terminal.interruptible() as stop,

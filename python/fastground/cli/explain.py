@@ -9,7 +9,6 @@ import typer
 
 from fastground import terminal
 from fastground.cli.options import (
-    STATISTICS,
     Changes,
     Json,
     Model,
@@ -19,6 +18,7 @@ from fastground.cli.options import (
     make_grounder,
     picture_file,
 )
+from fastground.cli.unread import STATISTICS
 
 
 def explain(
@@ -57,7 +57,8 @@ def explain(
     print(f"sum: cut at its mean {explained.mean:.4g}")
     for part in explained.parts:
         corners = ", ".join(f"{v:.1f}" for v in part.box)
-        print(f"{'kept  ' if part.kept else 'region'} {corners}: {part.cells} cells, area "
+        name = "kept" if part.kept else "object" if part.other else "region"
+        print(f"{name:6} {corners}: {part.cells} cells, area "
               f"{part.area:g}, {100 * part.share:.1f} % of the foreground")  # fmt: skip
     found = explained.grounding
     corners = ", ".join(f"{float(v):.1f}" for v in found.box)

@@ -22,6 +22,8 @@ from fastground.phrases import noun_phrases, standalone
 if TYPE_CHECKING:
     from fastground.result import Grounding
 
+ALONE = "only an expression alone reads, not a phrase in its place; leave out one of the two"
+
 
 def ground(
     image: Annotated[Path, typer.Argument(help="An image file.")],
@@ -48,7 +50,8 @@ def ground(
         raise ValueError("--in-place says how --phrases are asked, but was given alone; add it")
     if phrases:
         expression = [phrase for e in expression for phrase in _phrases(e, in_place)]
-    grounder = make_grounder(checkpoint, ranking, profile, recipe, segmenter)
+    unread = {"ensure_period": ALONE} if in_place else {}
+    grounder = make_grounder(checkpoint, ranking, profile, recipe, segmenter, unread=unread)
     found = grounder(str(image), expression)
     if out is not None:
         if len(found) == 1:
@@ -77,7 +80,8 @@ def ground(
             print(f"{g.expression}: nothing found")
         for o in g.objects:
             corners = ", ".join(f"{float(v):.1f}" for v in o.box)
-            print(f"{g.expression}: box {corners} (x1, y1, x2, y2), score {o.score:.2f}")
+            print(f"{g.expression}: box {corners} (x1, y1, x2, y2), score {o.score:.2f}, "
+                  f"mask of {int(o.mask.sum())} pixels")  # fmt: skip
 
 
 def _phrases(expression: str, in_place: bool) -> list[str]:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from fastground import terminal
+from fastground.cli.unread import NO_TILES, of_segmenter, refuse_chosen, refuse_unread
 from fastground.types import Recipe
-
-if TYPE_CHECKING:
-    from fastground.types import HeadRanking
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
-STATISTICS = ("weight", "cut", "empty", "bottom_row", "padding_stats")
-"""Fields of a recipe that only a map's statistics read."""
-CHOICE = ("elbow", "scope", "criteria", "skip_layers", "top_n")
-"""Those that only the choice of heads reads."""
 
 Model = Annotated[str, typer.Argument(help='"tiny" (ships along), a folder, or a name on the hub.')]
 Dataset = Annotated[
@@ -72,16 +67,23 @@ Changes = Annotated[
 ]
 
 
-def recipe_of(base: Recipe, profile: str | None, changes: list[str] | None) -> Recipe:
+def recipe_of(
+    base: Recipe,
+    profile: str | None,
+    changes: list[str] | None,
+    unread: Mapping[str, str] | None = None,
+) -> Recipe:
     """The recipe of the options --profile and --recipe.
 
     Args:
         base: what holds without --profile.
         profile: a name of `Recipe.profile`, or None.
         changes: "name=value" each.
+        unread: fields that the command does not read, with who does and the way out; None: the
+            recipe is written down, for whoever reads it later.
 
     Raises:
-        ValueError: an unknown profile, field or value.
+        ValueError: an unknown profile, field or value, or a change without effect.
     """
     recipe = base if profile is None else Recipe.profile(profile)
     kinds = {field.name: str(field.type) for field in fields(Recipe)}
@@ -91,7 +93,10 @@ def recipe_of(base: Recipe, profile: str | None, changes: list[str] | None) -> R
         if not equals:
             raise ValueError(f"--recipe must be name=value, such as k=5, but got {change!r}")
         values[name] = _value(name, text, kinds.get(name, "str"))
-    return recipe.replace(**values)
+    changed = recipe.replace(**values)
+    if unread is not None:
+        refuse_unread(changed, recipe, values, unread)
+    return changed
 
 
 def options_of(dataset: str, options: list[str] | None) -> dict[str, Any]:
@@ -106,8 +111,9 @@ def options_of(dataset: str, options: list[str] | None) -> dict[str, Any]:
     """
     from fastground import datasets
 
-    files = dataset in datasets.FILES
-    known = {"masks": True, **datasets.options_of(dataset)} if files else {}
+    known: dict[str, Any] = {"masks": True} if dataset in datasets.FILES else {}
+    if dataset in datasets.DATASETS:
+        known |= datasets.options_of(dataset)
     values: dict[str, Any] = {}
     for option in options or ():
         name, equals, text = option.partition("=")
@@ -153,12 +159,14 @@ def make_grounder(
     segmenter: str | None,
     *,
     read: Sequence[str] = (),
+    unread: Mapping[str, str] | None = None,
 ) -> Any:
     """The grounder of a command's options.
 
     Args:
         checkpoint, ranking, profile, changes, segmenter: the options.
         read: fields of the recipe that this command reads besides what grounding reads.
+        unread: fields that it does not read, with who does and the way out.
 
     Raises:
         ValueError: what one of them says cannot be, or would change nothing.
@@ -169,54 +177,42 @@ def make_grounder(
     grounder = Grounder.from_pretrained(checkpoint, source, segmenter)
     if profile is None and not changes:
         return grounder
-    recipe = recipe_of(grounder.ranking.recipe, profile, changes)
-    _refuse_unread(recipe, grounder.ranking, checkpoint, ranking, read)
+    own = grounder.ranking.recipe
+    tiles = {} if grounder.lvlm.sees_tiles else {"blocks": NO_TILES.format(checkpoint)}
+    idle = {**of_segmenter(grounder.segmenter), **tiles, **(unread or {})}
+    recipe = recipe_of(own, profile, changes, idle)
+    refuse_chosen(recipe, own, checkpoint, ranking, read)
     return Grounder(grounder.lvlm, grounder.ranking, segmenter=grounder.segmenter, recipe=recipe)
 
 
-def _refuse_unread(
-    recipe: Recipe, ranking: HeadRanking, checkpoint: str, source: Path | None, read: Sequence[str]
-) -> None:
-    """Nothing, where every choice that differs from the ranking's own has an effect.
-
-    Raises:
-        ValueError: one has none, since the heads are chosen already.
-    """
-    unread: tuple[str, ...] = (*STATISTICS, *CHOICE)
-    if recipe.selection == "greedy":  # each sample's own heads, by its own statistics
-        by_sample = recipe.scope == "sample" and recipe.criteria == "both"
-        unread = ("top_n",) if by_sample else ("top_n", "elbow")
-    for name in unread:
-        own, value = getattr(ranking.recipe, name), getattr(recipe, name)
-        if own == value or name in read:
-            continue
-        what = f"recipe.{name} must be {own!r}, with which the ranking was made, but got {value!r}"
-        if name == "top_n" and recipe.selection == "greedy":
-            raise ValueError(
-                f"{what}, which changes nothing where each sample has its own heads "
-                "(selection=greedy); leave it out, or say with k how many heads"
-            )
-        run = source if source is None or source.is_dir() else source.parent
-        again = f"fastground rank {run} --recipe {name}={value} --out FILE"
-        if run is None or name in STATISTICS or not (run / "run.json").is_file():
-            again = f"fastground discover {checkpoint} --recipe {name}={value} --out FOLDER"
-        raise ValueError(
-            f"{what}, which changes nothing once heads are chosen; choose them anew with: {again}, "
-            "and give that as --ranking"
-        )
-
-
 def picture_file(out: Path | None) -> None:
-    """Refuse what no picture can be written as.
+    """Refuse what no picture can be written as, or where.
 
     Raises:
-        ValueError: another ending.
+        ValueError: another ending, or a folder that cannot be made or written.
     """
     from fastground import figures
+
+    if out is not None:
+        writable(out.parent)
 
     if out is not None and out.suffix.lower() not in figures.PICTURES:
         raise ValueError(
             f"--out must end in one of {', '.join(figures.PICTURES)}, but got {str(out)!r}"
+        )
+
+
+def writable(folder: Path) -> None:
+    """Nothing, where files can be written in a folder, which may not be there yet.
+
+    Raises:
+        ValueError: they cannot; said before an hour's work rather than after.
+    """
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(
+            f"--out must be in a folder that can be written, but {str(place)!r} is not; give "
+            "another place"
         )
 
 

@@ -8,7 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from fastground import terminal
-from fastground.cli.options import Changes, Json, Profile, Seed, Trials, recipe_of
+from fastground.cli.options import Changes, Json, Profile, Seed, Trials, recipe_of, writable
+from fastground.cli.unread import GROUNDING
+
+_WITHOUT_OUT = "only grounding reads; add --out FILE, so that the ranking tells it"
 
 
 def rank(
@@ -30,8 +33,11 @@ def rank(
     from fastground.ablations import ablate
     from fastground.ranking import rank_table
 
+    if out is not None:
+        writable(out.parent)
     table = runs.load(run)
-    chosen = recipe_of(table.recipe, profile, recipe)
+    unread = dict.fromkeys(GROUNDING, _WITHOUT_OUT) if out is None else None
+    chosen = recipe_of(table.recipe, profile, recipe, unread)
     ranking = rank_table(table, chosen, trials=trials, seed=seed)
     others = ablate(table, ranking, seed=seed) if ablations else None
     if out is not None:

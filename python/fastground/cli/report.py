@@ -19,12 +19,15 @@ from fastground.cli.options import (
     options_of,
     ranking_file,
     recipe_of,
+    writable,
 )
+from fastground.cli.unread import GROUNDING
 from fastground.types import HeadRanking
 
 TRIALS = 5
 PER_IMAGE = 1000
 """More expressions than an image has."""
+_WITHOUT_EXAMPLES = "only the examples are made with; add --examples N"
 
 
 def report(
@@ -47,7 +50,15 @@ def report(
     """Write a page on a run: the elbow, the election, what the choice of heads hangs on."""
     from fastground import report as reports
 
-    ranking, evidence = _read(run, profile, recipe, seed)
+    writable(out)
+    needless = {"--model": model, "--data": data, "--option": option}
+    for name, value in needless.items():
+        if value and not examples:
+            raise ValueError(
+                f"{name} says how examples are made, but there are none; add --examples N"
+            )
+    unread = None if examples else dict.fromkeys(GROUNDING, _WITHOUT_EXAMPLES)
+    ranking, evidence = _read(run, profile, recipe, seed, unread)
     galleries = {}
     if examples:
         title = f"Expressions of {ranking.dataset} {ranking.split}, as they came"
@@ -60,7 +71,11 @@ def report(
 
 
 def _read(
-    path: Path, profile: str | None, changes: list[str] | None, seed: int
+    path: Path,
+    profile: str | None,
+    changes: list[str] | None,
+    seed: int,
+    unread: dict[str, str] | None,
 ) -> tuple[HeadRanking, dict[str, Any]]:
     """A ranking and, where its table is there, what else the page tells from it.
 
@@ -85,7 +100,7 @@ def _read(
     if made is not None and made.num_samples == table.num_samples:
         ranking = made
     else:
-        chosen = recipe_of(table.recipe, profile, changes)
+        chosen = recipe_of(table.recipe, profile, changes, unread)
         trials = min(TRIALS, table.num_samples)
         ranking = rank_table(table, chosen, trials=trials, seed=seed)
     return ranking, {"ablations": ablate(table, ranking, seed=seed), "ious": table.mean_ious}

@@ -62,12 +62,13 @@ def load(
         FileNotFoundError: a file is missing; says which, and where to get it.
     """
     if name == "shapes":
+        several = options.pop("several", False)
         unfit = {"data": data, "on_bad": on_bad} | options
         given = [option for option, value in unfit.items() if value is not None]
         given += ["num_samples=None"] * (num_samples is None) + ["masks=False"] * (not masks)
         if given or num_samples is None:
             raise ValueError(f"shapes is drawn without end and must have no {', '.join(given)}")
-        return shapes(split=split, num_samples=num_samples, seed=seed)
+        return shapes(split=split, num_samples=num_samples, seed=seed, several=several)
     images = annotated_images(name, data, split, **options)
     return stream(images, num_samples=num_samples, seed=seed, masks=masks, on_bad=on_bad)
 
@@ -119,8 +120,8 @@ def annotated_images(
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """What the listing of a data set takes besides a folder and a split, with its defaults."""
-    parameters = inspect.signature(FILES[name]).parameters.values()
+    """What a data set takes besides a folder, a split, a number and a seed, with its defaults."""
+    parameters = inspect.signature(FILES.get(name, shapes)).parameters.values()
     return {
         p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "variant"
     }

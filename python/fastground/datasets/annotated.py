@@ -185,10 +185,15 @@ def stream(
             it is asked for.
 
     Raises:
-        ValueError: a negative number of samples, or an empty expression.
+        ValueError: a negative number of samples, a seed without one, or an empty expression.
     """
     if num_samples is not None and num_samples < 0:
         raise ValueError(f"num_samples must be >= 0, but got {num_samples}")
+    if num_samples is None and seed != 0:
+        raise ValueError(
+            f"seed draws num_samples of them, but without that all come in the files' order; leave "
+            f"out seed={seed}, or say how many"
+        )
     order: Iterable[int] = range(len(images))
     if num_samples is not None:
         order = np.random.default_rng(seed).permutation(len(images)).tolist()

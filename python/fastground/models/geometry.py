@@ -143,9 +143,10 @@ def read_image(image: Any) -> Image.Image:
         except (
             UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError,
         ) as error:  # fmt: skip
+            known = isinstance(error, (UnidentifiedImageError, Image.DecompressionBombError))
             raise ValueError(
                 f"image must be a file that Pillow can read (PNG, JPEG, ...), but {str(image)!r} "
-                f"is not ({error}); convert it first"
+                f"is not ({error}); {'convert it first' if known else 'get its file again'}"
             ) from error
     if not isinstance(image, Image.Image):
         raise ValueError(

@@ -42,6 +42,7 @@ class Idefics(LVLM):
     """Tiles by row and column, then the whole image."""
 
     model_types = ("idefics3", "smolvlm")
+    sees_tiles = True
 
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe

@@ -39,6 +39,7 @@ class InternVL(LVLM):
     """Square tiles row by row, the thumbnail last, one square of tokens each."""
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl", "cohere2_vision")
+    sees_tiles: ClassVar[bool] = True
 
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
@@ -122,6 +123,7 @@ class GotOcr2(InternVL):
     """
 
     model_types = ("got_ocr2",)
+    sees_tiles = False
 
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe

@@ -42,6 +42,7 @@ class Lfm2Vl(LVLM):
 
     model_types = ("lfm2_vl",)
     shares_prefix = False
+    sees_tiles = True
 
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe

@@ -39,6 +39,7 @@ class LlavaNext(LVLM):
     """The base in raster order, then the tiles' lines, each with a newline token."""
 
     model_types = ("llava_next", "llava_next_video", "llava_onevision")
+    sees_tiles = True
 
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe

@@ -18,7 +18,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from fastground.dispatch import in_host_memory
 from fastground.layers import layers_with_heads
 from fastground.models.geometry import read_image
 from fastground.phrases import Phrase
@@ -65,6 +64,8 @@ class LVLM(ABC):
     """The name of its row in the support table, where that is not each of the model_types."""
     shares_prefix: bool = True
     """Whether image tokens see nothing after them, so that expressions may share them."""
+    sees_tiles: ClassVar[bool] = False
+    """Whether an image may be seen whole and in tiles, so that `recipe.blocks` is read."""
     needs_mask: ClassVar[bool] = False
     """Whether image tokens see what comes after them by a mask, which flash attention ignores."""
 
@@ -211,6 +212,8 @@ class LVLM(ABC):
                 no such template; a phrase where the prompt's end asks.
             FileNotFoundError: `image` is a path without a file.
         """
+        from fastground.dispatch import in_host_memory
+
         with in_host_memory():
             return self._encode(read_image(image), expressions, recipe)
 
@@ -249,7 +252,9 @@ class LVLM(ABC):
                     f"expression must have tokens, but {expression!r} has none for this tokenizer; "
                     "say it in other words"
                 )
-            self._know(text, [(row[i], span[i]) for i in inside], first)
+            way = "choose other words for the prompt that asks for nothing, --recipe generic=..."
+            way = way if str(expression) == recipe.generic else "say it in other words"
+            self._know(text, [(row[i], span[i]) for i in inside], first, way)
             if isinstance(expression, Phrase):
                 inside = _inside(span, first + own.start, first + own.stop)
             elif recipe.query in ("last_prompt", "first_generated"):
@@ -334,7 +339,9 @@ class LVLM(ABC):
         special = {i: token.content for i, token in added.items() if token.special}
         return frozenset(i for i, content in special.items() if content not in _REFERRING)
 
-    def _know(self, text: str, tokens: list[tuple[int, tuple[int, int]]], first: int) -> None:
+    def _know(
+        self, text: str, tokens: list[tuple[int, tuple[int, int]]], first: int, way: str
+    ) -> None:
         tokenizer = self.processor.tokenizer
         no_word = tokenizer.unk_token_id
         said = [(i, text[max(0, a - first) : b - first]) for i, (a, b) in tokens]
@@ -355,7 +362,7 @@ class LVLM(ABC):
         if len(vocabulary) <= 256:
             known = sorted(w for w in vocabulary if w.isalpha())
             message += f"; {self.checkpoint} knows: {' '.join(known)}"
-        raise ValueError(message + "; say it in other words")
+        raise ValueError(f"{message}; {way}")
 
 
 def _settle_cosine() -> None:

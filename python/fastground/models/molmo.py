@@ -41,6 +41,7 @@ class Molmo2(LVLM):
 
     model_types = ("molmo2",)
     shares_prefix = False
+    sees_tiles = True
     needs_mask = True
 
     def spelled(self, before: str, after: str) -> tuple[str, str]:

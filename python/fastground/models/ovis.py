@@ -35,6 +35,7 @@ class Ovis(LVLM):
     """The whole image, then tiles in rows."""
 
     model_types = ("ovis2",)
+    sees_tiles = True
 
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe

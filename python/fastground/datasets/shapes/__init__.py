@@ -223,12 +223,12 @@ def expressions(scene: Scene) -> dict[str, list[list[str]]]:
         For each kind, a list an object: the expressions that name it, without the final period.
     """
     things = scene.things
-    members = _descriptions(things)
+    members = descriptions(things)
     found: dict[str, list[list[str]]] = {kind: [[] for _ in things] for kind in KINDS}
     for (size, colour, shape), who in members.items():
-        noun = " ".join(w for w in (size, colour, shape or "thing") if w)
+        named = noun((size, colour, shape))
         if len(who) == 1 and (size or colour or shape):
-            found["attribute"][who[0]].append(f"the {noun}")
+            found["attribute"][who[0]].append(f"the {named}")
             if colour:
                 rest = " ".join(w for w in (size, shape or "thing") if w)
                 found["attribute"][who[0]].append(f"the {rest} that is {colour}")
@@ -237,13 +237,13 @@ def expressions(scene: Scene) -> dict[str, list[list[str]]]:
             if len(who) >= 2 and not size:
                 first, second = sorted(range(len(who)), key=lambda j: -at[j])[:2]
                 if at[first] - at[second] >= 0.08:
-                    found["location"][who[first]] += [s.format(noun) for s in superlatives]
+                    found["location"][who[first]] += [s.format(named) for s in superlatives]
             if len(who) >= 2 and not (size and colour and shape):
-                _relate(found["relation"], things, members, noun, who, at, axis, sign, words)
+                _relate(found["relation"], things, members, named, who, at, axis, sign, words)
     return found
 
 
-def _descriptions(things: tuple[Thing, ...]) -> dict[tuple[str, str, str], list[int]]:
+def descriptions(things: tuple[Thing, ...]) -> dict[tuple[str, str, str], list[int]]:
     """Who fits each (size, colour, shape) that some object fits, empty words fitting all."""
     members: dict[tuple[str, str, str], list[int]] = {}
     for i, thing in enumerate(things):
@@ -252,6 +252,12 @@ def _descriptions(things: tuple[Thing, ...]) -> dict[tuple[str, str, str], list[
             key = tuple(w if s else "" for w, s in zip(words, said, strict=True))
             members.setdefault(key, []).append(i)  # type: ignore[arg-type]
     return members
+
+
+def noun(words: tuple[str, str, str]) -> str:
+    """A description in words: (size, colour, shape), of which the empty ones are not said."""
+    size, colour, shape = words
+    return " ".join(w for w in (size, colour, shape or "thing") if w)
 
 
 def _relate(
@@ -278,10 +284,13 @@ def _relate(
 
 
 _CYCLE = ("attribute",) * 4 + ("location",) * 3 + ("relation",) * 3
-_PER_IMAGE = 7
+PER_IMAGE = 7
+"""Expressions, at most."""
 
 
-def shapes(split: str = "train", num_samples: int = 1000, seed: int = 0) -> Iterator[Sample]:
+def shapes(
+    split: str = "train", num_samples: int = 1000, seed: int = 0, *, several: bool = False
+) -> Iterator[Sample]:
     """Samples of the synthetic world, about seven to an image, images one after another.
 
     Args:
@@ -289,6 +298,7 @@ def shapes(split: str = "train", num_samples: int = 1000, seed: int = 0) -> Iter
         num_samples: how many expressions: four in ten by attribute, three by location, three by
             relation, as far as a scene allows.
         seed: another world of the same kind.
+        several: expressions that mean all objects of a class, at least two, instead of one.
 
     Yields:
         Samples with a 192 x 192 image, box, mask, kind and the answer (texture, colour, shape).
@@ -301,12 +311,17 @@ def shapes(split: str = "train", num_samples: int = 1000, seed: int = 0) -> Iter
     if num_samples < 0:
         raise ValueError(f"num_samples must be >= 0, but got {num_samples}")
     scene(split, seed, 0)
+    if several:
+        from fastground.datasets.shapes import several as plural
+
+        yield from plural.several(split, num_samples, seed)
+        return
     made = index = 0
     while made < num_samples:
         this, rng = scene(split, seed, index)
         pixels, masks = render(this)
         image = Image.fromarray(pixels)
-        count = min(_PER_IMAGE, num_samples - made)
+        count = min(PER_IMAGE, num_samples - made)
         for kind, target, text in said(expressions(this), rng, count, made):
             thing = this.things[target]
             yield Sample(
