@@ -345,7 +345,9 @@ __global__ void __launch_bounds__(256, 3)
     float* to = combined + group * maps.grid_h * maps.grid_w;
     const bool finite = smooth_by_lanes<ahead>(lane, maps.map<T>(group * heads), heads, maps.stride,
                                                maps.grid_h, maps.grid_w, to);
-    if (!finite) combine_exactly(maps, group * heads, heads, filter, to);
+    if (finite) continue;
+    __syncwarp();  // other lanes write what was written
+    combine_exactly(maps, group * heads, heads, filter, to);
   }
 }
 

@@ -11,7 +11,7 @@ from fastground import bench, cli, dispatch
 def test_every_operation_is_timed_and_held_to_its_definition():
     found = {s.operation: s for s in bench.measure(7, (5, 9), seconds=0.001)}
     where = dispatch.implementations()
-    assert set(found) == set(where) - {"combine"}
+    assert set(found) == set(where)
     for name, speed in found.items():
         assert speed.implementation == where[name]["cpu"]
         assert speed.time_ns > 0 and speed.of_copy > 0 and speed.spread >= 0
@@ -71,7 +71,7 @@ def test_the_command_prints_a_table_or_json(capsys):
     assert code == 0 and "6 maps of 6 x 7 float32 on cpu" in out and "attention_rows" in out
     code, out, _ = run(capsys, *options, "--json")
     told = json.loads(out)
-    assert code == 0 and told["grid"] == [6, 7] and len(told["operations"]) == 8
+    assert code == 0 and told["grid"] == [6, 7] and len(told["operations"]) == 9
     assert told["versions"]["torch"] == torch.__version__
 
 

@@ -24,9 +24,10 @@ def assert_is(captured, want):
     torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
 
 
-def test_a_model_that_peft_wraps(asked):
+@pytest.mark.parametrize("old", [False, True], ids=["0.21", "0.20"])
+def test_a_model_that_peft_wraps(asked, old):
     model, inputs, want = asked
-    wrapped = Peft(model)
+    wrapped = Peft(model, old=old)
     given = dict(inputs)
     with torch.no_grad():
         with capture(wrapped) as captured:
@@ -77,6 +78,25 @@ def test_a_part_called_by_itself_after_the_model_is_not_heard(asked):
         model(**inputs)
         model.model.language_model(inputs_embeds=other)
     assert_is(captured, want)
+
+
+def test_a_part_called_after_a_forward_that_failed_is_not_heard(asked):
+    model, inputs, want = asked
+    layers = model.model.language_model.layers
+
+    def fails(*_):
+        raise ZeroDivisionError
+
+    other = torch.randn(*inputs["input_ids"].shape, 64)
+    with torch.no_grad(), capture(model, heads=[(0, 1)]) as captured:
+        hook = layers[1].register_forward_pre_hook(fails)
+        try:
+            with pytest.raises(ZeroDivisionError):
+                model(**inputs)
+        finally:
+            hook.remove()
+        model.model.language_model(inputs_embeds=other)
+    assert_is(captured, want[:, 1:2])
 
 
 def test_a_twin_of_the_same_configuration_is_not_heard(asked):

@@ -82,10 +82,14 @@ def test_a_single_forward_is_a_step_and_two_batches_are_not_mixed(llava):
     [
         ({"num_beams": 2}, "it is called for beam search; pass num_beams=1"),
         ({"num_beams": 2, "do_sample": True}, "for beam search"),
-        ({"prompt_lookup_num_tokens": 2}, "for assisted decoding; pass num_beams=1 and no assist"),
+        ({"prompt_lookup_num_tokens": 2}, "for assisted decoding; pass num_beams=1, no assist"),
         ({"assistant_model": random_llava(1)[0]}, "for assisted decoding"),
+        (
+            {"guidance_scale": 2.0, "negative_prompt_ids": torch.tensor([[9, 10]])},
+            "for get unconditional logits; .* no guidance_scale",
+        ),
     ],
-    ids=["beams", "sampled beams", "lookup", "assistant"],
+    ids=["beams", "sampled beams", "lookup", "assistant", "guidance"],
 )
 def test_ways_of_generating_whose_forwards_are_not_its_tokens_are_refused(llava, way, says):
     # In beam search sequences change places between the forwards; an assistant's tokens are tried
@@ -96,6 +100,20 @@ def test_ways_of_generating_whose_forwards_are_not_its_tokens_are_refused(llava,
     with pytest.raises(ValueError, match=says), capture(model, rows="steps"):
         model.generate(**inputs, **settings)
     assert model.generate(**inputs, **settings).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_only_generate_s_own_searches_are_refused(llava):
+    model, processor = llava
+
+    def compare_with_beam_search():
+        return model.generate(
+            **inputs_of(processor, "left", TEXTS[:1]), max_new_tokens=2, min_new_tokens=2,
+            do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+
+    with capture(model, rows="steps") as captured:
+        compare_with_beam_search()
+    assert len(captured.each[0].maps) == 2
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -370,6 +370,18 @@ def test_a_second_ctrl_c_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_program_that_is_told_to_ignore_ctrl_c_does():
+    """As a shell's script tells those that it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with terminal.noticed() as noticed, terminal.interruptible() as stop:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        assert not noticed.asked and not stop.asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_that_another_error_hides(capsys, monkeypatch):
     """An import that is interrupted may end in an ImportError."""
 

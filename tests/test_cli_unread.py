@@ -33,7 +33,6 @@ SEVERAL = (*EVALUATE, "--option", "several=true")
         (GROUND, ["kernel_size=1", "sigma=2"], "give kernel_size above 1"),
         (GROUND, ["border=reflect", "sigma=0"], "give sigma above 0 and kernel_size above 1"),
         (GROUND, ["blocks=stitch"], "{model} does not; leave it out"),
-        ((*GROUND, "--phrases", "--in-place"), ["ensure_period=false"], "a phrase in its place"),
         (EVALUATE, ["objects=0.2"], "only --plurals union reads; add it"),
         ((*EVALUATE, "--table", "4"), ["k=2"], "table 4 itself varies"),
         ((*EVALUATE, "--table", "8"), ["sigma=2"], "table 8 itself varies"),

@@ -264,9 +264,9 @@ def test_rows_are_named_by_the_criteria_of_the_ranking():
 
 CRITERIA = ("attention_sum", "entropy", "both")
 WAY = [
-    ("scope", "sample"), ("selection", "greedy"), ("weight", "mass"), ("cut", "2mean+eps"),
-    ("empty", "zero"), ("bottom_row", 0.05), ("skip_layers", 2), ("k", 5), ("kernel_size", 9),
-    ("border", "reflect"), ("region", "all"), ("padding", "include"),
+    ("scope", "sample"), ("elbow", "chord"), ("selection", "greedy"), ("weight", "mass"),
+    ("cut", "2mean+eps"), ("empty", "zero"), ("bottom_row", 0.05), ("skip_layers", 2), ("k", 5),
+    ("kernel_size", 9), ("border", "reflect"), ("region", "all"), ("padding", "include"),
 ]  # fmt: skip
 TABLES = {
     "4": [({"k": k}, f"k = {k}") for k in range(1, 6)],
@@ -329,11 +329,10 @@ def test_a_greedy_recipe_is_greedy_in_every_row(number, scope):
 
 
 def test_the_way_to_the_release_ends_there():
-    ranking = dataclasses.replace(
-        small_world.ranking(), recipe=Recipe(sigma=0.5, elbow="curvature")
-    )
+    told = Recipe(sigma=0.5, elbow="curvature", criteria="entropy", padding_stats="exclude")
+    ranking = dataclasses.replace(small_world.ranking(), recipe=told)
     last = settings.of_switches(ranking)[-1]
-    assert last.recipe == Recipe.profile("repo-2025-08").replace(elbow="curvature")
+    assert last.recipe == Recipe.profile("repo-2025-08")
     assert last.heads is None and last.kept is None
 
 

@@ -168,6 +168,9 @@ def test_matched_boxes_by_hand():
     one, two, far = (0, 0, 10, 10), (10, 0, 20, 10), (50, 50, 60, 60)
     assert metrics.matched([two, one, far], [one, two]) == 2
     assert metrics.matched([one, one], [one, two]) == 1
+    # Of objects with the same IoU the last is taken, as COCO takes it.
+    shared, first = (1, 0, 11, 10), (-3, 0, 7, 10)
+    assert metrics.matched([shared, first], [(0, 0, 10, 10), (2, 0, 12, 10)]) == 2
     assert metrics.matched([(0, 0, 10, 5)], [one]) == 1  # exactly one half
     assert metrics.matched([(0, 0, 10, 4.9)], [one]) == 0
     assert metrics.matched([], [one]) == metrics.matched([one], []) == metrics.matched([], []) == 0

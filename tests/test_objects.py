@@ -7,13 +7,13 @@ import pytest
 import scipy.ndimage
 import small_world
 import torch
-from fastground import figures, grounding, runs
+from fastground import figures, grounding, runs, scoring
 from fastground.comparison import paper_table
 from fastground.evaluation import evaluate
 from fastground.grounder import Grounder
 from fastground.objects import found_regions
 from fastground.settings import SHARES
-from fastground.types import Recipe
+from fastground.types import Recipe, Sample
 from PIL import Image
 from test_grounding import PLAIN, REGIONS, attention, block, layout
 
@@ -93,6 +93,12 @@ def test_all_regions_as_one_has_its_parts_as_others():
     (found,) = grounding.ground(maps, ["dogs"], recipe=PLAIN.replace(region="all", objects=0.1))
     assert found.box.tolist() == [0, 10, 60, 30] and len(found.others) == 2
     assert found.mask.equal(found.others[0].mask | found.others[1].mask)
+    boxes = tuple(tuple(other.box.tolist()) for other in found.others)
+    sample = Sample(None, "dogs", box=(0, 10, 60, 30), boxes=boxes)
+    counts = scoring.counted([sample], [found], PLAIN.replace(region="all"))
+    assert {name: int(n) for name, (n,) in counts.items()} == {
+        "objects": 2, "objects_found": 2, "objects_right": 2,
+    }  # fmt: skip
 
 
 def test_nothing_found_has_no_objects():

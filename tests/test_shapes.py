@@ -91,6 +91,8 @@ def test_expressions_of_several_objects_name_all_of_a_class():
         assert set(s.boxes) == {world.mask_box(mask) for mask in masks}
         assert np.array_equal(s.mask, masks.any(0)) and s.box == world.mask_box(s.mask)
         assert (s.kind == "plural, two") == (len(masks) == 2) and s.answer == ()
+    with pytest.raises(ValueError, match="several must be true or false, but got 'yes'"):
+        datasets.load("shapes", several="yes")
     again = datasets.load("shapes", split="test", num_samples=150, several=True)
     assert [s.expression for s in again] == [s.expression for s in found]
     assert len({(s.image_id, s.expression) for s in found}) == 150

@@ -20,22 +20,25 @@ class _Delegates(torch.nn.Module):
 class Lora(_Delegates):
     inside = "model"
 
-    def __init__(self, model):
+    def __init__(self, model, old):
         super().__init__()
-        self.model = model
+        self.model, self.old = model, old
 
     def forward(self, *args, **keywords):
-        return self.model(*args, **keywords)
+        return (self.model.forward if self.old else self.model)(*args, **keywords)
 
 
 class Peft(_Delegates):
-    """Arguments unnamed, generate of the model inside, and `.model` that is all of that model."""
+    """Arguments unnamed, generate of the model inside, and `.model` that is all of that model.
+
+    Up to 0.20 (`old`) not the model inside is called, but its forward.
+    """
 
     inside = "base_model"
 
-    def __init__(self, model, prompts=False):
+    def __init__(self, model, prompts=False, old=False):
         super().__init__()
-        self.base_model = Lora(model)
+        self.base_model = Lora(model, old)
         self.active_peft_config = SimpleNamespace(is_prompt_learning=prompts)
         self.train(model.training)
 

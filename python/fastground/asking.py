@@ -184,7 +184,8 @@ class _Places(NamedTuple):
         counts = torch.tensor([len(own) for own in places])
         most = int(counts.max())
         padded = torch.tensor([[*own, *[0] * (most - len(own))] for own in each.values()])
-        index = padded[[list(each).index(id(own)) for own in places]]
+        lines = {own: line for line, own in enumerate(each)}
+        index = padded[[lines[id(own)] for own in places]]
         real = None if (counts == most).all() else torch.arange(most) < counts[:, None]
         first = places[0]
         run = range(first[0], first[0] + most) if first else range(0)

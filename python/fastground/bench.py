@@ -19,6 +19,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from fastground import dispatch, ops, reference
+from fastground.types import Recipe
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 SOME = 64
@@ -95,10 +96,11 @@ def measure(
     groups = maps[: count // 3 * 3].unflatten(0, (-1, 3))
     for name, given in (
         ("attention_sum", maps), ("binarize", maps), ("label", maps), ("entropy", maps),
-        ("head_stats", maps), ("smooth", maps), ("boxes", groups),
+        ("head_stats", maps), ("smooth", maps), ("combine", groups), ("boxes", groups),
     ):  # fmt: skip
-        ours = partial(getattr(ops, name), nan="propagate")
-        theirs = getattr(reference, name)
+        chosen = {"recipe": Recipe()} if given is groups else {}
+        ours = partial(getattr(ops, name), nan="propagate", **chosen)
+        theirs = partial(getattr(reference, name), **chosen)
         yield _timed(name, where[name], ours, theirs, given, given[:SOME], seconds)
     keys = torch.randn(1, HEADS, KEYS, HEAD_DIM).to(maps)
     query = 3 * torch.randn(1, 1, HEADS, HEAD_DIM).to(maps)

@@ -91,9 +91,11 @@ def capture(
             PEFT learned; heads, rows or stop_after that it does not have; attention that
             transformers has not registered with its masks, has a softcap that it ignores, sinks or
             a bias. At the forward: no image is found, an asking token is padding,
-            output_attentions is asked for, or beam search or assisted decoding with "steps".
+            output_attentions is asked for; with "steps" beam search, assisted decoding, guidance,
+            or several new tokens behind cached ones.
         RuntimeError: the model is being captured already, is called twice, does not hand its
-            attention and masks on, or fails the self-test.
+            attention and masks on, runs a layer twice or with other heads than its configuration
+            says, or fails the self-test.
     """
     return Capture(model, heads, rows, stop_after, layouts, packed)
 
@@ -121,7 +123,7 @@ class Capture:
                 f"{model.config.model_type!r} has an encoder beside its decoder"
             )
         self._compiled = stop_after is not None and is_compiled(model)
-        self._model = unwrapped(model)
+        self._given, self._model = model, unwrapped(model)
         self._text = model.config.get_text_config(decoder=True)
         self._rows = _checked_rows(rows, stop_after)
         self._layouts = layouts
@@ -135,6 +137,7 @@ class Capture:
         self._kinds = dict(enumerate(getattr(self._text, "layer_types", None) or ()))
         self._stop = None if stop_after is None else max(n for n in having if n <= stop_after)
         self._forwards: list[tuple[Asking, dict[int, tuple[torch.Tensor, torch.Tensor]]]] = []
+        self._running: set[int] | None = None
 
     @property
     def maps(self) -> AttentionMaps:
@@ -202,7 +205,7 @@ class Capture:
         return torch.cat([asking.elements for asking, _ in forwards]), maps, sums
 
     def __enter__(self) -> Capture:
-        seam = Seam(self._model, self)
+        seam = Seam(self._given, self)
         seam.open()
         self._seam = seam
         self._ends = self._stop is not None
@@ -251,10 +254,11 @@ class Capture:
         if self._forwards and asking.cached and asking.length > 1:
             raise ValueError(
                 "rows='steps' needs one new token a forward after the first, but one brought "
-                f"{asking.length}; call generate without prefill_chunk_size and without assistants"
+                f"{asking.length}; open a new with block for each turn of a conversation, and call "
+                "generate without prefill_chunk_size"
             )
         self._forwards.append((asking, {}))
-        self._running: set[int] | None = set()
+        self._running = set()
 
     def end(self) -> None:
         """It has ended; called by the seam."""

@@ -38,6 +38,7 @@ from fastground.english import (
     DETERMINERS,
     JOINTS,
     NOUNS_IN_ING,
+    NOUNS_IN_S,
     ONE,
     PICTURES,
     PLACES,
@@ -296,7 +297,8 @@ def _is_verb_of_one(current: _Chunk, word: _Word, after: _Word | None) -> bool:
     run = current.run
     one = bool(run) and run[0].text in ONE and any(w.text not in ADJECTIVES for w in run[1:])
     plural = word.text.endswith("s") and not word.text.endswith(("ss", "us", "is", "'s"))
-    return one and plural and after is not None and after.kind == "preposition"
+    noun = word.text in NOUNS_IN_S or any(w.text.endswith("'s") for w in run)  # whose things?
+    return one and plural and not noun and after is not None and after.kind == "preposition"
 
 
 def _drop_verb(current: _Chunk) -> None:

@@ -239,7 +239,7 @@ def _scored(
             places = captured.positions(_numbers(setting, captured, shape), shape[1])
             each = _ground_draws(cleared, places, expressions, setting.recipe)
             for found in each:
-                told = counted(group, found)
+                told = counted(group, found, setting.recipe)
                 if number == "objects":
                     found = united(group, found)
                 pieces.append(measured(group, found, setting.recipe) | told)
@@ -250,7 +250,8 @@ def _scored(
             more["rights"] = np.full(len(group), -1)
             if masked:
                 truth = ground(_of_masks(group, captured), expressions, recipe=recipe)
-                pieces.append(measured(group, segmented(None, truth, recipe), recipe))
+                truth = segmented(None, truth, recipe)
+                pieces.append(measured(group, truth, recipe) | counted(group, truth, recipe))
             else:
                 pieces.append(pieces[0])  # fills the place; `ceilings` says that it is none
             if all(s.answer for s in group):

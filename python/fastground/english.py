@@ -17,6 +17,10 @@ DETERMINERS = _words(
 )
 ONE = _words("a an this each every another")
 """Determiners of one thing alone."""
+NOUNS_IN_S = _words(
+    "lens news clothes gas glasses sunglasses pants jeans shorts scissors series species canvas"
+)
+"""What ends in -s where there is one of it."""
 PRONOUNS = _words("it them him me us you itself themselves himself herself each-other")
 SUBJECTS = _words("he she they i we you it")
 PREPOSITIONS = _words(

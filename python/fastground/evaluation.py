@@ -108,7 +108,7 @@ def evaluate(
     def measure(group: list[Sample], image: Any) -> Columns:
         expressions = [s.expression for s in group]
         found = grounder(image, expressions)
-        told = counted(group, found)
+        told = counted(group, found, recipe)
         if plurals == "union":
             found = united(group, found)
         piece = measured(group, found, recipe) | told

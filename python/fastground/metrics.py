@@ -43,7 +43,7 @@ def matched(boxes: Any, truths: Any, threshold: float = 0.5) -> int:
 
     Args:
         boxes: (n, 4) x1, y1, x2, y2, the surest first: each in turn takes, of the objects still
-            left that it reaches the threshold with, that of the highest IoU.
+            left that it reaches the threshold with, that of the highest IoU, the last of equals.
         truths: (m, 4).
         threshold: of the IoU.
 
@@ -54,7 +54,7 @@ def matched(boxes: Any, truths: Any, threshold: float = 0.5) -> int:
     """
     count, ious = 0, box_iou(np.reshape(boxes, (-1, 1, 4)), np.reshape(truths, (1, -1, 4)))
     for row in range(len(ious)):
-        best = int(ious[row].argmax()) if ious.shape[1] else 0
+        best = ious.shape[1] - 1 - int(ious[row, ::-1].argmax()) if ious.shape[1] else 0
         if ious.shape[1] and ious[row, best] >= threshold:
             ious[:, best] = -1
             count += 1

@@ -50,7 +50,10 @@ class Grounding:
 
     @property
     def objects(self) -> tuple[Grounding, ...]:
-        """All objects of the expression: this one, unless nothing was found, and the others."""
+        """All objects of the expression: this one, unless nothing was found, and the others.
+
+        Under a recipe with region "all" this one is all of them together.
+        """
         return (self, *self.others) if self.found else ()
 
     def united(self) -> Grounding:

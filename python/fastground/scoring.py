@@ -132,7 +132,8 @@ def measured(samples: Sequence[Sample], found: Sequence[Grounding], recipe: Reci
     Returns:
         (n, ...) arrays by name: image_ids, kinds, firsts, sizes (height, width), truths, boxes,
         map_boxes and mask_boxes (n, 4), peaks (n, 2) x, y, hits, intersections and unions in
-        pixels that count, truth_areas in pixels, found, scores, masses, and what `counted` gives.
+        pixels that count, truth_areas in pixels, found, scores and masses; what `counted` gives,
+        of objects that are not united yet, completes them.
 
     Raises:
         ValueError: a sample without a box whose mask does not say that there is no object, or a
@@ -145,23 +146,24 @@ def measured(samples: Sequence[Sample], found: Sequence[Grounding], recipe: Reci
                 f"({sample.expression!r}) has none"
             )
     rows = [_row(s, g, recipe) for s, g in zip(samples, found, strict=True)]
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    return columns | counted(samples, found)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def counted(samples: Sequence[Sample], found: Sequence[Grounding]) -> Columns:
+def counted(samples: Sequence[Sample], found: Sequence[Grounding], recipe: Recipe) -> Columns:
     """How many objects there are, are found and are right, where samples tell them apart.
 
     Args:
         samples: n of them.
         found: their groundings, of each the objects not yet united.
+        recipe: region is read; with "all" what is kept is no object beside its parts.
 
     Returns:
         (n,) integers: objects, objects_found, objects_right; -1 where it is not known.
     """
     rows = []
     for sample, grounding in zip(samples, found, strict=True):
-        surest = sorted(grounding.objects, key=lambda one: -one.mass)
+        parts = grounding.others if recipe.region == "all" else ()
+        surest = sorted(parts or grounding.objects, key=lambda one: -one.mass)
         boxes = [one.box.tolist() for one in surest]
         right = matched(boxes, sample.boxes)
         rows.append((len(sample.boxes), len(boxes), right) if sample.boxes else (-1, -1, -1))

@@ -36,7 +36,7 @@ class Listener(Protocol):
         """A forward begins, with these arguments by name."""
 
     def end(self) -> None:
-        """It has ended, not by an error."""
+        """It has ended, by an error or not."""
 
     def attend(self, own: Callable[..., Any], module: Any, *arguments: Any, **keywords: Any) -> Any:
         """What an attention layer calls; returns what its own function does."""
@@ -46,9 +46,14 @@ class Seam:
     """A model whose attention goes through a listener, from `open` to `close`."""
 
     def __init__(self, model: Any, listener: Listener) -> None:
-        self.model = model
-        self.text = model.config.get_text_config(decoder=True)
+        self.model = unwrapped(model)
+        self.text = self.model.config.get_text_config(decoder=True)
         self.listener = listener
+        self.calls = 0
+        """Of the model and of what wraps it, of which one is in the other: those that run."""
+        # Until 0.21 PEFT's wrapper calls no module, but the forward of the model inside.
+        tuner = getattr(model, "base_model", None) if hasattr(model, "get_base_model") else None
+        self._called = [m for m in (self.model, tuner) if isinstance(m, torch.nn.Module)]
         self._hooks: list[Any] = []
         self.made_none = False
         """Whether the model's own mask function has said that None will do."""
@@ -78,8 +83,9 @@ class Seam:
             self.before = copy.copy(self.text)
             _open[id(self.text)] = self
         try:
-            self._hooks.append(self.model.register_forward_pre_hook(begin, with_kwargs=True))
-            self._hooks.append(self.model.register_forward_hook(end))
+            for called in self._called:
+                self._hooks.append(called.register_forward_pre_hook(begin, with_kwargs=True))
+                self._hooks.append(called.register_forward_hook(end, always_call=True))
             self._name(NAME)
         except BaseException:
             self.close()
@@ -132,20 +138,25 @@ def cache_name(model: Any) -> str:
     return "cache" if "cache" in named else "past_key_values"
 
 
+_SEARCHES = ("beam_search", "assisted_decoding", "get_unconditional_logits")
+
+
 def refuse_searches() -> None:
     """Nothing, unless `generate` calls the model in a way whose forwards are not its tokens.
 
     Raises:
-        ValueError: in beam search sequences change places; in assisted decoding tokens are tried.
+        ValueError: in beam search sequences change places; in assisted decoding tokens are tried;
+            classifier-free guidance asks another prompt, too.
     """
     frame = sys._getframe()
     while frame is not None:
         name = frame.f_code.co_name
-        if "beam_search" in name or "assisted_decoding" in name:
+        ours = frame.f_globals.get("__name__", "").startswith("transformers.generation")
+        if ours and any(way in name for way in _SEARCHES):
             raise ValueError(
                 "rows='steps' needs generate to say one token after another, but it is called for "
-                f"{name.strip('_').replace('_', ' ')}; pass num_beams=1 and no assistant, or "
-                "capture one forward over the tokens that were said"
+                f"{name.strip('_').replace('_', ' ')}; pass num_beams=1, no assistant and no "
+                "guidance_scale, or capture one forward over the tokens that were said"
             )
         frame = frame.f_back  # type: ignore[assignment]
 
@@ -207,7 +218,10 @@ def _begin(model: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     seam = _open.get(id(model.config.get_text_config(decoder=True)))
     if seam is None or not seam.hears():
         return
-    signature = inspect.signature(model.forward)
+    seam.calls += 1
+    if seam.calls > 1:
+        return
+    signature = inspect.signature(seam.model.forward)
     given = signature.bind_partial(*args, **keywords).arguments
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -217,7 +231,10 @@ def _begin(model: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
 
 def _end(model: Any, args: tuple[Any, ...], output: Any) -> None:
     seam = _open.get(id(model.config.get_text_config(decoder=True)))
-    if seam is not None and seam.hears():
+    if seam is None or not seam.hears():
+        return
+    seam.calls -= 1
+    if seam.calls == 0:
         seam.listener.end()
 
 

@@ -30,8 +30,8 @@ KERNEL_SIZES = (3, 5, 7, 9)
 RELEASE = PROFILES["repo-2025-08"]
 OF_BOXES = ("border", "region", "padding")
 STEPS = (
-    "scope", "selection", "weight", "cut", "empty", "bottom_row", "skip_layers", "k",
-    "kernel_size", "sigma", *OF_BOXES,
+    "scope", "criteria", "elbow", "selection", "weight", "cut", "empty", "bottom_row",
+    "padding_stats", "skip_layers", "k", "kernel_size", "sigma", *OF_BOXES,
 )  # fmt: skip
 """The fields in which a release may differ on the same maps, in the order of the way to it: what
 the statistics read matters once each sample has its own heads."""
@@ -131,7 +131,8 @@ def of_switches(ranking: HeadRanking) -> list[Setting]:
     """Where a score comes from, choice by choice, on the same maps.
 
     The recipe as it is; each other choice of how a box is made, alone; then, with a plus, the way
-    to the box and heads of the authors' second release: each choice with all those above it.
+    to the box and heads of the authors' second release: each choice with all those above it. What
+    decides which maps there are, such as sinks, stays as told.
     """
     recipe = ranking.recipe
     found = [_as_told("as told", ranking, recipe)]

@@ -83,11 +83,8 @@ class Noticed:
 def noticed() -> Iterator[Noticed]:
     """A block after which it is known whether Ctrl-C was pressed, whatever became of it."""
     stop = Noticed()
-    before = signal.signal(signal.SIGINT, stop)
-    try:
+    with _on_interrupt(stop):
         yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -111,9 +108,18 @@ def one_line_warnings() -> Iterator[None]:
 def interruptible() -> Iterator[Stop]:
     """A block in which the first Ctrl-C only asks to stop."""
     stop = Stop()
-    before = signal.signal(signal.SIGINT, stop)
-    try:
+    with _on_interrupt(stop):
         yield stop
+
+
+@contextmanager
+def _on_interrupt(stop: Callable[..., None]) -> Iterator[None]:
+    """A block in which Ctrl-C calls this, but where the process is told to ignore it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -107,8 +107,11 @@ def evaluate(
     samples = datasets.load(
         dataset, data=data, split=split, num_samples=num_samples, seed=seed, **options
     )
-    # A table of a run ranks its heads anew, by the whole recipe.
-    read = () if table is None or run is None else (*STATISTICS, *CHOICE)
+    # A table of a run ranks its heads anew, by the whole recipe; and rows of "switches" choose them
+    # for each sample.
+    read: tuple[str, ...] = () if table is None or run is None else (*STATISTICS, *CHOICE)
+    if table == "switches":
+        read = (*STATISTICS, *(name for name in CHOICE if name != "top_n"), *read)
     unread = of_evaluation(table, plurals == "union" or several)
     grounder = make_grounder(model, ranking, profile, recipe, segmenter, read=read, unread=unread)
     with (

@@ -22,8 +22,6 @@ from fastground.phrases import noun_phrases, standalone
 if TYPE_CHECKING:
     from fastground.result import Grounding
 
-ALONE = "only an expression alone reads, not a phrase in its place; leave out one of the two"
-
 
 def ground(
     image: Annotated[Path, typer.Argument(help="An image file.")],
@@ -50,8 +48,7 @@ def ground(
         raise ValueError("--in-place says how --phrases are asked, but was given alone; add it")
     if phrases:
         expression = [phrase for e in expression for phrase in _phrases(e, in_place)]
-    unread = {"ensure_period": ALONE} if in_place else {}
-    grounder = make_grounder(checkpoint, ranking, profile, recipe, segmenter, unread=unread)
+    grounder = make_grounder(checkpoint, ranking, profile, recipe, segmenter)
     found = grounder(str(image), expression)
     if out is not None:
         if len(found) == 1:

@@ -193,10 +193,10 @@ def picture_file(out: Path | None) -> None:
     """
     from fastground import figures
 
-    if out is not None:
-        writable(out.parent)
-
-    if out is not None and out.suffix.lower() not in figures.PICTURES:
+    if out is None:
+        return
+    writable(out.parent)
+    if out.suffix.lower() not in figures.PICTURES:
         raise ValueError(
             f"--out must end in one of {', '.join(figures.PICTURES)}, but got {str(out)!r}"
         )

@@ -63,6 +63,8 @@ def load(
     """
     if name == "shapes":
         several = options.pop("several", False)
+        if not isinstance(several, bool):
+            raise ValueError(f"several must be true or false, but got {several!r}")
         unfit = {"data": data, "on_bad": on_bad} | options
         given = [option for option, value in unfit.items() if value is not None]
         given += ["num_samples=None"] * (num_samples is None) + ["masks=False"] * (not masks)

@@ -7,7 +7,7 @@ know by a name of its own. Rows are read off the adapters; only what is no adapt
     conversion   `fastground.models.convert` first writes it so that transformers does
     hooks        its authors' code loads it, `fastground.models.wrap` takes it from there
     generic      no adapter of its own: what its configuration says of its image tokens is enough
-    refused      it has no attention over an image's cells, for the reason told
+    refused      for the reason told: most have no attention over an image's cells
 """
 
 from __future__ import annotations
