@@ -25,7 +25,7 @@ import torch
 from fastground import dispatch, reference
 from goals import COPIED, CUPY, KORNIA, MAPS, ONE_CALL, REPLAY
 
-MANY = 1 << 20
+MANY, SOME, HEADS = 1 << 20, 1 << 14, 1 << 10
 Call = Callable[[], Any]
 
 
@@ -160,8 +160,8 @@ def many(given: Any) -> list[harness.Row]:
 def one_call(given: Any) -> list[harness.Row]:
     """Microseconds of a call, waited for."""
     rows = []
-    maps = batch("attention", 1024)
-    groups = maps[:1023].unflatten(0, (-1, 3))
+    maps = batch("attention", HEADS)
+    groups = maps[: HEADS // 3 * 3].unflatten(0, (-1, 3))
     calls: dict[str, Call] = {
         "entropy": partial(fg.entropy, maps, nan="propagate"),
         "smooth": partial(fg.smooth, maps, nan="propagate"),
@@ -190,7 +190,7 @@ def waited(call: Call) -> Call:
 
 
 def beside_peers(given: Any) -> list[harness.Row]:
-    maps = batch("attention", 1 << 14)
+    maps = batch("attention", SOME)
     truth = fg.entropy(maps.cpu()).double()
     contenders, errors = {"fastground": partial(fg.entropy, maps, nan="propagate")}, {}
     for name, peer in peers().items():
