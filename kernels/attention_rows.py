@@ -288,7 +288,8 @@ def attention_rows(
     visible = visible.view(torch.uint8) if mask == BOOL_MASK else visible
     mixed = query.dtype != key.dtype
     upcast = mixed or query.dtype == torch.float32 or not isinstance(_logits, triton.JITFunction)
-    sizes = tile_sizes(R * G, D, upcast, mixed)
+    scattered = layers == TURNED or key.stride(3) != 1
+    sizes = tile_sizes(R * G, D, upcast, mixed, scattered, page > 0)
     S = triton.cdiv(T, sizes["BLOCK_T"])
     tiles_each = triton.cdiv(S, triton.cdiv(PROGRAMS, B * K))
     tiles = logits.new_empty(B, R, C, S, 2)
@@ -340,25 +341,27 @@ def attention_rows(
     return out if tokens is None else (out, sums)
 
 
-def tile_sizes(rows, head_dim, upcast, mixed=False):
+def tile_sizes(rows, head_dim, upcast, mixed=False, scattered=False, paged=False):
     """Tile sizes for so many rows of one key head, and warps; `tl.dot` wants at least 16 of each.
 
     Chosen so that nothing spills on sm_80 and sm_90, and that all but MANY need at most 128
     registers, which the tests check with ptxas: float32 products run without tensor cores and hold
     both operands in registers; of many rows each thread holds what their loop needs, too. There
     ptxas would rather spill a little than take more than 72 or 96, unless it is told a bound.
-    Keys of another dtype than the queries' take as many, whatever the rows, or more threads.
+    Keys of another dtype than the queries' take as many, whatever the rows, or more threads; more
+    threads, too, where each holds addresses: of pages, or of keys `scattered` in head_dim.
     """
     block_d = max(16, triton.next_power_of_2(head_dim))
     many = mixed or rows > (16 if upcast else 64)
     block_m = (16 if upcast else 32) if many else max(16, triton.next_power_of_2(rows))
     block_t = max(16, (4096 if upcast else 8192) // block_d)
+    few_threads = (many or block_m == 16) and not (mixed and block_d > 128)
     return {
         "MANY": many,
         "BLOCK_M": block_m,
-        "BLOCK_T": 16 if many else min(block_t, 32 if block_m == 64 else 64),
+        "BLOCK_T": 16 if many or scattered else min(block_t, 32 if block_m == 64 else 64),
         "BLOCK_D": block_d,
-        "num_warps": 4 if (many or block_m == 16) and not (mixed and block_d > 128) else 8,
+        "num_warps": 4 if few_threads and not (scattered or paged) else 8,
         "maxnreg": 255 if many else None,
     }
 
