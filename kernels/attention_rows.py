@@ -290,10 +290,10 @@ def attention_rows(
     upcast = mixed or query.dtype == torch.float32 or not isinstance(_logits, triton.JITFunction)
     scattered = layers == TURNED or key.stride(3) != 1
     sizes = tile_sizes(R * G, D, upcast, mixed, scattered, page > 0)
-    S = triton.cdiv(T, sizes["BLOCK_T"])
-    tiles_each = triton.cdiv(S, triton.cdiv(PROGRAMS, B * K))
+    S = _parts(T, sizes["BLOCK_T"])
+    tiles_each = _parts(S, _parts(PROGRAMS, B * K))
     tiles = logits.new_empty(B, R, C, S, 2)
-    _logits[(B * K, triton.cdiv(S, tiles_each))](
+    _logits[(B * K, _parts(S, tiles_each))](
         query,
         key,
         query if visible is None else visible,
@@ -319,8 +319,8 @@ def attention_rows(
         PAGE=page,
         **sizes,
     )  # fmt: skip
-    block = min(1024, triton.next_power_of_2(max(N, 1)))
-    _weights[(B * P * C, 1 if tokens is not None else triton.cdiv(N, block))](
+    block = min(1024, _power_of_2(N))
+    _weights[(B * P * C, 1 if tokens is not None else _parts(N, block))](
         out,
         sums,
         logits,
@@ -335,12 +335,21 @@ def attention_rows(
         LISTED=listed,
         PHRASES=phrases is not None,
         SUMS=tokens is not None,
-        BLOCK_S=triton.next_power_of_2(S),
+        BLOCK_S=_power_of_2(S),
         BLOCK_N=block,
     )  # fmt: skip
     return out if tokens is None else (out, sums)
 
 
+def _parts(whole, size):
+    return -(-whole // size)
+
+
+def _power_of_2(least):
+    return 1 << max(least - 1, 0).bit_length()
+
+
+@lru_cache(maxsize=256)
 def tile_sizes(rows, head_dim, upcast, mixed=False, scattered=False, paged=False):
     """Tile sizes for so many rows of one key head, and warps; `tl.dot` wants at least 16 of each.
 
@@ -351,9 +360,9 @@ def tile_sizes(rows, head_dim, upcast, mixed=False, scattered=False, paged=False
     Keys of another dtype than the queries' take as many, whatever the rows, or more threads; more
     threads, too, where each holds addresses: of pages, or of keys `scattered` in head_dim.
     """
-    block_d = max(16, triton.next_power_of_2(head_dim))
+    block_d = max(16, _power_of_2(head_dim))
     many = mixed or rows > (16 if upcast else 64)
-    block_m = (16 if upcast else 32) if many else max(16, triton.next_power_of_2(rows))
+    block_m = (16 if upcast else 32) if many else max(16, _power_of_2(rows))
     block_t = max(16, (4096 if upcast else 8192) // block_d)
     few_threads = (many or block_m == 16) and not (mixed and block_d > 128)
     return {

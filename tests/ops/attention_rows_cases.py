@@ -268,8 +268,16 @@ def compile_offline(capability):
     every = packed | {"SOFTCAP": True, "LAYERS": kernel.STRIDED, "PAGE": 16}
     turned = every | {"LAYERS": kernel.TURNED, "MASK": kernel.ADDITIVE_MASK}
     kinds = {
-        "bf16": [(1, plain), (28, packed), (49, packed), (1, every), (70, every), (28, turned)],
-        "fp32": [(1, plain), (1, turned), (70, every)],
+        "bf16": [
+            (1, plain),
+            (28, packed),
+            (49, packed),
+            (1, every),
+            (70, every),
+            (28, turned),
+            (70, every | {"PAGE": 0}),
+        ],
+        "fp32": [(1, plain), (1, turned), (70, every), (70, every | {"PAGE": 0})],
         "fp16": [(1, layers), (28, layers), (49, layers)],
         "bf16 of fp32": [(70, every)],
     }
