@@ -28,6 +28,7 @@ def shrink(bench):
         whole = bench.Stack
         bench.Stack = lambda layers, heads, **more: whole(2, 2, head_dim=16, **more)
     del bench_capture.EXPRESSIONS[2:]
+    random_lvlms.GRID = 8
     random_lvlms.LLAVA_7B = random_lvlms.Shape(2, 64, 4, 4, 128)
     random_lvlms.FULL = {
         "LLaVA": random_lvlms.LLAVA_7B, "Qwen2.5-VL": random_lvlms.Shape(2, 64, 4, 2, 128),
