@@ -10,6 +10,7 @@ output_attentions=True, one forward an expression. Goals: goals.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import harness
@@ -101,6 +102,31 @@ class Contenders:
         return errors, kept_mb
 
 
+def measured(
+    shapes: dict[str, random_lvlms.Shape],
+    device: str,
+    dtype: torch.dtype,
+    clock: str,
+    sampling: dict[str, Any],
+) -> Iterator[list[harness.Row]]:
+    """Of each model, with one expression and with seven."""
+    for model, shape in shapes.items():
+        lvlm = random_lvlms.build(model, shape, device, dtype)
+        for count in (1, len(EXPRESSIONS)):
+            encoded = lvlm.encode(random_lvlms.picture(), EXPRESSIONS[:count], RECIPE)
+            ways = Contenders(lvlm, encoded)
+            errors, kept = ways.errors()
+            compared = harness.compare(
+                f"{model}, {count} expression{'s' * (count > 1)}", ways.calls, items=1,
+                errors=errors, clock=clock, **sampling,
+            )  # fmt: skip
+            for row in compared:
+                row.kept_mb = kept.get(row.contender)
+                row.peak_mb = memory.peak(ways.calls[row.contender], device)
+            yield compared
+        del lvlm, ways
+
+
 def main() -> None:
     options = harness.parser("Attention maps beside a plain forward; packed beside separate.")
     options.add_argument("--gpu", action="store_true", help="the 7B models' shapes, on CUDA")
@@ -116,26 +142,11 @@ def main() -> None:
         described = "the 7B models' shapes, bfloat16"
     else:
         harness.one_thread()
-    rows = []
-    for model, shape in shapes.items():
-        lvlm = random_lvlms.build(model, shape, device, dtype)
-        for count in (1, len(EXPRESSIONS)):
-            encoded = lvlm.encode(random_lvlms.picture(), EXPRESSIONS[:count], RECIPE)
-            ways = Contenders(lvlm, encoded)
-            errors, kept = ways.errors()
-            compared = harness.compare(
-                f"{model}, {count} expression{'s' * (count > 1)}", ways.calls, items=1,
-                errors=errors, clock=clock, **harness.sampling(given),
-            )  # fmt: skip
-            for row in compared:
-                row.kept_mb = kept.get(row.contender)
-                row.peak_mb = memory.peak(ways.calls[row.contender], device)
-            rows += compared
-        del lvlm, ways
-    harness.report(name, f"one image of 576 tokens; {described}", rows, save=not given.no_save)
-
-    measured = {name: {"rows": [vars(row) for row in rows]}}
-    readme_tables.print_goals(measured, only=name)
+    described = f"one image of 576 tokens; {described}"
+    parts = measured(shapes, device, dtype, clock, harness.sampling(given))
+    rows = harness.kept(name, described, parts, save=not given.no_save)
+    harness.report(name, described, rows, save=not given.no_save)
+    readme_tables.print_goals({name: {"rows": [vars(row) for row in rows]}}, only=name)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ All in one run, each contender repeated in a new order. Without a CUDA device no
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 from fastground import dispatch, reference
 from goals import COPIED, CUPY, KORNIA, MAPS, ONE_CALL, REPLAY
 
-MANY = 1 << 20
+MANY, SOME, HEADS = 1 << 20, 1 << 14, 1 << 10
 Call = Callable[[], Any]
 
 
@@ -131,37 +131,34 @@ def checked(name: str, maps: torch.Tensor, result: torch.Tensor) -> dict[str, st
     return {"fastground": f"{wrong} of {len(expected)} differ"}
 
 
-def many(given: Any) -> list[harness.Row]:
-    rows = []
+def many(given: Any) -> Iterator[list[harness.Row]]:
     quiet = {"nan": "propagate"}
     for family in map_families.FAMILIES:
         maps = batch(family, MANY)
-        rows += throughput(f"entropy, {family}", maps, partial(fg.entropy, maps, **quiet), given)
+        yield throughput(f"entropy, {family}", maps, partial(fg.entropy, maps, **quiet), given)
     maps = batch("attention", MANY)
-    rows += throughput("attention_sum", maps, partial(fg.attention_sum, maps, **quiet), given)
-    rows += throughput("binarize", maps, partial(fg.binarize, maps, **quiet), given)
-    rows += throughput(
+    yield throughput("attention_sum", maps, partial(fg.attention_sum, maps, **quiet), given)
+    yield throughput("binarize", maps, partial(fg.binarize, maps, **quiet), given)
+    yield throughput(
         "label", maps[: MANY // 4], partial(fg.label, maps[: MANY // 4], **quiet), given
     )
-    rows += throughput("smooth", maps, partial(fg.smooth, maps, **quiet), given)
+    yield throughput("smooth", maps, partial(fg.smooth, maps, **quiet), given)
     groups = maps[: MANY // 3 * 3].unflatten(0, (-1, 3))
-    rows += throughput("boxes, k = 3", groups, partial(fg.boxes, groups, **quiet), given)
+    yield throughput("boxes, k = 3", groups, partial(fg.boxes, groups, **quiet), given)
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         other = maps.to(dtype)
         name = f"entropy, {str(dtype).removeprefix('torch.')}"
-        rows += throughput(name, other, partial(fg.entropy, other, **quiet), given)
+        yield throughput(name, other, partial(fg.entropy, other, **quiet), given)
     for grid, count in ((14, MANY), (27, MANY), (32, MANY // 2), (64, MANY // 8)):
         maps = batch("attention", count, grid)
         name = f"entropy, {grid} x {grid}"
-        rows += throughput(name, maps, partial(fg.entropy, maps, **quiet), given)
-    return rows
+        yield throughput(name, maps, partial(fg.entropy, maps, **quiet), given)
 
 
-def one_call(given: Any) -> list[harness.Row]:
+def one_call(given: Any) -> Iterator[list[harness.Row]]:
     """Microseconds of a call, waited for."""
-    rows = []
-    maps = batch("attention", 1024)
-    groups = maps[:1023].unflatten(0, (-1, 3))
+    maps = batch("attention", HEADS)
+    groups = maps[: HEADS // 3 * 3].unflatten(0, (-1, 3))
     calls: dict[str, Call] = {
         "entropy": partial(fg.entropy, maps, nan="propagate"),
         "smooth": partial(fg.smooth, maps, nan="propagate"),
@@ -175,8 +172,7 @@ def one_call(given: Any) -> list[harness.Row]:
             call()
         contenders = {ONE_CALL: waited(call), "one after another": call}
         contenders |= {REPLAY: waited(graph.replay), "graph": graph.replay}
-        rows += harness.compare(f"{name}, 1,024 maps", contenders, items=1, clock="cuda", **given)
-    return rows
+        yield harness.compare(f"{name}, 1,024 maps", contenders, items=1, clock="cuda", **given)
 
 
 def waited(call: Call) -> Call:
@@ -189,8 +185,8 @@ def waited(call: Call) -> Call:
     return both
 
 
-def beside_peers(given: Any) -> list[harness.Row]:
-    maps = batch("attention", 1 << 14)
+def beside_peers(given: Any) -> Iterator[list[harness.Row]]:
+    maps = batch("attention", SOME)
     truth = fg.entropy(maps.cpu()).double()
     contenders, errors = {"fastground": partial(fg.entropy, maps, nan="propagate")}, {}
     for name, peer in peers().items():
@@ -200,7 +196,7 @@ def beside_peers(given: Any) -> list[harness.Row]:
             print(f"{name} left out: {type(error).__name__}: {error}")
             continue
         contenders[name], errors[name] = partial(peer, maps), f"{off:.0e}"
-    return harness.compare(MAPS, contenders, items=len(maps), errors=errors, clock="cuda", **given)
+    yield harness.compare(MAPS, contenders, items=len(maps), errors=errors, clock="cuda", **given)
 
 
 def main() -> None:
@@ -214,7 +210,7 @@ def main() -> None:
         ("gpu-call", "1,024 maps of 24 x 24 float32, microseconds a call", one_call),
         ("gpu-peers", "16,384 attention maps of 24 x 24 float32", beside_peers),
     ):
-        rows = measure(given)
+        rows = harness.kept(name, described, measure(given), save=not options.no_save)
         harness.report(name, described, rows, save=not options.no_save)
         readme_tables.print_goals({name: {"rows": [vars(row) for row in rows]}}, only=name)
 

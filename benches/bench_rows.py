@@ -159,7 +159,7 @@ def on_cpu(given: Any, stack: Stack) -> list[harness.Row]:
     return measured_memory(rows, calls, stack)
 
 
-def on_gpu(given: Any, stack: Stack) -> Iterator[harness.Row]:
+def on_gpu(given: Any, stack: Stack) -> Iterator[list[harness.Row]]:
     """All layers: against a copy and eager attention, three heads, and a packed image."""
     device, clock = stack.device, "cuda" if stack.device == "cuda" else "cpu"
     options = {"items": 1, "clock": clock, **harness.sampling(given)}
@@ -178,14 +178,14 @@ def on_gpu(given: Any, stack: Stack) -> Iterator[harness.Row]:
     for row in rows:
         if row.contender == COPY:
             row.error = f"{2 * stack.nbytes / row.time_us / 1e3:.0f} GB/s"
-    yield from measured_memory(rows, {**calls, ROWS: stack.rows}, stack)
+    yield measured_memory(rows, {**calls, ROWS: stack.rows}, stack)
 
     heads = [(layer % stack.layers, head % stack.heads) for layer, head in CHOSEN]
-    yield from harness.compare(
+    yield harness.compare(
         THREE, {ROWS: replayed(lambda: stack.rows(heads), device),
                 f"{ROWS}, from Python": lambda: stack.rows(heads)}, **options,
     )  # fmt: skip
-    yield from harness.compare(
+    yield harness.compare(
         PACKED_ROWS, {SEVEN: replayed(stack.packed(EXPRESSIONS), device),
                  ONE: replayed(stack.packed(1), device)}, **options,
     )  # fmt: skip
@@ -208,8 +208,8 @@ def main() -> None:
     given = options.parse_args()
     if given.gpu:
         stack = Stack(32, 32, device="cuda", dtype=torch.bfloat16)
-        name, rows = "rows-gpu", list(on_gpu(given, stack))
-        described = "LLaVA-1.5-7B, 32 layers of 32 heads, 640 tokens, bfloat16"
+        name, described = "rows-gpu", "LLaVA-1.5-7B, 32 layers of 32 heads, 640 tokens, bfloat16"
+        rows = harness.kept(name, described, on_gpu(given, stack), save=not given.no_save)
     else:
         harness.one_thread()
         name, rows = "rows", []

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -197,6 +197,18 @@ def _reader() -> Callable[[np.ndarray], int]:
         return seen
 
     return read
+
+
+def kept(
+    name: str, description: str, parts: Iterable[list[Row]], *, save: bool = True
+) -> list[Row]:
+    """All rows, written to the results as each part comes: a run that is cut short leaves them."""
+    rows: list[Row] = []
+    for part in parts:
+        rows += part
+        if save:
+            _save(name, description, machine(), rows, threads=1)
+    return rows
 
 
 def report(

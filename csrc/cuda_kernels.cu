@@ -68,19 +68,22 @@ unsigned blocks_of_warps(std::int64_t count) {
 // How many maps a warp loads: few where there would be too few warps.
 int share_of(std::int64_t count) { return count <= 2048 ? 1 : count <= 16384 ? 4 : warp_size; }
 
-template <class T, int Strips>
+template <class T, int Strips, int Side = 0>
 const char* launch_by_lane(const StatsCall& stats, const CudaCall& call) {
   const int share = share_of(stats.maps.count);
   const std::int64_t together = warps_a_block * share;
   const auto blocks = static_cast<unsigned>((stats.maps.count + together - 1) / together);
   const int words = words_a_map(stats.maps.grid_h * stats.maps.grid_w);
-  return launch(stats_by_lane<T, Strips>, call.device, call.stream, blocks,
+  return launch(stats_by_lane<T, Strips, Side>, call.device, call.stream, blocks,
                 warps_a_block * warp_size, together * words * sizeof(std::uint32_t), stats, share);
 }
 
 template <class T>
 const char* launch_by_lane(const StatsCall& stats, const CudaCall& call) {
   if constexpr (sizeof(T) <= 4) {  // cells of float64 are too wide to be held in registers
+    if (stats.maps.grid_h == 24 && stats.maps.grid_w == 24) {
+      return launch_by_lane<T, 12, 24>(stats, call);
+    }
     if (stats.maps.grid_h <= 16) return launch_by_lane<T, 8>(stats, call);
     if (stats.maps.grid_h <= 24) return launch_by_lane<T, 12>(stats, call);
   }

@@ -93,6 +93,17 @@ class LaneFlood {
   bool busy_;
 };
 
+// A grid's sides; of `Side` cells each, where that is known when the kernel is compiled, so that
+// nothing need be asked at each chunk of cells.
+template <int Side>
+struct Grid {
+  int h, w;
+
+  __device__ explicit Grid(const Maps& maps)
+      : h(Side > 0 ? Side : maps.grid_h), w(Side > 0 ? Side : maps.grid_w) {}
+  __device__ int cells() const { return h * w; }
+};
+
 // What is read and written by the kernels of this file and of large_stats.cuh.
 struct StatsCall {
   Maps maps;
@@ -150,19 +161,17 @@ class LaneCells {
   // Lane c gets the bits of the 32 cells from c * 32 on. Returns whether all cells are above.
   template <class Number>
   __device__ bool cut(int count, Number level, std::uint32_t& bits) const {
-    bool all = true;
     bits = 0;
 #pragma unroll passes
     for (int c = 0; c < Chunks; ++c) {
       if (c * warp_size < count) {
-        const bool inside = place(c) < count;
-        const bool above = inside && cell(c) > level;
+        const bool above = place(c) < count && cell(c) > level;
         const std::uint32_t ballot = __ballot_sync(all_lanes, above);
         if (this_lane() == c) bits = ballot;
-        all = all && (above || !inside);
       }
     }
-    return __all_sync(all_lanes, all);
+    const int cells = count - this_lane() * warp_size;
+    return __all_sync(all_lanes, bits == (cells < 0 ? 0 : bits_below(cells < 32 ? cells : 32)));
   }
 
  private:
@@ -191,9 +200,8 @@ class LaneCells {
 
 // Writes the sum of a map, and its bits, a word of zeros and whether it is finite to `words`.
 template <class T, class Cells>
-__device__ void cut_to_words(const Cells& cells, const StatsCall& call, std::int64_t index,
-                             std::uint32_t* words) {
-  const int count = call.maps.grid_h * call.maps.grid_w;
+__device__ void cut_to_words(const Cells& cells, int count, const StatsCall& call,
+                             std::int64_t index, std::uint32_t* words) {
   const int chunks = (count + warp_size - 1) / warp_size;
   const double sum = cells.sum(count);
   std::uint32_t bits;
@@ -212,17 +220,16 @@ __device__ void cut_to_words(const Cells& cells, const StatsCall& call, std::int
 }
 
 // The entropy of the map whose bits these are.
-template <int Strips>
-__device__ float entropy_of_words(const std::uint32_t* words, const StatsCall& call) {
-  const int grid_h = call.maps.grid_h;
-  const int grid_w = call.maps.grid_w;
-  const int chunks = (grid_h * grid_w + warp_size - 1) / warp_size;
+template <int Strips, int Side>
+__device__ float entropy_of_words(const std::uint32_t* words, const Grid<Side>& grid,
+                                  const StatsCall& call) {
+  const int chunks = (grid.cells() + warp_size - 1) / warp_size;
   if (words[chunks + 1] == 0) return NAN;
-  const auto mask = static_cast<std::uint32_t>(bits_below(grid_w));
+  const auto mask = static_cast<std::uint32_t>(bits_below(grid.w));
   int foreground = 0;
   const auto row = [&](int i) -> std::uint32_t {
-    if (i >= grid_h) return 0;
-    const int at = i * grid_w;
+    if (i >= grid.h) return 0;
+    const int at = i * grid.w;
     const std::uint64_t high = words[at / 32 + 1];
     const auto bits = static_cast<std::uint32_t>((high << 32 | words[at / 32]) >> at % 32) & mask;
     foreground += __popc(bits);
@@ -243,11 +250,12 @@ constexpr bool fits_next_map = true;
 #endif
 
 // Each warp loads `share` maps: 32, or so few that one warp floods those of the whole block.
-template <class T, int Strips>
+template <class T, int Strips, int Side>
 __global__ void __launch_bounds__(256, 2) stats_by_lane(StatsCall call, int share) {
   auto* shared = static_cast<std::uint32_t*>(shared_memory());
   const Maps& maps = call.maps;
-  const int count = maps.grid_h * maps.grid_w;
+  const Grid<Side> grid(maps);
+  const int count = grid.cells();
   const int pitch = words_a_map(count);
   const int warp = static_cast<int>(threadIdx.x) / warp_size;
   const int warps = static_cast<int>(blockDim.x) / warp_size;
@@ -266,7 +274,7 @@ __global__ void __launch_bounds__(256, 2) stats_by_lane(StatsCall call, int shar
     if (ahead && m + 1 < from + share && begin + m + 1 < maps.count) {
       next.load(maps.map<T>(begin + m + 1), count);
     }
-    cut_to_words<T>(cells, call, begin + m, shared + m * pitch);
+    cut_to_words<T>(cells, count, call, begin + m, shared + m * pitch);
   }
   if (share == warp_size) {
     __syncwarp();
@@ -275,7 +283,7 @@ __global__ void __launch_bounds__(256, 2) stats_by_lane(StatsCall call, int shar
   }
   const int own = static_cast<int>(threadIdx.x);
   if (own < warps * share && begin + own < maps.count) {
-    call.entropies[begin + own] = entropy_of_words<Strips>(shared + own * pitch, call);
+    call.entropies[begin + own] = entropy_of_words<Strips>(shared + own * pitch, grid, call);
   }
 }
 

@@ -288,11 +288,12 @@ def attention_rows(
     visible = visible.view(torch.uint8) if mask == BOOL_MASK else visible
     mixed = query.dtype != key.dtype
     upcast = mixed or query.dtype == torch.float32 or not isinstance(_logits, triton.JITFunction)
-    sizes = tile_sizes(R * G, D, upcast, mixed)
-    S = triton.cdiv(T, sizes["BLOCK_T"])
-    tiles_each = triton.cdiv(S, triton.cdiv(PROGRAMS, B * K))
+    scattered = layers == TURNED or key.stride(3) != 1
+    sizes = tile_sizes(R * G, D, upcast, mixed, scattered, page > 0)
+    S = _parts(T, sizes["BLOCK_T"])
+    tiles_each = _parts(S, _parts(PROGRAMS, B * K))
     tiles = logits.new_empty(B, R, C, S, 2)
-    _logits[(B * K, triton.cdiv(S, tiles_each))](
+    _logits[(B * K, _parts(S, tiles_each))](
         query,
         key,
         query if visible is None else visible,
@@ -318,8 +319,8 @@ def attention_rows(
         PAGE=page,
         **sizes,
     )  # fmt: skip
-    block = min(1024, triton.next_power_of_2(max(N, 1)))
-    _weights[(B * P * C, 1 if tokens is not None else triton.cdiv(N, block))](
+    block = min(1024, _power_of_2(N))
+    _weights[(B * P * C, 1 if tokens is not None else _parts(N, block))](
         out,
         sums,
         logits,
@@ -334,31 +335,42 @@ def attention_rows(
         LISTED=listed,
         PHRASES=phrases is not None,
         SUMS=tokens is not None,
-        BLOCK_S=triton.next_power_of_2(S),
+        BLOCK_S=_power_of_2(S),
         BLOCK_N=block,
     )  # fmt: skip
     return out if tokens is None else (out, sums)
 
 
-def tile_sizes(rows, head_dim, upcast, mixed=False):
+def _parts(whole, size):
+    return -(-whole // size)
+
+
+def _power_of_2(least):
+    return 1 << max(least - 1, 0).bit_length()
+
+
+@lru_cache(maxsize=256)
+def tile_sizes(rows, head_dim, upcast, mixed=False, scattered=False, paged=False):
     """Tile sizes for so many rows of one key head, and warps; `tl.dot` wants at least 16 of each.
 
     Chosen so that nothing spills on sm_80 and sm_90, and that all but MANY need at most 128
     registers, which the tests check with ptxas: float32 products run without tensor cores and hold
     both operands in registers; of many rows each thread holds what their loop needs, too. There
     ptxas would rather spill a little than take more than 72 or 96, unless it is told a bound.
-    Keys of another dtype than the queries' take as many, whatever the rows, or more threads.
+    Keys of another dtype than the queries' take as many, whatever the rows, or more threads; more
+    threads, too, where each holds addresses: of pages, or of keys `scattered` in head_dim.
     """
-    block_d = max(16, triton.next_power_of_2(head_dim))
+    block_d = max(16, _power_of_2(head_dim))
     many = mixed or rows > (16 if upcast else 64)
-    block_m = (16 if upcast else 32) if many else max(16, triton.next_power_of_2(rows))
+    block_m = (16 if upcast else 32) if many else max(16, _power_of_2(rows))
     block_t = max(16, (4096 if upcast else 8192) // block_d)
+    few_threads = (many or block_m == 16) and not (mixed and block_d > 128)
     return {
         "MANY": many,
         "BLOCK_M": block_m,
-        "BLOCK_T": 16 if many else min(block_t, 32 if block_m == 64 else 64),
+        "BLOCK_T": 16 if many or scattered else min(block_t, 32 if block_m == 64 else 64),
         "BLOCK_D": block_d,
-        "num_warps": 4 if (many or block_m == 16) and not (mixed and block_d > 128) else 8,
+        "num_warps": 4 if few_threads and not (scattered or paged) else 8,
         "maxnreg": 255 if many else None,
     }
 

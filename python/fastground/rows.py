@@ -122,24 +122,30 @@ def attention_rows(
         **{name: _on(query.device, index) for name, index in indices.items()},
     }
     found: Any
-    if query.device.type != "cuda" or forced() == "reference":
-        ours = (queries, keys) if layers else (query, key)
-        with torch.autocast(query.device.type, enabled=False):  # whose products were of few bits
-            found = reference.attention_rows(*ours, **keywords)
-    else:
+    on_gpu = query.device.type == "cuda" and forced() != "reference"
+    if on_gpu and torch.float64 in (query.dtype, key.dtype):  # the only one copied to be read
+        queries, keys = ([each.float() for each in of] for of in (queries, keys))
+    ours = (queries, keys) if layers else (queries[0], keys[0])
+    if on_gpu:
         import fastground.kernels.attention_rows as kernel
 
-        if torch.float64 in (query.dtype, key.dtype):  # the only one that is copied to be read
-            queries, keys = ([each.float() for each in of] for of in (queries, keys))
         with torch.cuda.device_of(query):
-            found = kernel.attention_rows(queries, keys, **keywords)
+            found = kernel.attention_rows(*ours, **keywords)
+    else:
+        with torch.autocast(query.device.type, enabled=False):  # whose products were of few bits
+            found = reference.attention_rows(*ours, **keywords)
     if tokens is None:
         return give(found, given)
     return TokenRows(*(give(part, given) for part in found))
 
 
 def _check_layers(queries: list[Any], keys: list[Any], *, paged: bool) -> None:
+    known = None
     for query, key in zip(queries, keys, strict=True):
+        kind = (query.shape, key.shape, query.dtype, key.dtype, query.device, key.device)
+        if kind == known:  # as most layers are: like the first
+            continue
+        known = known or kind
         for name, array in (("query", query), ("key", key)):
             if array.dtype not in DTYPES:
                 raise TypeError(f"{name} must be floating, but got {dtype_name(array.dtype)}")

@@ -258,17 +258,27 @@ def layouts(rows_of, device="cpu"):
 
 
 def compile_offline(capability):
-    """Every head_dim and dtype: one row, a packed image's, and many, of every ability."""
+    """Every head_dim and dtype: one row, a packed image's and many, with few abilities and all."""
     from fastground.kernels import attention_rows as kernel
 
     plain = {"G": 1, "MASK": kernel.NO_MASK, "SOFTCAP": False, "LAYERS": kernel.ONE_LAYER}
     plain |= {"PAGE": 0}
     packed = plain | {"G": 7, "MASK": kernel.BOOL_MASK}
+    layers = packed | {"LAYERS": kernel.ALIKE}
     every = packed | {"SOFTCAP": True, "LAYERS": kernel.STRIDED, "PAGE": 16}
+    turned = every | {"LAYERS": kernel.TURNED, "MASK": kernel.ADDITIVE_MASK}
     kinds = {
-        "bf16": [(1, plain), (70, every), (28, packed), (49, packed)],
-        "fp32": [(1, plain), (70, every)],
-        "fp16": [(1, plain | {"LAYERS": kernel.ALIKE})],
+        "bf16": [
+            (1, plain),
+            (28, packed),
+            (49, packed),
+            (1, every),
+            (70, every),
+            (28, turned),
+            (70, every | {"PAGE": 0}),
+        ],
+        "fp32": [(1, plain), (1, turned), (70, every), (70, every | {"PAGE": 0})],
+        "fp16": [(1, layers), (28, layers), (49, layers)],
         "bf16 of fp32": [(70, every)],
     }
     for kind, head_dim in itertools.product(kinds, (64, 80, 96, 128, 256)):
@@ -276,10 +286,14 @@ def compile_offline(capability):
         query = of[0] if of else keys
         upcast = query == "fp32"
         for rows, abilities in kinds[kind]:
-            sizes = kernel.tile_sizes(rows, head_dim, upcast, mixed=bool(of))
-            constants = abilities | {"UPCAST": upcast, "ALIGNED": True} | sizes
-            constants |= {"D": head_dim, "key_stride_d": 1}
-            types = {"query_ptr": "*" + query, "key_ptr": "*" + keys, "visible_ptr": "*u8"}
+            scattered = abilities["LAYERS"] == kernel.TURNED
+            sizes = kernel.tile_sizes(
+                rows, head_dim, upcast, bool(of), scattered, abilities["PAGE"] > 0
+            )
+            constants = abilities | {"UPCAST": upcast, "ALIGNED": True, "D": head_dim} | sizes
+            constants |= {} if scattered else {"key_stride_d": 1}
+            mask = "*fp32" if abilities["MASK"] == kernel.ADDITIVE_MASK else "*u8"
+            types = {"query_ptr": "*" + query, "key_ptr": "*" + keys, "visible_ptr": mask}
             report(kernel._logits, types, constants, capability)
     for told in (False, True):
         constants = dict.fromkeys(("LISTED", "PHRASES", "SUMS"), told)

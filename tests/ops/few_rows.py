@@ -16,6 +16,9 @@ def calls():
     for dtype in (torch.bfloat16, torch.float32):
         # A row of one layer; its keys end inside of a tile.
         yield torch.randn(2, 1, 4, 64, dtype=dtype), torch.randn(2, 4, 70, 64, dtype=dtype), {}
+        # Of some of its heads.
+        one = torch.randn(1, 2, 4, 64, dtype=dtype), torch.randn(1, 2, 70, 64, dtype=dtype)
+        yield *one, {"heads": [3, 0]}
         # Layers of their own strides, heads in groups, tokens told and summed.
         keys = [
             cases.laid(torch.randn(1, 2, 130, 80, dtype=dtype), "slices, one turned", layer)
