@@ -36,7 +36,9 @@ FEW = (
 
 PROGRAMS = {
     "nvcc": "exit 1", "nvidia-smi": "echo 50",
-    "compute-sanitizer": 'while [ "$1" != "$PYTHON" ]; do shift; done; exec "$@"',
+    # The same calls once, not once more by each of its tools.
+    "compute-sanitizer": 'case "$*" in *racecheck* | *few_rows*) exit ;; esac\n'
+    'while [ "$1" != "$PYTHON" ]; do shift; done; exec "$@"',
 }  # fmt: skip
 
 
