@@ -282,7 +282,9 @@ def _caption(card: dict[str, str]) -> str:
     return f"{card.get('gpu', card['cpu'])}, {card['cores']} cores, {card['kernels']}; {versions}"
 
 
+@cache
 def commit() -> str:
+    """That of the checkout, before results were written into it."""
     run = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=RESULTS.parent,
