@@ -26,7 +26,8 @@ struct Filter {
 // Cells asked for at once by a lane.
 constexpr int ahead = 8;
 
-// The sum of the heads at `at[...]`, in their order: of the first, `heads` maps lie `stride` apart.
+// Sums of the cells `at[...]` over `heads` maps, in their order: the first begins at `from`, each
+// of the others `stride` cells further on.
 template <class T, int n>
 __device__ void sum_heads(const T* from, int heads, std::int64_t stride, const int (&at)[n],
                           float* sums) {
@@ -40,7 +41,7 @@ __device__ void sum_heads(const T* from, int heads, std::int64_t stride, const i
   }
 }
 
-// Writes all of them.
+// The same of all `count` cells, by a warp.
 template <class T>
 __device__ __noinline__ void sum_cells(const T* from, int heads, std::int64_t stride, int count,
                                        float* sums) {
@@ -71,6 +72,7 @@ __device__ Weights<radius, float> weights_of(const Filter& filter) {
   return weights;
 }
 
+// Undoes the enlargement of both passes.
 constexpr float made_smaller = 1 / (enlarged * enlarged);
 
 // Whether each lane can have a column, and a cell outside the grid stands for one at the first
