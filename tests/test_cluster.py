@@ -272,3 +272,12 @@ def test_whoever_is_killed_nobody_waits_for_ever(machines, monkeypatch):
     monkeypatch.setattr(cluster, "WAIT", 1)
     with pytest.raises(TimeoutError, match="for 1 s all was taken by others, or it has none"):
         by_ray("tiny")
+
+
+@pytest.mark.parametrize("told", [None, "0"])
+def test_what_the_environment_says_is_kept(monkeypatch, told):
+    name = cluster.AUTOSCALER
+    monkeypatch.setenv(name, told) if told else monkeypatch.delenv(name, raising=False)
+    with cluster._unless_told(name, "1"):
+        assert os.environ[name] == (told or "1")
+    assert os.environ.get(name) == told

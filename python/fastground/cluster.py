@@ -29,6 +29,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -52,6 +53,9 @@ WAIT, ROOMLESS = 600, 60
 """Seconds until an actor's share of the cluster must be free, or must be there at all again."""
 LOOK, LEAVE = 0.5, 10
 """Seconds between looks at a cluster that is silent; for which its thread's end is waited for."""
+AUTOSCALER = "RAY_enable_autoscaler_v2"
+"""Which of Ray's autoscalers it starts. One machine has nothing to scale; the older one, which is
+Ray's own choice, is waited for a second when the cluster ends."""
 
 
 @contextmanager
@@ -61,7 +65,8 @@ def _running() -> Iterator[None]:
 
     mine = not ray.is_initialized()
     if mine:
-        with ThreadPoolExecutor(1) as beside:  # a cluster's start is mostly waiting
+        # A cluster's start is mostly waiting.
+        with ThreadPoolExecutor(1) as beside, _unless_told(AUTOSCALER, "1"):
             imported = beside.submit(import_module, "ray.data")
             # An actor's words would stand on stdout, which is the answer's.
             ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
@@ -71,6 +76,18 @@ def _running() -> Iterator[None]:
     finally:
         if mine:
             ray.shutdown()
+
+
+@contextmanager
+def _unless_told(variable: str, value: str) -> Iterator[None]:
+    """A variable of the environment that has this value meanwhile if it has none."""
+    told = variable in os.environ
+    os.environ.setdefault(variable, value)
+    try:
+        yield
+    finally:
+        if not told:
+            os.environ.pop(variable, None)
 
 
 def _check(num_actors: int | None) -> None:
