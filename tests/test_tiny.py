@@ -1,16 +1,19 @@
 """The embedded model: what it is, and the facts about its heads that do not hang on one sample."""
 
+import functools
 from pathlib import Path
 
 import fastground
 import pytest
 import torch
-from fastground import datasets, models
+from fastground import datasets, grounder, models
 from fastground.attention import attention_maps, right_answers
 from fastground.capture import capture
 from fastground.comparison import compare
 from fastground.datasets.images import by_image
 from fastground.discovery import collect
+from fastground.evaluation import evaluate
+from fastground.grounder import Grounder
 from fastground.ranking import rank_table
 from fastground.types import HeadRanking, Recipe
 from transformers import LlavaForConditionalGeneration
@@ -112,3 +115,19 @@ def test_unknown_words_are_named(tiny):
     with pytest.raises(ValueError, match=r"'mug'.*tiny knows: .*circle"):
         tiny.encode(sample.image, ["the red mug"], RECIPE)
     assert right_answers(tiny, [sample]) in ([True], [False])
+
+
+@pytest.mark.parametrize("change", [{"packed": False}, {"max_tokens": 700}])
+def test_unpacked_and_in_other_batches_the_scores_are_the_same(tiny, monkeypatch, change):
+    held_out = list(datasets.shapes(split="test", num_samples=28))
+    made = Grounder.from_pretrained("tiny")
+
+    def scores():
+        found = evaluate(made, held_out).to_dict()
+        return {name: found[name] for name in ("accuracy", "mean_iou", "ciou", "giou")}
+
+    packed = scores()
+    maps = functools.partial(grounder.attention_maps, **change)
+    monkeypatch.setattr(grounder, "attention_maps", maps)
+    assert scores() == pytest.approx(packed, abs=1e-6)
+    assert 0.5 < packed["accuracy"] < 1
