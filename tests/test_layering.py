@@ -19,7 +19,8 @@ PACKAGE = ROOT / "python" / "fastground"
 
 ROWS = (
     # layer 0, nouns and binary
-    {"types", "regions", "english", "_core", "_cuda"},
+    {"recipe", "regions", "english", "_core", "_cuda"},
+    {"types"},
     # layer 1, implementations
     {"reference", "kernels"},
     # layer 2, the doors
