@@ -35,6 +35,7 @@ ROWS = (
         "metrics", "sam", "sinks",
     },
     # layer 4, pipelines
+    {"manifest"},
     {"attention", "runs", "segmentation", "scoring", "settings", "charts", "watch"},
     {"textboxes", "ahead", "cluster"},
     {"gathering", "measuring"},

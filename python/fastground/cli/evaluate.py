@@ -75,13 +75,14 @@ def evaluate(
 ) -> None:
     """Score a model's groundings on held-out expressions."""
     from fastground import comparison, datasets, evaluation, runs
+    from fastground.manifest import MANIFEST
     from fastground.ranking import rank_table
 
     if table is not None and table not in comparison.TABLES:
         raise ValueError(
             f"--table must be one of {', '.join(comparison.TABLES)}, but got {table!r}"
         )
-    run = ranking if ranking is not None and (ranking / runs.MANIFEST).is_file() else None
+    run = ranking if ranking is not None and (ranking / MANIFEST).is_file() else None
     if table in ("heads", "5") and run is None:
         raise ValueError(
             f"--table {table} needs --ranking FOLDER, what discover wrote with --out; make it "

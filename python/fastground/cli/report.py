@@ -83,10 +83,11 @@ def _read(
     """
     from fastground import runs
     from fastground.ablations import ablate
+    from fastground.manifest import MANIFEST
     from fastground.ranking import rank_table
 
     other = profile is not None or bool(changes)
-    if not (path / runs.MANIFEST).is_file():
+    if not (path / MANIFEST).is_file():
         ranking = HeadRanking.load(ranking_file(path))
         if other:
             raise ValueError(
