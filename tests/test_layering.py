@@ -41,7 +41,7 @@ ROWS = (
     {"gathering", "measuring"},
     {"grounder", "discovery", "evaluation", "comparison", "ablations", "report", "explain"},
     # layer 5, commands
-    {"terminal", "info", "bench", "tiny"},
+    {"tables", "terminal", "info", "bench", "tiny"},
     {"demo"},
     {"cli"},
 )  # fmt: skip
@@ -57,7 +57,7 @@ ONLY_IN = {
     "ray": {"cluster"},
     "matplotlib": {"figures", "charts"},
     "typer": {"cli"},
-    "rich": {"terminal"},
+    "rich": {"tables", "terminal"},
 }
 """Heavy packages and the units that may name them; elsewhere they must not be needed."""
 

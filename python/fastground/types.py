@@ -258,6 +258,10 @@ class HeadRanking:
             raise ValueError(f"k must be 1 to {len(self.heads)}, the heads ranked, but got {k}")
         return tuple(h.head for h in self.heads[:k])
 
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name, as JSON keeps it, and the chosen heads as `top`."""
+        return {"top": [list(head) for head in self.top()], **asdict(self)}
+
     def save(self, path: str | Path) -> None:
         """Write the ranking as JSON, whole or not at all; an infinite entropy is null."""
         content = asdict(self)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fastground import terminal
+from fastground import tables, terminal
 from fastground.cli.options import (
     Changes,
     Data,
@@ -86,9 +86,9 @@ def discover(
             num_actors=num_actors,
         )  # fmt: skip
     if as_json:
-        terminal.print_json(**terminal.ranking_json(ranking))
+        terminal.print_json(**ranking.to_dict())
     else:
-        terminal.show(terminal.ranking_table(ranking))
+        terminal.show(tables.of_ranking(ranking))
         if out is not None:
             print(f"wrote {out / discovery.RANKING_FILE}")
     leave(stop, ranking.num_samples)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastground import terminal
+from fastground import tables, terminal
 from fastground.cli.options import (
     Changes,
     Data,
@@ -149,9 +149,9 @@ def evaluate(
             plurals=plurals, scores=scores.to_dict(),
         )  # fmt: skip
     elif table is not None:
-        terminal.show(terminal.comparison_table(scores))
+        terminal.show(tables.of_comparison(scores))
         if table == "heads":
-            for name, value in terminal.comparison_facts(scores):
+            for name, value in tables.comparison_facts(scores):
                 print(f"{name}: {value}")
     else:
         heads_used = ", ".join(map(str, grounder.heads))
@@ -161,7 +161,7 @@ def evaluate(
         if plurals == "union":
             title += ", plurals by all of their objects"
         references = evaluation.references(model, dataset, split)
-        terminal.show(terminal.scores_table(scores, title, grounder.recipe, references))
+        terminal.show(tables.of_scores(scores, title, grounder.recipe, references))
     if out is not None and not as_json:
         print(f"wrote {out / evaluation.SCORES_FILE}")
     leave(stop, scores.num_samples)
