@@ -21,9 +21,9 @@ import numpy as np
 
 from fastground import gathering, runs
 from fastground.attention import right_answers
+from fastground.election import kept_of
 from fastground.gathering import SCORES_FILE, SHARD_SAMPLES, Way
 from fastground.manifest import fingerprint
-from fastground.ranking import kept_of
 from fastground.result import Grounding
 from fastground.scoring import Columns, Scores, counted, encoded, measured, scored, united
 from fastground.textboxes import written_boxes

@@ -12,11 +12,11 @@ import torch
 
 from fastground import models, segmentation, sinks
 from fastground.attention import attention_maps
+from fastground.election import greedy, kept_of
 from fastground.grounding import ground
 from fastground.models import LVLM
 from fastground.models.geometry import read_image
 from fastground.published import RANKINGS, PublishedRanking
-from fastground.ranking import greedy, kept_of
 from fastground.result import Grounding
 from fastground.segmentation import Segmenter
 from fastground.stats import head_statistics, head_table

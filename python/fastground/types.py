@@ -258,6 +258,10 @@ class HeadRanking:
             raise ValueError(f"k must be 1 to {len(self.heads)}, the heads ranked, but got {k}")
         return tuple(h.head for h in self.heads[:k])
 
+    def often(self) -> tuple[RankedHead, ...]:
+        """The heads elected in at least 1 % of the samples: those whose rank and IoU may meet."""
+        return tuple(h for h in self.heads if h.frequency >= 0.01)
+
     def to_dict(self) -> dict[str, Any]:
         """Every field by name, as JSON keeps it, and the chosen heads as `top`."""
         return {"top": [list(head) for head in self.top()], **asdict(self)}
