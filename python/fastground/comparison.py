@@ -148,7 +148,7 @@ def compare(
         found,
         rho=rho,
         rho_heads=rho_heads,
-        agreement=(sum(set(t) == best for t in ranking.trials), len(ranking.trials)),
+        agreement=ranking.agreement(),
         shared_with_oracle=len(best & set(*oracles)),
     )
     way.save(found.to_dict())

@@ -18,7 +18,7 @@ from fastground.report.examples import Example, grounded
 from fastground.report.walk import IMAGE, Walk
 from fastground.stats import head_statistics
 from fastground.table import HeadTable
-from fastground.types import HeadRanking, Recipe
+from fastground.types import RANKING_FILE, HeadRanking, Recipe
 
 EXAMPLES = 9
 FAILURES = 3
@@ -59,7 +59,7 @@ def run(
         )  # fmt: skip
     ranking = rank_table(table, trials=trials, seed=seed)
     seconds["discovery"] = time.perf_counter() - start
-    ranking.save(out / discovery.RANKING_FILE)
+    ranking.save(out / RANKING_FILE)
     terminal.show(tables.of_ranking(ranking))
 
     start = time.perf_counter()

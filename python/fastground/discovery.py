@@ -25,13 +25,12 @@ from fastground.manifest import identity
 from fastground.ranking import rank_table
 from fastground.shards import Measured
 from fastground.table import HeadTable, installed_versions
-from fastground.types import HeadRanking, Recipe, Sample
+from fastground.types import RANKING_FILE, HeadRanking, Recipe, Sample
 from fastground.watch import MAX_BAD, Watch
 
 if TYPE_CHECKING:
     from fastground.models import LVLM
 
-RANKING_FILE = "ranking.json"
 ENGINES = ("plain", "ray")
 """Who makes the shards: this process, or actors of Ray Data."""
 

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "CHOICES", "PROFILES", "AttentionMaps", "Encoded", "HeadId", "HeadRanking", "HeadStats",
-    "ImageLayout", "RankedHead", "Recipe", "Sample",
+    "CHOICES", "PROFILES", "RANKING_FILE", "AttentionMaps", "Encoded", "HeadId", "HeadRanking",
+    "HeadStats", "ImageLayout", "RankedHead", "Recipe", "Sample",
 ]  # fmt: skip
+
+RANKING_FILE = "ranking.json"
+"""What a `HeadRanking` is called in the folder of a run or of a checkpoint."""
 
 
 class HeadId(NamedTuple):
@@ -257,6 +260,10 @@ class HeadRanking:
         if not 0 < k <= len(self.heads):
             raise ValueError(f"k must be 1 to {len(self.heads)}, the heads ranked, but got {k}")
         return tuple(h.head for h in self.heads[:k])
+
+    def agreement(self) -> tuple[int, int]:
+        """In how many trials the first k heads are the ranking's, as a set; and of how many."""
+        return sum(set(trial) == set(self.top()) for trial in self.trials), len(self.trials)
 
     def often(self) -> tuple[RankedHead, ...]:
         """The heads elected in at least 1 % of the samples: those whose rank and IoU may meet."""

@@ -27,7 +27,7 @@ from fastground.cli.options import (
     options_of,
     recipe_of,
 )
-from fastground.types import Recipe, Sample
+from fastground.types import RANKING_FILE, Recipe, Sample
 
 
 def discover(
@@ -90,7 +90,7 @@ def discover(
     else:
         terminal.show(tables.of_ranking(ranking))
         if out is not None:
-            print(f"wrote {out / discovery.RANKING_FILE}")
+            print(f"wrote {out / RANKING_FILE}")
     leave(stop, ranking.num_samples)
 
 

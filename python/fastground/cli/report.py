@@ -22,7 +22,7 @@ from fastground.cli.options import (
     writable,
 )
 from fastground.cli.unread import GROUNDING
-from fastground.types import HeadRanking
+from fastground.types import RANKING_FILE, HeadRanking
 
 TRIALS = 5
 PER_IMAGE = 1000
@@ -96,7 +96,7 @@ def _read(
             )
         return ranking, {}
     table = runs.load(path)
-    own = path / "ranking.json"
+    own = path / RANKING_FILE
     made = HeadRanking.load(own) if own.is_file() and not other else None
     if made is not None and made.num_samples == table.num_samples:
         ranking = made
