@@ -1,4 +1,4 @@
-"""The nouns that the stages exchange: frozen, and with no more than what they hold can tell.
+"""The nouns that the stages exchange: frozen data, and what it tells by itself.
 
 Conventions everywhere: layers and heads are 0-based; `grid` is (grid_h, grid_w) as the language
 model sees it; `size` is (height, width) in pixels; a box is float32 x1, y1, x2, y2, pixel edges,
