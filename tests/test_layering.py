@@ -29,8 +29,8 @@ ROWS = (
     {"ops"},
     # layer 3, stages
     {"layouts", "layers", "visibility", "seam", "causal", "figures", "chunks"},
-    {"asking", "elbow", "metrics", "objects", "phrases", "published", "result", "table"},
-    {"election"},
+    {"asking", "elbow", "objects", "phrases", "published", "result", "table"},
+    {"election", "metrics"},
     {
         "models", "packing", "capture", "stats", "shards", "ranking", "grounding", "datasets",
         "sam", "sinks",
