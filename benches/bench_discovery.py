@@ -32,7 +32,7 @@ import readme_tables
 import torch
 from bench_capture import EXPRESSIONS
 from fastground import models, packing
-from fastground.attention import attention_of_images
+from fastground.attention import attention_of_encoded
 from fastground.capture import capture
 from fastground.discovery import collect
 from fastground.models import LVLM
@@ -143,8 +143,7 @@ def parts(ways: Ways, images: int, folder: Path) -> dict[str, Callable[[], objec
     encoded = [lvlm.encode(picture, EXPRESSIONS, recipe) for picture in pictures]
     packs = [placed(packing.pack(*b), model.device) for b in packing.batches(encoded)]
     layouts = [[part.layout for part in batch] for batch in packing.batches(encoded)]
-    asked = [(picture, EXPRESSIONS) for picture in pictures]
-    found = list(attention_of_images(lvlm, asked, recipe=recipe))
+    found = list(attention_of_encoded(lvlm, encoded, recipe=recipe))
     numbers = dict(zip(("sums", "entropies"), ways.discover(samples), strict=True))
 
     @torch.no_grad()

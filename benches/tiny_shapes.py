@@ -93,7 +93,7 @@ def measure(held_out: int, trials: int, per_trial: int, seed: int = 0) -> Result
         "machine": harness.machine(),
         "commit": harness.commit(),
         "date": date.today().isoformat(),
-        "ranking": terminal.ranking_json(ranking),
+        "ranking": ranking.to_dict(),
         "comparison": compact(comparison.to_dict()),
         "scores": {name: each.to_dict() for name, each in scores.items()},
         "tables": {number: compact(each.to_dict()) for number, each in tables.items()},

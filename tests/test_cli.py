@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 from commands import run, strict
-from fastground import cli, datasets, demo, runs, terminal
+from fastground import cli, datasets, demo, runs, tables, terminal
 from fastground.ablations import ablate
 from fastground.cli.options import recipe_of
 from fastground.datasets.images import by_image
@@ -411,7 +411,7 @@ def test_a_warning_of_ours_is_one_line():
 def test_a_narrow_terminal_loses_nothing_of_a_table(capsys, monkeypatch, heads):
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    terminal.show(terminal.ranking_table(HeadRanking.load(heads / "ranking.json")))
+    terminal.show(tables.of_ranking(HeadRanking.load(heads / "ranking.json")))
     told = capsys.readouterr().out
     assert "attention sum" in told and "\u2026" not in told
 

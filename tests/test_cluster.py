@@ -87,7 +87,7 @@ def test_too_many_unreadable_images_of_actors_end_the_run():
 
 def test_a_model_that_its_name_does_not_give_is_refused():
     lvlm = small_world.lvlm()
-    there = discovery._identity(discovery._loader("tiny")("cpu"))
+    there = discovery.identity(discovery._loader("tiny")("cpu"))
     assert discovery._theirs(there, "tiny")["architecture"]["num_layers"] == 8
     lvlm = models.wrap(lvlm.model, lvlm.processor, checkpoint="tiny")
     with pytest.raises(ValueError, match="'tiny' has other weights; save the model and its proc"):

@@ -8,11 +8,11 @@ import small_world
 from fastground import ops, runs
 from fastground.attention import attention_maps
 from fastground.datasets.images import by_image
-from fastground.discovery import RANKING_FILE, collect, discover
+from fastground.discovery import collect, discover
 from fastground.metrics import map_iou
 from fastground.ranking import rank, rank_table
 from fastground.stats import head_statistics
-from fastground.types import HeadRanking
+from fastground.types import RANKING_FILE, HeadRanking
 
 
 def test_the_table_holds_each_samples_numbers():

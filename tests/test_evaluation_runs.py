@@ -10,7 +10,7 @@ import killing
 import numpy as np
 import pytest
 import small_world
-from fastground import evaluation, grounder, runs, terminal
+from fastground import evaluation, grounder, runs, tables
 from fastground.datasets.annotated import AnnotatedImage, Phrase, stream
 from fastground.datasets.masks import Drawn
 from fastground.datasets.photos import Photo, open_image
@@ -167,7 +167,7 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path, files):
     assert columns["sample_ids"].tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10]
     ((sample_id, image_id, reason),) = about["skipped"]
     assert (sample_id, image_id) == (7, 2) and "2.jpg" in reason
-    table = terminal.scores_table(plain, "", small_world.RECIPE)
+    table = tables.of_scores(plain, "", small_world.RECIPE)
     assert "could not be read: 1\n" in table.caption
 
 

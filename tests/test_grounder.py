@@ -7,9 +7,9 @@ import pytest
 import small_world
 import torch
 from fastground.attention import attention_maps
+from fastground.election import greedy, kept_heads
 from fastground.grounder import Grounder
 from fastground.grounding import ground
-from fastground.ranking import greedy, kept_heads
 from fastground.types import HeadId
 from PIL import Image
 

@@ -12,9 +12,10 @@ from fastground.capture import capture
 from fastground.comparison import compare
 from fastground.discovery import collect
 from fastground.elbow import elbow
+from fastground.election import greedy, kept_heads
 from fastground.grounder import Grounder
 from fastground.layers import layers_with_heads
-from fastground.ranking import greedy, kept_heads, rank, rank_table
+from fastground.ranking import rank, rank_table
 from fastground.stats import head_statistics, head_table
 from fastground.types import HeadId, HeadStats, Recipe
 from random_llava import random_llava

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fastground import packing
-from fastground.attention import answers, attention_maps, attention_of_images, right_answers
+from fastground.attention import answers, attention_maps, attention_of_encoded, right_answers
 from fastground.models import wrap
 from fastground.types import Recipe, Sample
 from PIL import Image
@@ -247,9 +247,8 @@ def test_several_images_share_a_forward_as_the_budget_allows(packed, query):
     ran = {}
     for budget in (25, 90, 5000):
         forwards.clear()
-        found = attention_of_images(
-            lvlm, iter(asked), recipe=recipe, packed=packed, max_tokens=budget
-        )
+        encoded = (lvlm.encode(*pair, recipe) for pair in asked)
+        found = attention_of_encoded(lvlm, encoded, recipe=recipe, packed=packed, max_tokens=budget)
         for maps, alone in zip(found, want, strict=True):
             torch.testing.assert_close(maps.maps, alone.maps, atol=1e-5, rtol=0)
             torch.testing.assert_close(maps.sums, alone.sums, atol=1e-5, rtol=0)
@@ -257,7 +256,7 @@ def test_several_images_share_a_forward_as_the_budget_allows(packed, query):
     hook.remove()
     if query == "first_generated":  # the forwards that say the words are not left early
         assert ran[25] > ran[90] > ran[5000] == 1
-    assert list(attention_of_images(lvlm, [], recipe=recipe)) == []
+    assert list(attention_of_encoded(lvlm, [], recipe=recipe)) == []
 
 
 def test_a_batch_keeps_to_its_budget():

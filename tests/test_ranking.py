@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from fastground.elbow import elbow
-from fastground.ranking import first, greedy, kept_heads, rank, rank_table
+from fastground.election import first, greedy, kept_heads
+from fastground.ranking import rank, rank_table
 from fastground.table import HeadTable
 from fastground.types import HeadId, Recipe
 from hypothesis import given, settings

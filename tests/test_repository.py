@@ -91,18 +91,6 @@ def test_every_public_thing_has_a_docstring():
     assert not bare
 
 
-def test_one_environment_variable():
-    names = set()
-    for path in sources():
-        for call in re.findall(r"environ[^\n]*|getenv[^\n]*", path.read_text()):
-            names |= set(re.findall(r"[\"']([A-Z][A-Z0-9_]+)[\"']", call))
-    assert names <= {"FASTGROUND_IMPLEMENTATION"}
-
-
-def test_kernels_shadow_nothing():
-    assert not (ROOT / "kernels" / "__init__.py").exists()
-
-
 def test_package_holds_more_than_python():
     package = Path(fastground.__file__).parent
     assert (package / "report" / "page.css").is_file() and (package / "py.typed").is_file()

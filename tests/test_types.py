@@ -60,6 +60,7 @@ def test_the_authors_releases_differ_as_the_method_says():
         ({"sigma": "wide"}, "recipe.sigma must be finite"),
         ({"elbow": float("nan")}, "recipe.elbow must be chord, curvature or a number"),
         ({"elbow": None}, "recipe.elbow must be chord, curvature or a number"),
+        ({"kernel_size": 65537}, "recipe.kernel_size must be odd and at most 65535, but got 65537"),
         ({"bottom_row": "low"}, "recipe.bottom_row must be a number or None, but got 'low'"),
         ({"tau": 3}, "recipe has no field 'tau'; its fields are weight"),
     ],
@@ -105,6 +106,15 @@ def test_the_first_heads():
     with pytest.raises(ValueError, match="k must be 1 to 4"):
         ranking().top(5)
     assert str(HeadId(14, 24)) == "L14 H24"
+
+
+def test_a_ranking_tells_its_often_elected_heads_its_trials_and_all_as_json():
+    one = ranking(trials=((HeadId(1, 1), HeadId(0, 1)), (HeadId(0, 1), HeadId(3, 1))))
+    assert [ranked.head.layer for ranked in one.often()] == [0, 1, 2]
+    assert one.agreement() == (1, 2)
+    told = one.to_dict()
+    assert told["top"] == [[0, 1], [1, 1]] and told["num_samples"] == 10
+    assert told.keys() - {"top"} == {field.name for field in dataclasses.fields(one)}
 
 
 def test_a_layout_knows_its_padding_and_its_pixels():

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from fastground.metrics import spearman
-from fastground.ranking import OFTEN, elect, in_order, kept_heads
+from fastground.election import elect, in_order, kept_heads
+from fastground.ranking import correlation
 from fastground.table import HeadTable
 from fastground.types import HeadId, HeadRanking, Recipe
 
@@ -135,10 +135,7 @@ def ablate(
             draws.add(found[:, : recipe.top_n], images)
 
     ious, best = table.mean_ious, set(ranking.top())
-    frequent = [h for h in ranking.heads if h.frequency >= OFTEN]
-    rho = _NONE
-    if ious is not None:
-        rho = spearman([h.frequency for h in frequent], [ious[h.head] for h in frequent])
+    rho, rho_heads = correlation(ranking, ious)
 
     def choice(name: str, setting: tuple[Recipe, float], top_n: int = recipe.top_n) -> Choice:
         return counts[setting].choice(name, top_n, best, ious)
@@ -149,7 +146,7 @@ def ablate(
         by_criteria=tuple(choice(_called(s[0]), s) for s in by_criteria),
         sureness=draws.sureness(ranking),
         rho=rho,
-        rho_heads=len(frequent),
+        rho_heads=rho_heads,
     )
 
 

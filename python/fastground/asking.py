@@ -57,68 +57,15 @@ class Asking:
             and bool((places.diff(dim=1) != 1).any())
         )
         """Whether positions restart without a mask: flash attention may take it for many texts."""
-        if isinstance(rows, str):
-            if rows == "last" and mask is not None and padding is None:
-                raise ValueError(
-                    "rows must be given with a 4-D attention_mask, which names no last token; pass "
-                    "rows=(N, 2), batch index and sequence position"
-                )
-            last = torch.full((batch,), self.length - 1)
-            if padding is not None:
-                last = (padding * torch.arange(self.length)).amax(1)
-            rows = torch.stack([torch.arange(batch), last], dim=1)
-        rows = rows.cpu().long()
-        elements, positions = rows.unbind(1)
-        inside = (rows >= 0).all(1) & (elements < batch) & (positions < self.length)
-        if not inside.all():
-            raise ValueError(
-                f"rows must lie in the batch of {batch} and its {self.length} positions, but got "
-                f"{rows[~inside][0].tolist()}"
-            )
-        if padding is not None and not padding[elements, positions].all():
-            wrong = rows[~padding[elements, positions]][0].tolist()
-            raise ValueError(f"rows must be tokens, but {wrong} is padding")
-
-        # Rows as a rectangle (batch, R): row n is cell (elements[n], slots[n]); spare cells repeat
-        # the sequence's position 0 and are never read.
-        earlier = torch.nn.functional.one_hot(elements, batch).cumsum(0) - 1
-        slots = earlier[torch.arange(len(rows)), elements]
-        rectangle = torch.zeros(batch, int(slots.max()) + 1, dtype=torch.long)
-        rectangle[elements, slots] = positions
-        self.elements = elements
-        cells = elements * rectangle.shape[1] + slots
-        self._full = torch.equal(cells, torch.arange(rectangle.numel()))  # and in order
-
-        if layouts is None:
-            layouts = find_image(config, given, batch)
-        several = isinstance(layouts, Sequence) and all(isinstance(a, ImageLayout) for a in layouts)
-        if not several and not isinstance(layouts, ImageLayout):
-            raise ValueError(
-                f"layouts must be an ImageLayout or one a sequence, but got {layouts!r}"
-            )
-        self.layouts = list(layouts) if several else [layouts] * batch
-        if len(self.layouts) != batch:
-            raise ValueError(
-                f"layouts must be one a sequence ({batch}), but got {len(self.layouts)} of them"
-            )
-        asked = [self.layouts[b] for b in elements.tolist()]
-        each = {id(a): a for a in asked}.values()
-        runs = [run for a in each for run in (a.tokens, a.all_tokens) if run]
-        for place in (*map(max, runs), *map(min, runs)):
-            if not 0 <= place < self.cached + self.length:
-                raise ValueError(
-                    f"layouts must lie in the sequence of {self.cached + self.length} tokens, but "
-                    f"an image's token is at {place}"
-                )
-        more = any(a.all_tokens is not None for a in asked)
-        self._host = _Indices(
-            torch.arange(batch)[:, None],
-            rectangle,
-            elements,
-            slots,
-            _Places.of([a.tokens for a in asked]),
-            _Places.of([a.all_tokens or a.tokens for a in asked]) if more else None,
-        )
+        rows = _rows(rows, batch, self.length, padding, masked=mask is not None)
+        self.layouts = _layouts(layouts, config, given, batch)
+        self.elements = rows[:, 0]
+        asked = [self.layouts[b] for b in self.elements.tolist()]
+        _check_places(asked, self.cached + self.length)
+        self._host = _Indices.of(rows, batch, asked)
+        cells = self.elements * self._host.positions.shape[1] + self._host.slots
+        every = torch.arange(self._host.positions.numel())
+        self._full = torch.equal(cells, every)  # and in order
         self._there: dict[torch.device, _Indices] = {}
         self._visible: dict[Any, tuple[Any, torch.Tensor | None]] = {}
 
@@ -167,6 +114,59 @@ class Asking:
         gone = max(0, self.cached + self.length - rows.shape[-1])
         maps = at.cells.take(rows, gone)
         return maps, (maps if at.image is None else at.image.take(rows, gone)).sum(-1)
+
+
+def _rows(
+    rows: Any, batch: int, length: int, padding: torch.Tensor | None, *, masked: bool
+) -> torch.Tensor:
+    """(N, 2) int64 batch index and position of the asking tokens, which are in the input."""
+    if isinstance(rows, str):
+        if rows == "last" and masked and padding is None:
+            raise ValueError(
+                "rows must be given with a 4-D attention_mask, which names no last token; pass "
+                "rows=(N, 2), batch index and sequence position"
+            )
+        last = torch.full((batch,), length - 1)
+        if padding is not None:
+            last = (padding * torch.arange(length)).amax(1)
+        rows = torch.stack([torch.arange(batch), last], dim=1)
+    rows = rows.cpu().long()
+    elements, positions = rows.unbind(1)
+    inside = (rows >= 0).all(1) & (elements < batch) & (positions < length)
+    if not inside.all():
+        raise ValueError(
+            f"rows must lie in the batch of {batch} and its {length} positions, but got "
+            f"{rows[~inside][0].tolist()}"
+        )
+    if padding is not None and not padding[elements, positions].all():
+        wrong = rows[~padding[elements, positions]][0].tolist()
+        raise ValueError(f"rows must be tokens, but {wrong} is padding")
+    return rows
+
+
+def _layouts(layouts: Any, config: Any, given: dict[str, Any], batch: int) -> list[ImageLayout]:
+    """Each sequence's: as given, or found in the input."""
+    if layouts is None:
+        layouts = find_image(config, given, batch)
+    several = isinstance(layouts, Sequence) and all(isinstance(a, ImageLayout) for a in layouts)
+    if not several and not isinstance(layouts, ImageLayout):
+        raise ValueError(f"layouts must be an ImageLayout or one a sequence, but got {layouts!r}")
+    each = list(layouts) if several else [layouts] * batch
+    if len(each) != batch:
+        raise ValueError(f"layouts must be one a sequence ({batch}), but got {len(each)} of them")
+    return each
+
+
+def _check_places(asked: list[ImageLayout], tokens: int) -> None:
+    """Nothing, where the images lie in sequences of so many tokens."""
+    each = {id(a): a for a in asked}.values()  # rows of a sequence share their image
+    runs = [run for a in each for run in (a.tokens, a.all_tokens) if run]
+    for place in (*map(max, runs), *map(min, runs)):
+        if not 0 <= place < tokens:
+            raise ValueError(
+                f"layouts must lie in the sequence of {tokens} tokens, but an image's token is at "
+                f"{place}"
+            )
 
 
 class _Places(NamedTuple):
@@ -221,6 +221,28 @@ class _Indices(NamedTuple):
     cells: _Places
     image: _Places | None
     """All of the image's tokens, where they are more than the cells."""
+
+    @classmethod
+    def of(cls, rows: torch.Tensor, batch: int, asked: list[ImageLayout]) -> _Indices:
+        """From (N, 2) rows of so many sequences, and each row's image.
+
+        The rows become a rectangle (batch, R): row n is cell (elements[n], slots[n]); spare cells
+        repeat the sequence's position 0 and are never read.
+        """
+        elements, positions = rows.unbind(1)
+        earlier = torch.nn.functional.one_hot(elements, batch).cumsum(0) - 1
+        slots = earlier[torch.arange(len(rows)), elements]
+        rectangle = torch.zeros(batch, int(slots.max()) + 1, dtype=torch.long)
+        rectangle[elements, slots] = positions
+        more = any(a.all_tokens is not None for a in asked)
+        return cls(
+            torch.arange(batch)[:, None],
+            rectangle,
+            elements,
+            slots,
+            _Places.of([a.tokens for a in asked]),
+            _Places.of([a.all_tokens or a.tokens for a in asked]) if more else None,
+        )
 
     def to(self, device: torch.device) -> _Indices:
         """The same on a device, which is not waited for."""

@@ -48,41 +48,13 @@ def attention_maps(
     Raises:
         ValueError: a bad image, expression or head; attention that is NaN.
     """
-    asked = [(image, expressions)]
-    [found] = attention_of_images(
-        lvlm, asked, recipe=recipe, heads=heads, packed=packed, max_tokens=max_tokens
+    if not isinstance(image, Encoded):
+        image = lvlm.encode(image, list(expressions), recipe)
+    [found] = attention_of_encoded(
+        lvlm, [image], recipe=recipe, heads=heads, packed=packed, max_tokens=max_tokens
     )
+    check_finite(lvlm, found.sums)
     return found
-
-
-def attention_of_images(
-    lvlm: LVLM,
-    asked: Iterable[tuple[Any, Sequence[str]]],
-    *,
-    recipe: Recipe,
-    heads: Sequence[HeadId | tuple[int, int]] | None = None,
-    packed: bool = True,
-    max_tokens: int = packing.MAX_TOKENS,
-) -> Iterator[AttentionMaps]:
-    """The same for many images, several of which share a forward.
-
-    Args:
-        asked: images, each with its expressions; read as far as a forward has room for.
-        max_tokens: most tokens of one forward, over all of its images.
-        lvlm, recipe, heads, packed: as in `attention_maps`.
-
-    Yields:
-        One AttentionMaps an image, in order.
-    """
-    encoded = (
-        image if isinstance(image, Encoded) else lvlm.encode(image, list(expressions), recipe)
-        for image, expressions in asked
-    )
-    for found in attention_of_encoded(
-        lvlm, encoded, recipe=recipe, heads=heads, packed=packed, max_tokens=max_tokens
-    ):
-        check_finite(lvlm, found.sums)
-        yield found
 
 
 def attention_of_encoded(
@@ -94,12 +66,13 @@ def attention_of_encoded(
     packed: bool = True,
     max_tokens: int = packing.MAX_TOKENS,
 ) -> Iterator[AttentionMaps]:
-    """The same for images that are encoded already; a GPU is not waited for.
+    """The same for many images, of which several share a forward; a GPU is not waited for.
 
     Args:
         images: from `lvlm.encode`; read as far as a forward has room for.
         recipe: query is read.
-        lvlm, heads, packed, max_tokens: as in `attention_of_images`.
+        max_tokens: most tokens of one forward, over all of its images.
+        lvlm, heads, packed: as in `attention_maps`.
 
     Yields:
         One AttentionMaps an image, in order; see `check_finite`.

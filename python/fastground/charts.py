@@ -14,7 +14,6 @@ import numpy as np
 
 from fastground.elbow import elbow
 from fastground.figures import canvas
-from fastground.ranking import OFTEN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,7 +133,7 @@ def head_matrix(ranking: HeadRanking, theme: Theme = LIGHT) -> Figure:
 
 def frequencies(ranking: HeadRanking, theme: Theme = LIGHT) -> Figure:
     """The selection frequencies of the first heads, with their deviation over the trials."""
-    shown = [h for h in ranking.heads if h.frequency >= OFTEN][:MOST_BARS] or ranking.heads[:1]
+    shown = ranking.often()[:MOST_BARS] or ranking.heads[:1]
     drawn, (axis,) = canvas(5.2, 3.4)
     axis.bar(
         range(len(shown)), [h.frequency for h in shown], yerr=[h.frequency_std for h in shown],
@@ -158,7 +157,7 @@ def iou_by_rank(ranking: HeadRanking, ious: Any, rho: float, theme: Theme = LIGH
         rho: Spearman's correlation of frequency and IoU, written on the chart.
         theme: its colours.
     """
-    shown = [h.head for h in ranking.heads if h.frequency >= OFTEN]
+    shown = [h.head for h in ranking.often()]
     values = [float(ious[h]) for h in shown]
     drawn, (axis,) = canvas(5.2, 3.4)
     k = ranking.recipe.k

@@ -22,10 +22,11 @@ import torch
 
 from fastground import settings, sinks
 from fastground.attention import attention_maps, right_answers
+from fastground.election import greedy
 from fastground.gathering import Way, gathered, of_model
 from fastground.grounding import cell_coverage, ground
-from fastground.metrics import mean, spearman
-from fastground.ranking import OFTEN, greedy
+from fastground.metrics import mean
+from fastground.ranking import correlation
 from fastground.result import Grounding
 from fastground.scoring import (
     Columns,
@@ -141,16 +142,13 @@ def compare(
     way = Way(**how)
     found = _scored("heads", lvlm, chosen, samples, ranking, seed, way)
     best = set(ranking.top())
-    frequent = [h for h in ranking.heads if h.frequency >= OFTEN]
-    rho = float("nan")
-    if (ious := table.mean_ious) is not None:
-        rho = spearman([h.frequency for h in frequent], [ious[h.head] for h in frequent])
+    rho, rho_heads = correlation(ranking, table.mean_ious)
     oracles = [row.heads for row in found.rows if row.name == settings.oracle(ranking.recipe.k)]
     found = replace(
         found,
         rho=rho,
-        rho_heads=len(frequent),
-        agreement=(sum(set(t) == best for t in ranking.trials), len(ranking.trials)),
+        rho_heads=rho_heads,
+        agreement=ranking.agreement(),
         shared_with_oracle=len(best & set(*oracles)),
     )
     way.save(found.to_dict())

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fastground import datasets, discovery, figures, models, report, terminal
+from fastground import datasets, discovery, figures, models, report, tables, terminal
 from fastground.ablations import ablate
 from fastground.attention import attention_maps
 from fastground.comparison import Comparison, compare
@@ -18,7 +18,7 @@ from fastground.report.examples import Example, grounded
 from fastground.report.walk import IMAGE, Walk
 from fastground.stats import head_statistics
 from fastground.table import HeadTable
-from fastground.types import HeadRanking, Recipe
+from fastground.types import RANKING_FILE, HeadRanking, Recipe
 
 EXAMPLES = 9
 FAILURES = 3
@@ -59,16 +59,16 @@ def run(
         )  # fmt: skip
     ranking = rank_table(table, trials=trials, seed=seed)
     seconds["discovery"] = time.perf_counter() - start
-    ranking.save(out / discovery.RANKING_FILE)
-    terminal.show(terminal.ranking_table(ranking))
+    ranking.save(out / RANKING_FILE)
+    terminal.show(tables.of_ranking(ranking))
 
     start = time.perf_counter()
     with terminal.progress("comparing on held-out", num_samples) as advance:
         held_out = stream("test", num_samples)
         comparison = compare(lvlm, table, ranking, held_out, seed=seed, progress=advance)
     seconds["comparison"] = time.perf_counter() - start
-    terminal.show(terminal.comparison_table(comparison))
-    for name, value in terminal.comparison_facts(comparison):
+    terminal.show(tables.of_comparison(comparison))
+    for name, value in tables.comparison_facts(comparison):
         print(f"{name}: {value}")
 
     start = time.perf_counter()
@@ -76,12 +76,12 @@ def run(
     seconds["page"] = time.perf_counter() - start
     told = {
         "page": str(page),
-        "ranking": terminal.ranking_json(ranking),
+        "ranking": ranking.to_dict(),
         "comparison": comparison.to_dict(),
         "seconds": seconds,
     }
     terminal.write_json(out / "results.json", **told)
-    (out / "results.md").write_text(terminal.comparison_markdown(comparison))
+    (out / "results.md").write_text(tables.comparison_markdown(comparison))
     print("\n" + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
     print(f"wrote {page}")
     return told
@@ -121,7 +121,7 @@ def _tell(
             "Where it fails": failures,
         },
         details=[
-            *terminal.comparison_facts(comparison),
+            *tables.comparison_facts(comparison),
             ("run times", ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items())),
         ],
     )

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastground import cluster, packing, runs
+from fastground.manifest import identity
 from fastground.ranking import rank_table
 from fastground.shards import Measured
 from fastground.table import HeadTable, installed_versions
-from fastground.types import HeadRanking, Recipe, Sample
+from fastground.types import RANKING_FILE, HeadRanking, Recipe, Sample
 from fastground.watch import MAX_BAD, Watch
 
 if TYPE_CHECKING:
     from fastground.models import LVLM
 
-RANKING_FILE = "ranking.json"
 ENGINES = ("plain", "ray")
 """Who makes the shards: this process, or actors of Ray Data."""
 
@@ -156,7 +156,7 @@ def collect(
     with ExitStack() as stack:
         if engine == "ray":
             actors = stack.enter_context(cluster.actors(_loader(lvlm), num_actors))
-            asked = actors.ask(_identity)
+            asked = actors.ask(identity)
             samples = _opened(samples, shard_samples)
             model = _theirs(asked(), lvlm)
             make = partial(_by_actors, actors, model)
@@ -168,7 +168,7 @@ def collect(
         else:
             from fastground import measuring
 
-            model = measuring.identity(lvlm)
+            model = identity(lvlm)
             make = partial(measuring.shards, lvlm)
         about = {
             **model,
@@ -177,7 +177,7 @@ def collect(
             "recipe": recipe.to_dict(),
             "versions": installed_versions(),
         }
-        run: Any = runs.InMemory(about, shard_samples)
+        run = runs.Run(about, shard_samples)
         if out is not None:
             run = stack.enter_context(
                 runs.begin(
@@ -216,20 +216,13 @@ def _measure_apart(
     """One shard, in an actor."""
     from fastground import measuring
 
-    if measuring.identity(lvlm) != model:
+    if identity(lvlm) != model:
         raise ValueError(
             f"checkpoint must be the same model on all machines, but {lvlm.checkpoint!r} on "
             f"{platform.node()} has other weights than where it was loaded first"
         )
     [made] = measuring.shards(lvlm, left, Watch(max_bad=1, progress=None), **how)
     return made
-
-
-def _identity(lvlm: LVLM) -> dict[str, Any]:
-    """The model's, in an actor."""
-    from fastground import measuring
-
-    return measuring.identity(lvlm)
 
 
 def _loader(lvlm: LVLM | str) -> Callable[[str], LVLM]:
@@ -247,7 +240,7 @@ def _load(checkpoint: str, dtype: Any, device: str) -> LVLM:
 
 def _theirs(theirs: dict[str, Any], lvlm: LVLM | str) -> dict[str, Any]:
     """The identity of the model that actors load, which is this one where it is there."""
-    if not isinstance(lvlm, str) and theirs["weights"] != _identity(lvlm)["weights"]:
+    if not isinstance(lvlm, str) and theirs["weights"] != identity(lvlm)["weights"]:
         raise ValueError(
             f"checkpoint must name the model itself for engine 'ray', whose actors load it, but "
             f"{lvlm.checkpoint!r} has other weights; save the model and its processor to a folder "

@@ -21,8 +21,9 @@ import numpy as np
 
 from fastground import gathering, runs
 from fastground.attention import right_answers
+from fastground.election import kept_of
 from fastground.gathering import SCORES_FILE, SHARD_SAMPLES, Way
-from fastground.ranking import kept_of
+from fastground.manifest import fingerprint
 from fastground.result import Grounding
 from fastground.scoring import Columns, Scores, counted, encoded, measured, scored, united
 from fastground.textboxes import written_boxes
@@ -187,4 +188,4 @@ def _named(segmenter: Any) -> str:
     weights = getattr(getattr(getattr(segmenter, "model", None), "model", None), "state_dict", None)
     if weights is None:
         return name
-    return f"{name} {runs.fingerprint(weights().items())}"
+    return f"{name} {fingerprint(weights().items())}"

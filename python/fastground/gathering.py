@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastground import runs, sinks
+from fastground import manifest, runs, sinks
 from fastground.ahead import Unreadable, default_workers, opened, read_ahead
 from fastground.datasets.images import unopened
 from fastground.scoring import Columns
@@ -65,9 +65,7 @@ class Way:
     def about(self, lvlm: LVLM, recipe: Recipe, **more: Any) -> dict[str, Any]:
         """What decides the numbers of a run, by which its folder is known again."""
         return {
-            "checkpoint": lvlm.checkpoint,
-            "architecture": dict(lvlm.architecture),
-            "weights": runs.fingerprint(lvlm.model.named_parameters()),
+            **manifest.identity(lvlm),
             "dataset": self.dataset,
             "split": self.split,
             "options": dict(self.options or {}),
@@ -108,7 +106,7 @@ def gathered(
         OSError: the folder cannot be written.
     """
     watch = Watch(way.max_bad, way.progress)
-    place: Any = nullcontext(runs.InMemory({}, way.shard_samples))
+    place: Any = nullcontext(runs.Run({}, way.shard_samples))
     if way.out is not None:
         place = runs.begin(
             way.out, about(), resume=way.resume, shard_samples=way.shard_samples, command=command

@@ -12,20 +12,18 @@ import torch
 
 from fastground import models, segmentation, sinks
 from fastground.attention import attention_maps
+from fastground.election import greedy, kept_of
 from fastground.grounding import ground
 from fastground.models import LVLM
 from fastground.models.geometry import read_image
 from fastground.published import RANKINGS, PublishedRanking
-from fastground.ranking import greedy, kept_of
 from fastground.result import Grounding
 from fastground.segmentation import Segmenter
 from fastground.stats import head_statistics, head_table
-from fastground.types import AttentionMaps, Encoded, HeadId, HeadRanking, Recipe
+from fastground.types import RANKING_FILE, AttentionMaps, Encoded, HeadId, HeadRanking, Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-_RANKING = "ranking.json"
 
 
 class Grounder:
@@ -220,8 +218,8 @@ def _own_ranking(checkpoint: str) -> Path | PublishedRanking:
     folder = Path(checkpoint)
     if checkpoint == "tiny":
         folder = Path(models.__file__).parent.parent / "tiny" / "checkpoint"
-    if (folder / _RANKING).is_file():
-        return folder / _RANKING
+    if (folder / RANKING_FILE).is_file():
+        return folder / RANKING_FILE
     if checkpoint in RANKINGS:
         return RANKINGS[checkpoint]
     raise ValueError(

@@ -12,12 +12,11 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
 import torch
 
-from fastground import ops, runs
+from fastground import ops
 from fastground.ahead import Unreadable, default_workers, read_ahead
 from fastground.attention import attention_of_encoded, check_finite
 from fastground.metrics import iou_in_cells, mask_in_cells
@@ -29,15 +28,6 @@ from fastground.watch import Watch
 
 Read = tuple[int, list[Sample], Encoded | Unreadable]
 """An image that was read: its shard's number, its samples, and what the model takes."""
-
-
-def identity(lvlm: LVLM) -> dict[str, Any]:
-    """What a run is labelled with that only the loaded model tells."""
-    return {
-        "checkpoint": lvlm.checkpoint,
-        "architecture": dict(lvlm.architecture),
-        "weights": runs.fingerprint(lvlm.model.named_parameters()),
-    }
 
 
 def shards(

@@ -14,31 +14,25 @@ goes on: each shard is held to their ids and expressions.
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from fastground import manifest
 from fastground.datasets.images import by_image
-from fastground.shards import IDS, MATRICES, Key, Shard, Skipped, columns_of, key, write_whole
-from fastground.table import DECIDED_BY, HeadTable
+from fastground.manifest import DISCOVER, MANIFEST
+from fastground.shards import IDS, MATRICES, Held, Key, Shard, Skipped, key
+from fastground.table import HeadTable
 from fastground.types import Recipe, Sample
 
-MANIFEST, SHARDS, LOCK = "run.json", "shards", "lock"
+SHARDS, LOCK = "shards", "lock"
 SHARD_SAMPLES = 1024
 """Samples of a shard, at least: 8 MB of head statistics at 1,024 heads."""
-FORMAT = 2
-DISCOVER = "discover"
-"""The command whose runs hold the head-statistics table."""
-NEEDED = {DISCOVER: ("sums", "entropies")}
-"""Columns without which a shard of a command's is damaged."""
 
 _locks: set[Any] = set()
 """Files by which this process holds folders. Its forks, such as workers, let go of them: whoever
@@ -53,80 +47,116 @@ def _let_go() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
-T = TypeVar("T")
-
-
-@dataclass
-class InMemory:
-    """Where a run's shards go that is kept nowhere: the same doors as `Run`."""
-
-    about: dict[str, Any]
-    shard_samples: int = SHARD_SAMPLES
-    pieces: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
-    skipped: dict[int, Sequence[Skipped]] = field(default_factory=dict)
-
-    def holds(self, index: int) -> bool:
-        """False: nothing is there of earlier runs."""
-        return False
-
-    def write(
-        self, index: int, keys: Sequence[Key], skipped: Sequence[Skipped], **columns: np.ndarray
-    ) -> None:
-        """Add a shard; as `Run.write`."""
-        self.pieces[index] = columns_of(keys, columns)
-        self.skipped[index] = skipped
-
-    def left_out(self) -> list[Skipped]:
-        """The samples whose image could not be read."""
-        return [each for part in _in_order(self.skipped) for each in part]
-
-    def columns(self) -> dict[str, np.ndarray]:
-        """All columns of all samples, by name."""
-        pieces = [piece for piece in _in_order(self.pieces) if len(piece[IDS[0]])]
-        names = pieces[0] if pieces else {}
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
-
-    def table(self, recipe: Recipe) -> HeadTable:
-        """The table of all shards."""
-        pieces = _in_order(self.pieces)
-        names = (*IDS, *(n for n in MATRICES if any(n in piece for piece in pieces)))
-        parts = [[_column(piece, name) for piece in pieces] for name in names]
-        columns = dict(zip(names, map(np.concatenate, parts), strict=True))
-        about = {**self.about, "recipe": recipe, "skipped": tuple(self.left_out())}
-        about.pop("weights", None)
-        return HeadTable.of(columns, **about)
 
 
 @dataclass
 class Run:
-    """A run's folder, to be filled."""
+    """A run that is kept nowhere: its shards stay in memory."""
 
-    folder: Path
     about: dict[str, Any]
-    shard_samples: int
-    retry_skipped: bool = False
-    """Whether shards with images that could not be read are done anew."""
-    _used: dict[int, Shard] = field(default_factory=dict)
+    shard_samples: int = SHARD_SAMPLES
+    shards: dict[int, Shard | Held] = field(default_factory=dict)
+    """Those written or kept, by number."""
 
     def holds(self, index: int) -> bool:
         """Whether an earlier run wrote the shard of this number."""
-        return _path(self.folder, index).exists()
+        return False
 
     def kept(self, index: int, samples: Sequence[Sample]) -> list[Skipped] | None:
         """What an earlier run skipped of these samples, or None where they are still to be done.
 
-        A shard of fewer samples, which an earlier run ended with, is to be done anew; likewise,
-        under `retry_skipped`, one of which some were skipped.
-
         Args:
             index: of a shard that is there.
             samples: all of it.
+        """
+        return None
+
+    def write(
+        self, index: int, keys: Sequence[Key], skipped: Sequence[Skipped], **columns: np.ndarray
+    ) -> None:
+        """Add a shard.
+
+        Args:
+            index: its number; shards may be written in any order.
+            keys: of the samples that were read.
+            skipped: the others.
+            columns: (N, ...) each, by name; of discovery sums and entropies (N, L, H) float32, and
+                where there are masks, ious.
+        """
+        self.shards[index] = Held(keys, skipped, columns)
+
+    def left_out(self) -> list[Skipped]:
+        """The samples whose image could not be read, of those written or kept."""
+        return [skipped for shard in self._in_order for skipped in shard.skipped]
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """All columns of all samples written or kept, by name."""
+        shards = [shard for shard in self._in_order if shard.rows]
+        if not shards:
+            return {}
+        names = (*IDS, *shards[0].names)
+        pieces = [shard.columns(names) for shard in shards]
+        return dict(zip(names, map(np.concatenate, zip(*pieces, strict=True)), strict=True))
+
+    def table(self, recipe: Recipe) -> HeadTable:
+        """The table of all shards written or kept, read block by block from where they are."""
+        about, shards = self.about, self._in_order
+        shape = (about["architecture"]["num_layers"], about["architecture"]["num_heads"])
+
+        def columns(shard: Shard | Held, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+            there = [n for n in names if n not in MATRICES or n in shard.names]
+            found = dict(zip(there, shard.columns(there), strict=True))
+            nothing = np.full((shard.rows, *shape), np.nan, dtype=np.float32)
+            of_heads = [n for n in names if n in MATRICES]
+            matrices = {n: found.get(n, nothing).reshape(-1, *shape) for n in of_heads}
+            return tuple((found | matrices)[n] for n in names)
+
+        return HeadTable(
+            num_samples=sum(shard.rows for shard in shards),
+            read=lambda names: (columns(shard, names) for shard in shards if shard.rows),
+            recipe=recipe,
+            checkpoint=about["checkpoint"],
+            architecture=about["architecture"],
+            dataset=about["dataset"],
+            split=about["split"],
+            versions=about["versions"],
+            has_ious=any("ious" in shard.names for shard in shards),
+            skipped=tuple(self.left_out()),
+        )
+
+    @property
+    def _in_order(self) -> list[Shard | Held]:
+        return [self.shards[index] for index in sorted(self.shards)]
+
+
+@dataclass
+class Folder(Run):
+    """A run's folder, to be filled."""
+
+    folder: Path = field(kw_only=True)
+    retry_skipped: bool = False
+    """Whether shards with images that could not be read are done anew."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns without which a shard is damaged."""
+        return ("sums", "entropies") if self.about["command"] == DISCOVER else ()
+
+    def holds(self, index: int) -> bool:
+        """As `Run.holds`."""
+        return _path(self.folder, index).exists()
+
+    def kept(self, index: int, samples: Sequence[Sample]) -> list[Skipped] | None:
+        """As `Run.kept`.
+
+        A shard of fewer samples, which an earlier run ended with, is to be done anew; likewise,
+        under `retry_skipped`, one of which some were skipped.
 
         Raises:
             ValueError: the shard is of other samples, or its file is damaged.
         """
         path = _path(self.folder, index)
-        shard = Shard.open(path, NEEDED.get(self.about["command"], ()))
+        shard = Shard.open(path, self.needed)
         absent = {skipped[0] for skipped in shard.skipped}
         asked = [key(sample) for sample in samples if sample.sample_id not in absent]
         there = shard.keys()
@@ -145,26 +175,19 @@ class Run:
         shard.skipped = [skipped for skipped in shard.skipped if skipped[0] in ids]
         if shard.skipped and self.retry_skipped:
             return None
-        self._used[index] = shard
+        self.shards[index] = shard
         return shard.skipped
 
     def write(
         self, index: int, keys: Sequence[Key], skipped: Sequence[Skipped], **columns: np.ndarray
     ) -> None:
-        """Write a shard, whole or not at all.
-
-        Args:
-            index: its number; shards may be written in any order.
-            keys: of the samples that were read.
-            skipped: the others.
-            columns: (N, ...) each, by name; of discovery sums and entropies (N, L, H) float32, and
-                where there are masks, ious.
+        """Write a shard into the folder, whole or not at all.
 
         Raises:
             OSError: the disk is full, or the like; what was written before is kept.
         """
         path = _path(self.folder, index)
-        done = sum(shard.rows for shard in self._used.values())
+        done = sum(shard.rows for shard in self.shards.values())
         try:
             shard = Shard.write(path, keys, skipped, columns, self.about)
         except OSError as error:
@@ -173,23 +196,11 @@ class Run:
                 f"{path} could not be written ({error.strerror}); the {done:,} samples in others "
                 "are kept: make room and run again with the same folder",
             ) from error
-        self._used[index] = shard
-
-    def left_out(self) -> list[Skipped]:
-        """The samples whose image could not be read, of those written or kept."""
-        return _left_out(_in_order(self._used))
-
-    def columns(self) -> dict[str, np.ndarray]:
-        """All columns of all samples written or kept, by name."""
-        return _columns(_in_order(self._used))
-
-    def table(self, recipe: Recipe) -> HeadTable:
-        """The table of all shards written or kept, read from the disk block by block."""
-        return _table(_in_order(self._used), self.about, recipe)
+        self.shards[index] = shard
 
 
 def left(
-    run: Run | InMemory,
+    run: Run,
     samples: Iterable[Sample],
     kept: Callable[[int, int, list[Skipped]], None],
 ) -> Iterator[tuple[int, list[Sample]]]:
@@ -208,7 +219,7 @@ def left(
         if run.holds(index):
             groups = list(groups)
             asked = [sample for group in groups for sample in group]
-            skipped = run.kept(index, asked)  # type: ignore[union-attr]
+            skipped = run.kept(index, asked)
             if skipped is not None:
                 kept(index, len(asked), skipped)
                 continue
@@ -253,7 +264,7 @@ def begin(
     retry_skipped: bool = False,
     shard_samples: int = SHARD_SAMPLES,
     command: str = DISCOVER,
-) -> Iterator[Run]:
+) -> Iterator[Folder]:
     """A run's folder, new or to go on with; no other process may write it meanwhile.
 
     Args:
@@ -283,27 +294,26 @@ def begin(
     (folder / SHARDS).mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         about = {"command": command, **about}
-        manifest = {"format": FORMAT, "shard_samples": shard_samples, **about}
         if (folder / MANIFEST).exists():
             if not resume:
                 raise ValueError(
                     f"out must hold no run where resume is False, but {folder} does; choose "
                     "another folder, or delete it"
                 )
-            made = _manifest(folder, command)
-            _same(folder, made, about)
-            _tell_versions(folder, made.get("versions", {}), about.get("versions", {}))
-            manifest = made
+            made = manifest.read(folder, command)
+            manifest.check(folder, made, about)
+            manifest.tell_versions(folder, made.get("versions", {}), about.get("versions", {}))
+            shard_samples = made["shard_samples"]
         elif any((folder / SHARDS).glob("*.parquet")):
             raise ValueError(
                 f"{folder} must hold {MANIFEST} beside its shards, but does not; choose another "
                 "folder, or delete it"
             )
         else:
-            write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+            manifest.write(folder, {"shard_samples": shard_samples, **about})
         for part in (folder / SHARDS).glob("*.part"):
             part.unlink()  # of a run that was killed
-        yield Run(folder, about, manifest["shard_samples"], retry_skipped)
+        yield Folder(about, shard_samples, folder=folder, retry_skipped=retry_skipped)
 
 
 def load(folder: str | Path) -> HeadTable:
@@ -313,8 +323,8 @@ def load(folder: str | Path) -> HeadTable:
         FileNotFoundError: there is no run.
         ValueError: a shard is missing or damaged.
     """
-    shards, about = _opened(Path(folder), DISCOVER)
-    return _table(shards, about, Recipe(**about["recipe"]))
+    run = _opened(Path(folder), DISCOVER)
+    return run.table(Recipe(**run.about["recipe"]))
 
 
 def load_columns(folder: str | Path, command: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -324,51 +334,12 @@ def load_columns(folder: str | Path, command: str) -> tuple[dict[str, np.ndarray
         FileNotFoundError: there is no run.
         ValueError: a shard is missing or damaged, or the run is another command's.
     """
-    shards, about = _opened(Path(folder), command)
-    return _columns(shards), {**about, "skipped": _left_out(shards)}
+    run = _opened(Path(folder), command)
+    return run.columns(), {**run.about, "skipped": run.left_out()}
 
 
-def fingerprint(parameters: Iterable[tuple[str, Any]]) -> str:
-    """A few letters that tell weights from others under the same name.
-
-    Args:
-        parameters: names and torch tensors; of each its shape, type and first values count.
-    """
-    digest = blake2b(digest_size=8)
-    for name, tensor in parameters:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if not tensor.is_meta:
-            digest.update(tensor.detach().reshape(-1)[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _table(shards: Sequence[Shard], about: dict[str, Any], recipe: Recipe) -> HeadTable:
-    shape = (about["architecture"]["num_layers"], about["architecture"]["num_heads"])
-    shards = list(shards)
-
-    def columns(shard: Shard, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
-        there = [n for n in names if n not in MATRICES or n in shard.names]
-        found = dict(zip(there, shard.columns(there), strict=True))
-        nothing = np.full((shard.rows, *shape), np.nan, dtype=np.float32)
-        matrices = {n: found.get(n, nothing).reshape(-1, *shape) for n in names if n in MATRICES}
-        return tuple((found | matrices)[n] for n in names)
-
-    return HeadTable(
-        num_samples=sum(shard.rows for shard in shards),
-        read=lambda names: (columns(shard, names) for shard in shards if shard.rows),
-        recipe=recipe,
-        checkpoint=about["checkpoint"],
-        architecture=about["architecture"],
-        dataset=about["dataset"],
-        split=about["split"],
-        versions=about["versions"],
-        has_ious=any("ious" in shard.names for shard in shards),
-        skipped=tuple(_left_out(shards)),
-    )
-
-
-def _opened(folder: Path, command: str) -> tuple[list[Shard], dict[str, Any]]:
-    about = _manifest(folder, command)
+def _opened(folder: Path, command: str) -> Folder:
+    about = manifest.read(folder, command)
     paths = sorted((folder / SHARDS).glob("*.parquet"))
     for index, path in enumerate(paths):
         if path != _path(folder, index):
@@ -378,87 +349,13 @@ def _opened(folder: Path, command: str) -> tuple[list[Shard], dict[str, Any]]:
             )
     if not paths:
         raise ValueError(f"{folder} must hold shards, but has none yet; run {command} to its end")
-    return [Shard.open(path, NEEDED.get(command, ())) for path in paths], about
-
-
-def _left_out(shards: Sequence[Shard]) -> list[Skipped]:
-    return [skipped for shard in shards for skipped in shard.skipped]
-
-
-def _columns(shards: Sequence[Shard]) -> dict[str, np.ndarray]:
-    shards = [shard for shard in shards if shard.rows]
-    if not shards:
-        return {}
-    names = (*IDS, *shards[0].names)
-    pieces = [shard.columns(names) for shard in shards]
-    return dict(zip(names, map(np.concatenate, zip(*pieces, strict=True)), strict=True))
-
-
-def _in_order(shards: dict[int, T]) -> list[T]:
-    return [shards[index] for index in sorted(shards)]
-
-
-def _column(piece: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name in piece:
-        return piece[name]
-    return np.full_like(piece["sums"], np.nan)
+    run = Folder(about, folder=folder)
+    run.shards.update((i, Shard.open(path, run.needed)) for i, path in enumerate(paths))
+    return run
 
 
 def _path(folder: Path, index: int) -> Path:
     return folder / SHARDS / f"{index:05d}.parquet"
-
-
-def _manifest(folder: Path, command: str) -> dict[str, Any]:
-    path = folder / MANIFEST
-    needed = f"run must be a folder written by fastground {command} --out"
-    if not path.is_file():
-        raise FileNotFoundError(f"{needed}, but {folder} has no {MANIFEST}")
-    try:
-        manifest = json.loads(path.read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']}")
-        if manifest["command"] != command:
-            raise ValueError(f"it was written by fastground {manifest['command']}")
-        return manifest
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{needed}, but {path} is not ({type(error).__name__}: {error}); choose another folder"
-        ) from error
-
-
-def _same(folder: Path, made: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Nothing where a folder's run is of the same as what is asked for.
-
-    Raises:
-        ValueError: something differs that decides the numbers.
-    """
-    recipe = DECIDED_BY if asked["command"] == DISCOVER else tuple(asked["recipe"])
-    names = [name for name in asked if name not in ("recipe", "versions")]
-    pairs = [(name, made.get(name), asked[name]) for name in names]
-    pairs += [(f"recipe.{n}", made["recipe"].get(n), asked["recipe"][n]) for n in recipe]
-    for name, before, now in pairs:
-        if before != now:
-            raise ValueError(
-                f"{name} must be {before!r}, with which {folder} was made, but got {now!r}; choose "
-                "another folder"
-            )
-
-
-def _tell_versions(folder: Path, made: dict[str, str], here: dict[str, str]) -> None:
-    """A warning that names each library whose version differs: numbers may in their last digits."""
-    none = "none"
-    differ = [
-        f"{name} {made.get(name, none)} (now {here.get(name, none)})"
-        for name in sorted({*made, *here})
-        if made.get(name) != here.get(name)
-    ]
-    if differ:
-        warnings.warn(
-            f"versions of libraries should be those with which {folder} was made, but differ: "
-            f"{', '.join(differ)}; what is there is kept, and what is added may be rounded in "
-            "another way: install those versions, or choose another folder, for the same numbers",
-            stacklevel=5,
-        )
 
 
 @contextmanager

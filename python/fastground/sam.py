@@ -72,6 +72,17 @@ class Prompt(NamedTuple):
     """Of (h,) y and (w,) x, which may lie outside the image, the (h, w) log-odds of the object."""
 
 
+class Framed(NamedTuple):
+    """A prompt in pixels of the frame, on the model's device."""
+
+    box: torch.Tensor
+    """(4,)."""
+    points: torch.Tensor | None
+    """(n, 2)."""
+    mask: torch.Tensor | None
+    """(h, w) log-odds of the object."""
+
+
 class Sam(ABC):
     """A model that makes masks of prompts."""
 
@@ -109,8 +120,7 @@ class Sam(ABC):
             return
         embedding = self.encode(self.frame(image)[None].to(self.device))
         for prompt in prompts:
-            box, points, mask = self._in_frame(prompt, image)
-            low = self.decode(embedding, box, points, mask, several)
+            low = self.decode(embedding, self._in_frame(prompt, image), several)
             yield self._on_image(low.float(), image)
 
     def frame(self, image: Image.Image) -> torch.Tensor:
@@ -126,15 +136,8 @@ class Sam(ABC):
         """What the decoder reads of a (1, 3, S, S) frame."""
 
     @abstractmethod
-    def decode(
-        self,
-        embedding: Any,
-        box: torch.Tensor,
-        points: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        several: bool,
-    ) -> torch.Tensor:
-        """(1 or 3, s, s) logits on the frame, of a box (4,), points (n, 2), a mask (h, w)."""
+    def decode(self, embedding: Any, prompt: Framed, several: bool) -> torch.Tensor:
+        """(1 or 3, s, s) logits on the frame."""
 
     def _resized(self, image: Image.Image) -> tuple[int, int]:
         if self.both_sides:
@@ -143,7 +146,7 @@ class Sam(ABC):
         height, width = (max(1, int(factor * n + 0.5)) for n in (image.height, image.width))
         return height, width
 
-    def _in_frame(self, prompt: Prompt, image: Image.Image) -> Any:
+    def _in_frame(self, prompt: Prompt, image: Image.Image) -> Framed:
         height, width = self._resized(image)
         scale = torch.tensor([width / image.width, height / image.height])
         box = prompt.box.detach().cpu().float() * scale.repeat(2)
@@ -153,7 +156,7 @@ class Sam(ABC):
         if prompt.log_odds is not None:
             place = (torch.arange(self.mask_side) + 0.5) * (self.side / self.mask_side)
             mask = prompt.log_odds(place / scale[1], place / scale[0]).float().to(self.device)
-        return box.to(self.device), points, mask
+        return Framed(box.to(self.device), points, mask)
 
     def _on_image(self, low: torch.Tensor, image: Image.Image) -> torch.Tensor:
         def resize(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -195,15 +198,9 @@ class TransformersSam(Sam):
             return {"image_embeddings": made[0], "intermediate_embeddings": made[1]}
         return {"image_embeddings": made}
 
-    def decode(
-        self,
-        embedding: Any,
-        box: torch.Tensor,
-        points: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        several: bool,
-    ) -> torch.Tensor:
+    def decode(self, embedding: Any, prompt: Framed, several: bool) -> torch.Tensor:
         """As in `Sam`."""
+        box, points, mask = prompt
         dtype = self.model.dtype
         given = {"input_boxes": box[None, None].to(dtype)}
         if points is not None:
@@ -236,15 +233,9 @@ class SegmentAnything(Sam):
         """The encoder's features."""
         return self.model.image_encoder(frame)
 
-    def decode(
-        self,
-        embedding: Any,
-        box: torch.Tensor,
-        points: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        several: bool,
-    ) -> torch.Tensor:
+    def decode(self, embedding: Any, prompt: Framed, several: bool) -> torch.Tensor:
         """As in `Sam`."""
+        box, points, mask = prompt
         inside = None
         if points is not None:
             labels = torch.ones(1, len(points), dtype=torch.int, device=box.device)

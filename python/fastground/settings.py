@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastground.ranking import kept_of, rank_table
+from fastground.election import kept_of
+from fastground.ranking import rank_table
 from fastground.table import HeadTable
 from fastground.types import CHOICES, PROFILES, HeadRanking, Recipe
 

@@ -140,6 +140,21 @@ class Shard:
         return read(self.path, take)
 
 
+class Held:
+    """A shard of a run that is kept nowhere: in memory, and read as a `Shard` is."""
+
+    def __init__(
+        self, keys: Sequence[Key], skipped: Sequence[Skipped], columns: dict[str, np.ndarray]
+    ) -> None:
+        """As `Shard.write`."""
+        self.rows, self.skipped, self.names = len(keys), list(skipped), tuple(columns)
+        self._columns = columns_of(keys, columns)
+
+    def columns(self, names: Sequence[str]) -> Columns:
+        """These columns: (rows, ...) each."""
+        return tuple(self._columns[name] for name in names)
+
+
 def _array(values: Any) -> np.ndarray:
     size = getattr(values.type, "list_size", None)
     if size is None:

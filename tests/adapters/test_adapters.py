@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import all_families
 from fastground import packing
-from fastground.attention import answers, attention_maps, attention_of_images
+from fastground.attention import answers, attention_maps, attention_of_encoded
 from fastground.capture import capture
 from fastground.models import LVLM, wrap
 from fastground.types import Recipe
@@ -178,9 +178,9 @@ def test_images_of_several_sizes_share_a_forward(family, blocks):
     recipe = Recipe(blocks=blocks)
     images = [picture((31, 20)), picture((20, 44), seed=1), picture((31, 20), seed=2)]
     alone = [attention_maps(lvlm, image, TEXTS[:2], recipe=recipe) for image in images]
-    pairs = [(image, TEXTS[:2]) for image in images]
+    encoded = [lvlm.encode(image, TEXTS[:2], recipe) for image in images]
     for packed in (True, False):
-        many = attention_of_images(lvlm, pairs, recipe=recipe, packed=packed, max_tokens=1 << 16)
+        many = attention_of_encoded(lvlm, encoded, recipe=recipe, packed=packed, max_tokens=1 << 16)
         for found, want in zip(many, alone, strict=True):
             assert found.layout == want.layout
             torch.testing.assert_close(found.maps, want.maps, atol=1e-5, rtol=0)

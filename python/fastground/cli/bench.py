@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastground import terminal
+from fastground import tables, terminal
 from fastground.cli.options import Json
 
 
@@ -45,4 +45,4 @@ def bench(
         )  # fmt: skip
         return
     title = f"{maps:,} maps of {shape[0]} x {shape[1]} {dtype} on {device}"
-    terminal.show(terminal.bench_table(found, title))
+    terminal.show(tables.of_speeds(found, title))

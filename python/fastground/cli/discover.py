@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fastground import terminal
+from fastground import tables, terminal
 from fastground.cli.options import (
     Changes,
     Data,
@@ -27,7 +27,7 @@ from fastground.cli.options import (
     options_of,
     recipe_of,
 )
-from fastground.types import Recipe, Sample
+from fastground.types import RANKING_FILE, Recipe, Sample
 
 
 def discover(
@@ -86,11 +86,11 @@ def discover(
             num_actors=num_actors,
         )  # fmt: skip
     if as_json:
-        terminal.print_json(**terminal.ranking_json(ranking))
+        terminal.print_json(**ranking.to_dict())
     else:
-        terminal.show(terminal.ranking_table(ranking))
+        terminal.show(tables.of_ranking(ranking))
         if out is not None:
-            print(f"wrote {out / discovery.RANKING_FILE}")
+            print(f"wrote {out / RANKING_FILE}")
     leave(stop, ranking.num_samples)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastground import terminal
+from fastground import tables, terminal
 from fastground.cli.options import (
     Changes,
     Data,
@@ -28,6 +29,10 @@ from fastground.cli.options import (
     options_of,
 )
 from fastground.cli.unread import CHOICE, STATISTICS, of_evaluation
+
+if TYPE_CHECKING:
+    from fastground.grounder import Grounder
+    from fastground.types import Sample
 
 PLURALS = ("png", "listed")
 """Data sets in files that may have samples of the kind plural."""
@@ -74,28 +79,12 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model's groundings on held-out expressions."""
-    from fastground import comparison, datasets, evaluation, runs
-    from fastground.ranking import rank_table
+    from fastground import datasets, evaluation
+    from fastground.manifest import MANIFEST
 
-    if table is not None and table not in comparison.TABLES:
-        raise ValueError(
-            f"--table must be one of {', '.join(comparison.TABLES)}, but got {table!r}"
-        )
-    run = ranking if ranking is not None and (ranking / runs.MANIFEST).is_file() else None
-    if table in ("heads", "5") and run is None:
-        raise ValueError(
-            f"--table {table} needs --ranking FOLDER, what discover wrote with --out; make it "
-            f"with: fastground discover {model} --out FOLDER"
-        )
-    given = {"segmenter": segmenter, "baseline": baseline}
-    given["plurals"] = None if plurals == "region" else plurals
-    for name, value in given.items():
-        if table is not None and value is not None:
-            raise ValueError(
-                f"--table scores many choices of heads by their maps alone, without --{name}; "
-                "leave one of them out"
-            )
-
+    run = ranking if ranking is not None and (ranking / MANIFEST).is_file() else None
+    if table is not None:
+        _check_table(table, model, run, segmenter, baseline, plurals)
     options = options_of(dataset, option)
     several = options.get("several", False)
     if (plurals == "union" or table == "objects") and not (dataset in PLURALS or several):
@@ -128,39 +117,81 @@ def evaluate(
                 grounder, left, baseline=baseline, plurals=plurals, **how
             )
         else:
-            found, heads = grounder.ranking, None
-            if run is not None:
-                heads = runs.load(run)
-                trials = len(found.trials)
-                found = rank_table(heads, grounder.recipe, trials=trials, seed=seed)
-            elif found.recipe != grounder.recipe:
-                found = replace(found, recipe=grounder.recipe)
-            if table == "heads":
-                assert heads is not None, "asked for above"
-                scores = comparison.compare(grounder.lvlm, heads, found, left, **how)
-            else:
-                scores = comparison.paper_table(
-                    table, grounder.lvlm, found, left, table=heads, **how
-                )
+            scores = _compared(table, grounder, run, left, how)
     if as_json:
         terminal.print_json(
             model=model, dataset=dataset, split=split, recipe=grounder.recipe.to_dict(),
             plurals=plurals, scores=scores.to_dict(),
         )  # fmt: skip
     elif table is not None:
-        terminal.show(terminal.comparison_table(scores))
+        terminal.show(tables.of_comparison(scores))
         if table == "heads":
-            for name, value in terminal.comparison_facts(scores):
+            for name, value in tables.comparison_facts(scores):
                 print(f"{name}: {value}")
     else:
-        heads_used = ", ".join(map(str, grounder.heads))
-        if grounder.recipe.selection == "greedy":
-            heads_used = f"{grounder.recipe.k} heads, own for each sample"
-        title = f"{model} on {dataset} {split}: {heads_used}"
+        title = f"{model} on {dataset} {split}: {_heads(grounder)}"
         if plurals == "union":
             title += ", plurals by all of their objects"
         references = evaluation.references(model, dataset, split)
-        terminal.show(terminal.scores_table(scores, title, grounder.recipe, references))
+        terminal.show(tables.of_scores(scores, title, grounder.recipe, references))
     if out is not None and not as_json:
         print(f"wrote {out / evaluation.SCORES_FILE}")
     leave(stop, scores.num_samples)
+
+
+def _check_table(
+    table: str, model: str, run: Path | None, segmenter: str | None, baseline: str | None,
+    plurals: str,
+) -> None:  # fmt: skip
+    """Nothing, where there is such a table and what it needs, and no option that it does not read.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    from fastground import comparison
+
+    if table not in comparison.TABLES:
+        raise ValueError(
+            f"--table must be one of {', '.join(comparison.TABLES)}, but got {table!r}"
+        )
+    if table in ("heads", "5") and run is None:
+        raise ValueError(
+            f"--table {table} needs --ranking FOLDER, what discover wrote with --out; make it "
+            f"with: fastground discover {model} --out FOLDER"
+        )
+    given = {
+        "segmenter": segmenter, "baseline": baseline,
+        "plurals": None if plurals == "region" else plurals,
+    }  # fmt: skip
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"--table scores many choices of heads by their maps alone, without --{name}; "
+                "leave one of them out"
+            )
+
+
+def _compared(
+    table: str, grounder: Grounder, run: Path | None, samples: Iterable[Sample], how: dict[str, Any]
+) -> Any:
+    """The table's rows; of a run its heads are ranked anew by the grounder's recipe."""
+    from fastground import comparison, runs
+    from fastground.ranking import rank_table
+
+    found, heads = grounder.ranking, None
+    if run is not None:
+        heads = runs.load(run)
+        found = rank_table(heads, grounder.recipe, trials=len(found.trials), seed=how["seed"])
+    elif found.recipe != grounder.recipe:
+        found = replace(found, recipe=grounder.recipe)
+    if table != "heads":
+        return comparison.paper_table(table, grounder.lvlm, found, samples, table=heads, **how)
+    assert heads is not None, "asked for above"
+    return comparison.compare(grounder.lvlm, heads, found, samples, **how)
+
+
+def _heads(grounder: Grounder) -> str:
+    """Which heads were used, in words."""
+    if grounder.recipe.selection == "greedy":
+        return f"{grounder.recipe.k} heads, own for each sample"
+    return ", ".join(map(str, grounder.heads))

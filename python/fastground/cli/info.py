@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastground import terminal
+from fastground import tables, terminal
 from fastground.cli.options import Json
 
 
@@ -23,7 +23,7 @@ def info(
         if as_json:
             terminal.print_json(models=support.facts())
         else:
-            terminal.show(terminal.support_table(support.table()))
+            terminal.show(tables.of_support(support.table()))
         return
     from fastground import info as installation
 
@@ -43,4 +43,4 @@ def info(
         )
         source = ranking.get("provenance", source)
         print(f"{'ranking':13} {ranking['checkpoint']}: {', '.join(ranking['heads'])} ({source})")
-    terminal.show(terminal.operations_table(facts["operations"]))
+    terminal.show(tables.of_operations(facts["operations"]))

@@ -12,7 +12,7 @@ import typer
 
 from fastground import terminal
 from fastground.cli.unread import NO_TILES, of_segmenter, refuse_chosen, refuse_unread
-from fastground.types import Recipe
+from fastground.types import RANKING_FILE, Recipe
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -222,7 +222,7 @@ def ranking_file(path: Path) -> Path:
     Raises:
         ValueError: it is not there.
     """
-    file = path / "ranking.json" if path.is_dir() else path
+    file = path / RANKING_FILE if path.is_dir() else path
     if not file.is_file():
         raise ValueError(
             f"ranking must be a file or folder written by fastground discover, but {path} is not "

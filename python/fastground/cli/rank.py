@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastground import terminal
+from fastground import tables, terminal
 from fastground.cli.options import Changes, Json, Profile, Seed, Trials, recipe_of, writable
 from fastground.cli.unread import GROUNDING
 
@@ -44,11 +44,11 @@ def rank(
         ranking.save(out)
     if as_json:
         told: dict[str, Any] = {} if others is None else {"ablations": others.to_dict()}
-        terminal.print_json(**terminal.ranking_json(ranking), **told)
+        terminal.print_json(**ranking.to_dict(), **told)
         return
-    terminal.show(terminal.ranking_table(ranking))
+    terminal.show(tables.of_ranking(ranking))
     if others is not None:
-        terminal.show(terminal.choices_table(others))
-        terminal.show(terminal.sureness_table(others))
+        terminal.show(tables.of_choices(others))
+        terminal.show(tables.of_sureness(others))
     if out is not None:
         print(f"wrote {out}")

@@ -22,7 +22,7 @@ from fastground.cli.options import (
     writable,
 )
 from fastground.cli.unread import GROUNDING
-from fastground.types import HeadRanking
+from fastground.types import RANKING_FILE, HeadRanking
 
 TRIALS = 5
 PER_IMAGE = 1000
@@ -83,10 +83,11 @@ def _read(
     """
     from fastground import runs
     from fastground.ablations import ablate
+    from fastground.manifest import MANIFEST
     from fastground.ranking import rank_table
 
     other = profile is not None or bool(changes)
-    if not (path / runs.MANIFEST).is_file():
+    if not (path / MANIFEST).is_file():
         ranking = HeadRanking.load(ranking_file(path))
         if other:
             raise ValueError(
@@ -95,7 +96,7 @@ def _read(
             )
         return ranking, {}
     table = runs.load(path)
-    own = path / "ranking.json"
+    own = path / RANKING_FILE
     made = HeadRanking.load(own) if own.is_file() and not other else None
     if made is not None and made.num_samples == table.num_samples:
         ranking = made

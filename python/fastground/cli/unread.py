@@ -116,6 +116,8 @@ def refuse_chosen(
     Raises:
         ValueError: one does.
     """
+    from fastground.manifest import MANIFEST
+
     unread: tuple[str, ...] = (*STATISTICS, *CHOICE)
     if recipe.selection == "greedy":  # each sample's own heads, by its own statistics
         by_sample = recipe.scope == "sample" and recipe.criteria == "both"
@@ -132,7 +134,7 @@ def refuse_chosen(
             )
         run = source if source is None or source.is_dir() else source.parent
         again = f"fastground rank {run} --recipe {name}={value} --out FILE"
-        if run is None or name in STATISTICS or not (run / "run.json").is_file():
+        if run is None or name in STATISTICS or not (run / MANIFEST).is_file():
             again = f"fastground discover {checkpoint} --recipe {name}={value} --out FOLDER"
         raise ValueError(
             f"{what}, which changes nothing once heads are chosen; choose them anew with: {again}, "

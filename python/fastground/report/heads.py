@@ -17,7 +17,6 @@ LEAST_ROWS = 10
 def election(page: Page, ranking: HeadRanking, ablations: Ablations | None) -> str:
     """Step 3: from the attention sums' elbow to the heads, with the deviation over trials."""
     top = ", ".join(map(str, ranking.top()))
-    trials = len(ranking.trials)
     curve = page.chart(
         "curve", lambda theme: charts.attention_sum_curve(ranking, theme),
         f"Mean attention sums of {len(ranking.curve)} heads in ascending order, cut at "
@@ -31,7 +30,7 @@ def election(page: Page, ranking: HeadRanking, ablations: Ablations | None) -> s
         "heads", lambda theme: charts.head_matrix(ranking, theme),
         f"Selection frequency of every head, layer by layer; chosen: {top}",
     )  # fmt: skip
-    same = sum(set(t) == set(ranking.top()) for t in ranking.trials)
+    same, trials = ranking.agreement()
     repeated = f" In {same} of {trials} separate trials they were the same." if trials > 1 else ""
     body = (
         f"<p>Over {ranking.num_samples:,} expressions, sort all heads by their mean attention "
