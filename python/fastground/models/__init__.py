@@ -25,16 +25,17 @@ from typing import TYPE_CHECKING, Any
 
 from fastground.models import processors, yi_vl
 from fastground.models.conversion import NEWER, convert, refuse_unconverted
-from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
+from fastground.models.gemma import Gemma3, Gemma3n, Gemma4, PaliGemma
 from fastground.models.generic import Generic
 from fastground.models.idefics import Idefics
 from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4
 from fastground.models.kimi import Kimi
 from fastground.models.lfm2_vl import Lfm2Vl
-from fastground.models.llava import Llava
+from fastground.models.llava import FastVLM, Llava
 from fastground.models.llava_next import LlavaNext
 from fastground.models.lvlm import LVLM
 from fastground.models.mini_gemini import MiniGemini
+from fastground.models.minicpm import MiniCPM
 from fastground.models.molmo import Molmo2
 from fastground.models.ovis import Ovis
 from fastground.models.pixtral import Pixtral
@@ -50,15 +51,15 @@ __all__ = ["ADAPTERS", "LVLM", "REFUSED", "convert", "load", "wrap"]
 ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
-        Llava,
+        Llava, FastVLM,
         YiVL,
         MiniGemini,
         InternVL, AyaVision, GotOcr2, Llama4,
         LlavaNext,
-        Idefics, Kimi, Lfm2Vl, Molmo2, Ovis, Pixtral,
+        Idefics, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis, Pixtral,
         QwenVL, Qwen35,
         DeepseekVL, Janus,
-        Gemma3, Gemma4, PaliGemma,
+        Gemma3, Gemma3n, Gemma4, PaliGemma,
     )
     for name in kind.model_types
 }  # fmt: skip

@@ -51,6 +51,8 @@ class Seen(NamedTuple):
     """(axes, len(ids)) int64, counted from the first of `ids`: see `Encoded.prefix_positions`."""
     counted: dict[str, int] | None = None
     """`Encoded.counted`, where there are any."""
+    axes: dict[str, int] | None = None
+    """`Encoded.axes`, likewise."""
 
 
 class LVLM(ABC):
@@ -287,6 +289,7 @@ class LVLM(ABC):
             ),
             prefix_positions=positions,
             counted=seen.counted or {},
+            axes=seen.axes or {},
         )
 
     def chat(self) -> tuple[str, str]:

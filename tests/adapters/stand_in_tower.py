@@ -1,0 +1,39 @@
+"""Two convolutions in the place of vision towers from timm, which needs torchvision.
+
+A tower by timm returns (batch, channels, grid_h, grid_w), and so do they. All around is transformers'
+own: the configurations are subclasses that differ in nothing but the tower that they make.
+"""
+
+from functools import cache
+
+import torch
+
+CELL = 8
+"""How many pixels a side become a cell."""
+
+
+@cache
+def stand_in(name):
+    """The configuration `name` of transformers, with which AutoModel makes the stand-in."""
+    import transformers as hf
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    config = type("StandIn" + name, (getattr(hf, name),), {"__module__": __name__})
+
+    class Tower(hf.PreTrainedModel):
+        config_class = config
+        main_input_name = "pixel_values"
+        _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+
+        def __init__(self, settings):
+            super().__init__(settings)
+            self.patches = torch.nn.Conv2d(3, settings.hidden_size, CELL, CELL)
+            self.out_proj = torch.nn.Conv2d(settings.hidden_size, settings.hidden_size, 3, padding=1)
+            self.post_init()
+
+        def forward(self, pixel_values, **_):
+            cells = self.patches(pixel_values)
+            return BaseModelOutputWithPooling(last_hidden_state=cells + self.out_proj(cells))
+
+    hf.AutoModel.register(config, Tower)
+    return config
