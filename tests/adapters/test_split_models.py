@@ -42,7 +42,7 @@ def split(model, folder, **how):
     model.save_pretrained(folder)
     how.setdefault("device_map", "auto")
     found = type(model).from_pretrained(
-        folder, dtype=torch.float32, offload_folder=folder / "waiting", **how
+        folder, config=model.config, dtype=torch.float32, offload_folder=folder / "waiting", **how
     )
     assert 0 < len(waiting(found)) < len(list(found.parameters()))
     return found.eval()

@@ -42,6 +42,7 @@ from fastground.models.pixtral import Pixtral
 from fastground.models.qwen_vl import Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
 from fastground.models.yi_vl import YiVL
+from fastground.seam import refuse_absent
 
 if TYPE_CHECKING:
     import torch
@@ -159,8 +160,8 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
 
     Raises:
         ValueError: the model's family is not supported, the processor lacks images or words, the
-            model is in training mode, or its attention does not cap the logits as its configuration
-            says, or ignores a mask that it needs.
+            model has no weights or is in training mode, or its attention does not cap the logits as
+            its configuration says, or ignores a mask that it needs.
     """
     if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(
@@ -174,6 +175,7 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
             "processor must be the model's own, of images and words, but got "
             f"{type(processor).__name__}; load it with transformers.AutoProcessor"
         )
+    refuse_absent(model)
     if model.training:
         raise ValueError(
             "model must be in evaluation mode, where nothing is dropped at random; call "
