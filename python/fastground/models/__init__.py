@@ -28,7 +28,7 @@ from fastground.models.conversion import NEWER, convert, refuse_unconverted
 from fastground.models.gemma import Gemma3, Gemma3n, Gemma4, PaliGemma
 from fastground.models.generic import Generic
 from fastground.models.idefics import Idefics
-from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4
+from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4, QianfanOCR
 from fastground.models.kimi import Kimi
 from fastground.models.lfm2_vl import Lfm2Vl
 from fastground.models.llava import FastVLM, Llava
@@ -39,7 +39,7 @@ from fastground.models.minicpm import MiniCPM
 from fastground.models.molmo import Molmo2
 from fastground.models.ovis import Ovis
 from fastground.models.pixtral import Pixtral
-from fastground.models.qwen_vl import Qwen35, QwenVL
+from fastground.models.qwen_vl import Ernie, Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
 from fastground.models.yi_vl import YiVL
 from fastground.seam import refuse_absent
@@ -55,10 +55,10 @@ ADAPTERS: dict[str, type[LVLM]] = {
         Llava, FastVLM,
         YiVL,
         MiniGemini,
-        InternVL, AyaVision, GotOcr2, Llama4,
+        InternVL, AyaVision, GotOcr2, Llama4, QianfanOCR,
         LlavaNext,
         Idefics, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis, Pixtral,
-        QwenVL, Qwen35,
+        QwenVL, Qwen35, Ernie,
         DeepseekVL, Janus,
         Gemma3, Gemma3n, Gemma4, PaliGemma,
     )
