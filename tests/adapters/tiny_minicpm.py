@@ -20,12 +20,12 @@ FIRST = (5, 19)
 """The version of transformers from which on the views of an image may differ in size."""
 
 
-def minicpm(seed=0, *, downsample="16x", **images):
+def minicpm(seed=0, **more):
     import transformers as hf
 
     if tuple(map(int, hf.__version__.split(".")[:2])) < FIRST:
         pytest.skip("this transformers mixes up the views of MiniCPM-V 4.6")
-    return built(seed, downsample=downsample, **images)
+    return built(seed, **more)
 
 
 def built(seed=0, *, downsample="16x", **images):
