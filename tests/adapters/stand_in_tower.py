@@ -1,7 +1,8 @@
 """Two convolutions in the place of vision towers from timm, which needs torchvision.
 
-A tower by timm returns (batch, channels, grid_h, grid_w), and so do they. All around is transformers'
-own: the configurations are subclasses that differ in nothing but the tower that they make.
+A tower by timm returns (batch, channels, grid_h, grid_w) where it is one of convolutions, and a token
+a patch behind a class token where it is a transformer; so do they. All around is transformers' own:
+the configurations are subclasses that differ in nothing but the tower that they make.
 """
 
 from functools import cache
@@ -27,13 +28,19 @@ def stand_in(name):
 
         def __init__(self, settings):
             super().__init__(settings)
-            self.patches = torch.nn.Conv2d(3, settings.hidden_size, CELL, CELL)
-            self.out_proj = torch.nn.Conv2d(settings.hidden_size, settings.hidden_size, 3, padding=1)
+            self.tokens = "embed_dim" in (settings.model_args or {})
+            width = settings.model_args["embed_dim"] if self.tokens else settings.hidden_size
+            self.patches = torch.nn.Conv2d(3, width, CELL, CELL)
+            self.out_proj = torch.nn.Conv2d(width, width, 3, padding=1)
             self.post_init()
 
         def forward(self, pixel_values, **_):
             cells = self.patches(pixel_values)
-            return BaseModelOutputWithPooling(last_hidden_state=cells + self.out_proj(cells))
+            cells = cells + self.out_proj(cells)
+            if self.tokens:
+                cells = cells.flatten(2).mT
+                cells = torch.cat([cells.mean(1, keepdim=True), cells], dim=1)
+            return BaseModelOutputWithPooling(last_hidden_state=cells)
 
     hf.AutoModel.register(config, Tower)
     return config

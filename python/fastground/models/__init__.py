@@ -38,6 +38,7 @@ from fastground.models.mini_gemini import MiniGemini
 from fastground.models.minicpm import MiniCPM
 from fastground.models.molmo import Molmo2
 from fastground.models.ovis import Ovis
+from fastground.models.perception_lm import PerceptionLM
 from fastground.models.pixtral import Pixtral
 from fastground.models.qwen_vl import Ernie, Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
@@ -57,7 +58,8 @@ ADAPTERS: dict[str, type[LVLM]] = {
         MiniGemini,
         InternVL, AyaVision, GotOcr2, Llama4, QianfanOCR,
         LlavaNext,
-        Idefics, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis, Pixtral,
+        Idefics, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis, PerceptionLM,
+        Pixtral,
         QwenVL, Qwen35, Ernie,
         DeepseekVL, Janus,
         Gemma3, Gemma3n, Gemma4, PaliGemma,
