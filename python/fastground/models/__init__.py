@@ -27,6 +27,7 @@ from fastground.models import processors, yi_vl
 from fastground.models.conversion import NEWER, convert, refuse_unconverted
 from fastground.models.gemma import Gemma3, Gemma3n, Gemma4, PaliGemma
 from fastground.models.generic import Generic
+from fastground.models.hunyuan import HunYuan
 from fastground.models.idefics import Idefics
 from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4, QianfanOCR
 from fastground.models.kimi import Kimi
@@ -58,8 +59,8 @@ ADAPTERS: dict[str, type[LVLM]] = {
         MiniGemini,
         InternVL, AyaVision, GotOcr2, Llama4, QianfanOCR,
         LlavaNext,
-        Idefics, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis, PerceptionLM,
-        Pixtral,
+        HunYuan, Idefics, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis,
+        PerceptionLM, Pixtral,
         QwenVL, Qwen35, Ernie,
         DeepseekVL, Janus,
         Gemma3, Gemma3n, Gemma4, PaliGemma,
@@ -82,6 +83,9 @@ REFUSED: dict[str, str] = {
     "florence2": _ENCODER, "pix2struct": _ENCODER, "pp_formulanet": _ENCODER,
     "t5gemma2": _ENCODER, "udop": _ENCODER, "vision-encoder-decoder": _ENCODER,
     "qwen2_5_omni": _THINKER, "qwen3_omni_moe": _THINKER,
+    "evolla": "reads proteins, and no images", "mistral4": "reads no images",
+    "pi0": "moves a robot, and says no words",
+    "shieldgemma2": "is asked about policies alone, in words that its processor writes",
     "git": "puts the image before the sequence without tokens for it",
     "molmo": f"attends by code of its own, which nobody can listen to; take {NEWER['molmo']}",
 }  # fmt: skip

@@ -24,7 +24,7 @@ caps its attention logits, which only eager attention does; `fastground.models.l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastground.models.geometry import Frame, frame
 from fastground.models.square import Square
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Gemma3(Square):
     """The whole image; crops beside it (pan and scan) are not asked for."""
 
-    model_types = ("gemma3",)
+    model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
     shares_prefix = False
     needs_mask = True
     frills = 1

@@ -111,12 +111,10 @@ class AyaVision(InternVL):
         before, after = super().words(recipe)
         return before.replace(self.tokens[0], self.mark), after
 
-    def read(self, image: Image) -> tuple[list[int], dict[str, torch.Tensor]]:
-        """As everywhere, from the image token of prompts."""
-        made = self.processor(
-            images=[image], text=[self.tokens[0]], add_special_tokens=False, return_tensors="pt"
-        )
-        return made["input_ids"][0].tolist(), self.placed(made)
+    @property
+    def alone(self) -> str:
+        """The image token of prompts."""
+        return self.tokens[0]
 
 
 class QianfanOCR(AyaVision):
