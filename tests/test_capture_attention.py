@@ -4,8 +4,6 @@ Flash and flex attention run here as transformers calls them, from its masks to 
 flash-attn's two kernels are by PyTorch (see flash_kernels.py), and flex attention is not compiled.
 """
 
-import gc
-import weakref
 from contextlib import nullcontext
 from functools import wraps
 from unittest.mock import patch
@@ -239,47 +237,6 @@ def test_each_kind_of_layer_is_tested_even_where_the_forward_ends():
         message = "in layer 1 its output is off by"
         with pytest.raises(RuntimeError, match=message), capture(model, stop_after=1):
             model(**inputs)
-
-
-@pytest.mark.parametrize("function", [turned, unmasked, rescaled])
-def test_another_function_under_a_name_that_passed_is_tested(function):
-    model, processor = random_llava(0)
-    inputs = inputs_of(processor, "left")
-    calls = []
-
-    def right(module, *args, **keywords):
-        calls.append(module.layer_idx)
-        return sdpa(module, *args, **keywords)
-
-    with registered("odd", right), torch.no_grad():
-        use(model, "odd")
-        for _ in range(2):
-            with capture(model) as captured:
-                model(**inputs)
-            assert captured.sums.isfinite().all()
-        assert calls == [0, 1, 2] * 2
-        AttentionInterface.register("odd", function)
-        with pytest.raises(RuntimeError, match="in layer 0 its output is off by"), capture(model):
-            model(**inputs)
-        AttentionInterface.register("odd", right)
-        with capture(model) as again:
-            model(**inputs)
-        assert torch.equal(again.maps.maps, captured.maps.maps)
-
-
-def test_what_was_tested_keeps_neither_model_nor_function():
-    model, processor = random_llava(0)
-
-    def right(module, *args, **keywords):
-        assert model is not None  # a function may hold the model
-        return sdpa(module, *args, **keywords)
-
-    with registered("odd", right), torch.no_grad(), capture(use(model, "odd")) as captured:
-        model(**inputs_of(processor, "left"))
-    gone = weakref.ref(model), weakref.ref(right)
-    del model, right, captured
-    gc.collect()
-    assert [kept() for kept in gone] == [None, None]
 
 
 def test_attention_that_is_nan_is_no_proof():

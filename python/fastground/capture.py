@@ -41,8 +41,8 @@ from fastground.seam import Seam, refuse_absent, refuse_searches, unwrapped
 from fastground.types import AttentionMaps, HeadId, ImageLayout
 
 _tested: WeakKeyDictionary[Any, WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()
-"""By model and attention function the kinds of layers with which it passed the self-test. Not by the
-function's name: another may be registered under that."""
+"""By model and attention function the kinds of layers with which it passed the self-test. Not by
+the function's name: another may be registered under that."""
 
 _TOLERANCE = {torch.bfloat16: 1.5e-2}
 """Of the self-test, relative to a head's output; 5e-3 in other dtypes. Rounding is some times less,

@@ -133,7 +133,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def refuse_absent(model: torch.nn.Module) -> None:
-    """Nothing, unless the model has no weights at all: those on disk count, as accelerate loads them.
+    """Nothing, unless the model has no weights: those on disk count, which accelerate loads.
 
     Raises:
         ValueError: all of its parameters lie on "meta", and no hook would load them.
@@ -142,9 +142,9 @@ def refuse_absent(model: torch.nn.Module) -> None:
     if not absent or not all(absent) or any(hasattr(m, "_hf_hook") for m in model.modules()):
         return
     raise ValueError(
-        f"model must have its weights, but all {len(absent)} of its parameters lie on 'meta', which "
-        "holds no numbers; load them with from_pretrained, which with device_map may leave some on "
-        "disk"
+        f"model must have its weights, but all {len(absent)} of its parameters lie on 'meta', "
+        "which holds no numbers; load them with from_pretrained, which with device_map may leave "
+        "some on disk"
     )
 
 

@@ -326,8 +326,7 @@ class Encoded:
     """The image_inputs that number the image's patches, with how many it has: behind other images
     the numbers go on where theirs end. What is negative numbers nothing."""
     axes: dict[str, int] = field(default_factory=dict)
-    """The image_inputs in which several images follow each other on another axis than the first,
-    which then has length 1, and which axis that is."""
+    """The image_inputs of which another axis than the first counts those, and which."""
 
 
 @dataclass(frozen=True)

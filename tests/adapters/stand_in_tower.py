@@ -1,8 +1,8 @@
 """Two convolutions in the place of vision towers from timm, which needs torchvision.
 
-A tower by timm returns (batch, channels, grid_h, grid_w) where it is one of convolutions, and a token
-a patch behind a class token where it is a transformer; so do they. All around is transformers' own:
-the configurations are subclasses that differ in nothing but the tower that they make.
+A tower by timm returns (batch, channels, grid_h, grid_w) where it is one of convolutions, and a
+token a patch behind a class token where it is a transformer; so do they. All around is
+transformers' own: configurations are subclasses that differ in nothing but the tower they make.
 """
 
 from functools import cache

@@ -14,8 +14,8 @@ def layout(lvlm, size, blocks="base"):
 
 
 def test_the_whole_image_and_its_slices():
-    # 61 x 97 is 2.57 views of 48 x 48: two rows of one, nearer to its shape than three are. Whole it
-    # has sides of 38 and 60 pixels, two and four cells of 16; a slice of 61 x 48.5 has 53 and 42.
+    # 61 x 97 is 2.57 views of 48 x 48: two rows of one, nearer to its shape than three are. Whole
+    # it has sides of 38 and 60 pixels, 2 and 4 cells of 16; a slice of 61 x 48.5 has 53 and 42.
     lvlm = wrap(*minicpm())
     found = layout(lvlm, (61, 97))
     assert found.grid == (4, 2) and found.cell_size == (61 / 2, 97 / 4)

@@ -61,11 +61,12 @@ def gemma3n(seed):
         "boa_token": "<hear>", "audio_token": "<audio>", "eoa_token": "<heard>",
     }  # fmt: skip
     words = tokenizer(list(marks.values()), newlines=True, extra_special_tokens=marks)
-    text = {n: value for n, value in TEXT.items() if n not in ("query_pre_attn_scalar", "vocab_size")}
+    text = TEXT | {"vocab_size": 128}
+    text.pop("query_pre_attn_scalar")
     config = hf.Gemma3nConfig(
         text_config=hf.Gemma3nTextConfig(
             **text, num_hidden_layers=4, sliding_window=24, num_kv_shared_layers=2,
-            layer_types=["sliding_attention", "full_attention"] * 2, vocab_size=128,
+            layer_types=["sliding_attention", "full_attention"] * 2,
             vocab_size_per_layer_input=96, hidden_size_per_layer_input=8, altup_num_inputs=2,
             laurel_rank=8, activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
         ),

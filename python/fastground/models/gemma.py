@@ -17,9 +17,10 @@ What the processors write, with the words:
 
 Gemma 4 keeps the image's aspect, and its grid is what the processor made of it; the others squash
 it to a square. In Gemma 3 and the larger Gemma 4 the image's tokens see all of the image, and five
-of six layers see only a window of tokens, as four of five in Gemma 3n, which else only looks back;
-in PaliGemma everything up to the new line sees everything. So expressions cannot share an image, and each is a sequence of its own. PaliGemma 2
-caps its attention logits, which only eager attention does; `fastground.models.load` sees to it.
+of six layers see only a window of tokens, as do four of five in Gemma 3n, whose image's tokens look
+back alone; in PaliGemma everything up to the new line sees everything. So expressions cannot share
+an image, and each is a sequence of its own. PaliGemma 2 caps its attention logits, which only eager
+attention does; `fastground.models.load` sees to it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Gemma3(Square):
 
 
 class Gemma3n(Gemma3):
-    """The whole image; its tokens only look back, most layers over a window."""
+    """The whole image, by layers with windows; tested around a stand-in for timm's tower."""
 
     model_types = ("gemma3n",)
     needs_mask = False

@@ -61,9 +61,9 @@ class HunYuan(LVLM):
         ends = len(ids) - grid_h * (grid_w + 1)
         if ends != 2:
             raise ValueError(
-                f"processor must make one token a cell, one a line and two more, but for {grid_h} x "
-                f"{grid_w} cells made {len(ids)}; use the processor that belongs to the model, with "
-                "cat_extra_token=True"
+                f"processor must make one token a cell, one a line and two more, but for {grid_h} "
+                f"x {grid_w} cells made {len(ids)}; use the processor that belongs to the model, "
+                "with cat_extra_token=True"
             )
         cells = [1 + row * (grid_w + 1) + i for row in range(grid_h) for i in range(grid_w)]
         return stretched(image, cells, (grid_h, grid_w), range(len(ids)))

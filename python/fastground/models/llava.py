@@ -2,8 +2,8 @@
 
 The module tree it expects:
 
-    model.vision_tower            CLIPVisionModel, SiglipVisionModel or InternVLVisionModel; in FastVLM
-                                  TimmWrapperModel, (batch, channels, grid_h, grid_w)
+    model.vision_tower            CLIPVisionModel, SiglipVisionModel or InternVLVisionModel; in
+                                  FastVLM TimmWrapperModel, (batch, channels, grid_h, grid_w)
     model.multi_modal_projector   one image token a patch, nothing merged
     model.language_model          LlamaModel or Qwen2Model, causal
     lm_head
@@ -100,7 +100,7 @@ class Llava(LVLM):
 
 
 class FastVLM(Llava):
-    """Images padded to a square, one token a cell of a convolutional tower by timm."""
+    """As LLaVA; tested around a stand-in for its convolutional tower, which timm makes."""
 
     model_types = ("fast_vlm",)
     system = ""

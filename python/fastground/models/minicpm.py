@@ -14,8 +14,8 @@ The tokens of an image in 2 x 2 slices (# is an image token):
     <slice> #### </slice>  <slice> #### </slice>
 
 Whole and slices are the image stretched to whole cells, so that nothing is cut or padded. A small
-image has no slices, for both values of `recipe.blocks`. With `downsample_mode` "4x" the tower merges
-nothing, and a cell is 2 x 2 patches. Earlier releases ask by learned queries, in their own code.
+image has no slices, for both values of `recipe.blocks`. With `downsample_mode` "4x" the tower
+merges nothing, and a cell is 2 x 2 patches.
 
 The patches of all views follow each other on the last axis of the pixel values. Before 5.19
 transformers took all views for as large as the first and mixed their patches up.
@@ -47,8 +47,8 @@ class MiniCPM(LVLM):
         super().__init__(model, processor, checkpoint)
         if tuple(map(int, __version__.split(".")[:2])) < (5, 19):
             raise ValueError(
-                "transformers must be 5.19 or newer for MiniCPM-V 4.6, since before it mixes up the "
-                f"patches of views that differ in size, but is {__version__}; pip install -U "
+                "transformers must be 5.19 or newer for MiniCPM-V 4.6, since before it mixes up "
+                f"the patches of views that differ in size, but is {__version__}; pip install -U "
                 "transformers"
             )
 

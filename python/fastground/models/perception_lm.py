@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class PerceptionLM(LVLM):
-    """The whole image, then tiles in rows, without words between."""
+    """The whole image, then tiles in rows; tested around a stand-in for timm's tower."""
 
     model_types = ("perception_lm",)
     sees_tiles = True
