@@ -313,7 +313,7 @@ class Encoded:
     prefix_length: int
     """How many first tokens all prompts share; they end with the image's last token."""
     image_inputs: dict[str, torch.Tensor]
-    """What the model reads beside tokens, once; images, tiles or patches follow on the first axis."""
+    """What the model reads beside tokens, once; the first axis counts images, tiles or patches."""
     layout: ImageLayout
     """Where the image's tokens stand, in every prompt alike."""
     prefix_positions: torch.Tensor | None = None
@@ -324,7 +324,7 @@ class Encoded:
     counted: dict[str, int] = field(default_factory=dict)
     """Those that number patches, and of how many: other images' come before; negative: nothing."""
     axes: dict[str, int] = field(default_factory=dict)
-    """Those on which images, tiles or patches follow each other on another axis, and on which."""
+    """Those of which another axis than the first counts these, and which."""
 
 
 @dataclass(frozen=True)
