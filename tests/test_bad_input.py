@@ -153,6 +153,25 @@ def test_the_two_arguments_of_wrap_exchanged():
         models.wrap(processor, model)
 
 
+def test_a_model_without_weights():
+    model, processor = random_llava(0)
+    count = len(list(model.parameters()))
+    inputs = processor(images=[picture()], text=["<image>\nthe mug."], return_tensors="pt")
+    model.lm_head.to("meta")
+    with torch.no_grad(), capture(model, stop_after=1) as captured:  # which does not run
+        model(**inputs)
+    assert captured.sums.isfinite().all()
+    lvlm = models.wrap(model, processor)
+    model.to("meta")
+    says = f"model must have its weights, but all {count} of its parameters lie on 'meta', .*; load"
+    with pytest.raises(ValueError, match=says):
+        models.wrap(model, processor)
+    with pytest.raises(ValueError, match=says):
+        capture(model)
+    with pytest.raises(ValueError, match=says):
+        attention_maps(lvlm, picture(), TEXTS, recipe=Recipe())
+
+
 def test_a_model_of_half_precision_on_the_cpu():
     model, processor = random_llava(seed=1, grid=6)
     found = Grounder(models.wrap(model.half(), processor), small_world.ranking())(picture(), "x")

@@ -37,11 +37,12 @@ from fastground.asking import Asking
 from fastground.causal import CausalAttention
 from fastground.dispatch import in_host_memory
 from fastground.layers import checked_heads, is_compiled, layers_with_heads, shortened
-from fastground.seam import Seam, refuse_searches, unwrapped
+from fastground.seam import Seam, refuse_absent, refuse_searches, unwrapped
 from fastground.types import AttentionMaps, HeadId, ImageLayout
 
-_tested: WeakKeyDictionary[Any, set[tuple[str, str]]] = WeakKeyDictionary()
-"""The attention implementations and kinds of layers with which a model passed the self-test."""
+_tested: WeakKeyDictionary[Any, WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()
+"""By model and attention function the kinds of layers with which it passed the self-test. Not by
+the function's name: another may be registered under that."""
 
 _TOLERANCE = {torch.bfloat16: 1.5e-2}
 """Of the self-test, relative to a head's output; 5e-3 in other dtypes. Rounding is some times less,
@@ -87,10 +88,10 @@ def capture(
         (N, heads) float32 and `.each` (a list of AttentionMaps, one a sequence of the batch).
 
     Raises:
-        ValueError: no transformers model, one with an encoder for its words, or with prompts that
-            PEFT learned; heads, rows or stop_after that it does not have; attention that
-            transformers has not registered with its masks, has a softcap that it ignores, sinks or
-            a bias. At the forward: no image is found, an asking token is padding,
+        ValueError: no transformers model, one without weights, with an encoder for its words, or
+            with prompts that PEFT learned; heads, rows or stop_after that it does not have;
+            attention that transformers has not registered with its masks, has a softcap that it
+            ignores, sinks or a bias. At the forward: no image is found, an asking token is padding,
             output_attentions is asked for; with "steps" beam search, assisted decoding, guidance,
             or several new tokens behind cached ones.
         RuntimeError: the model is being captured already, is called twice, does not hand its
@@ -124,6 +125,7 @@ class Capture:
             )
         self._compiled = stop_after is not None and is_compiled(model)
         self._given, self._model = model, unwrapped(model)
+        refuse_absent(self._model)
         self._text = model.config.get_text_config(decoder=True)
         self._rows = _checked_rows(rows, stop_after)
         self._layouts = layouts
@@ -289,9 +291,10 @@ class Capture:
         self._running.add(layer)
         ends = self._ends and layer == self._stop
         heads = self._by_layer.get(layer)
-        proof = self._seam.own, self._kinds.get(layer, "")
+        kind = self._kinds.get(layer, "")
         jumps = self._forwards[-1][0].jumps
-        tests = jumps or proof not in _tested.get(self._model, ())
+        proven = _tested.setdefault(self._model, WeakKeyDictionary()).setdefault(own, set())
+        tests = jumps or kind not in proven
         rows = None
         if heads is not None or (tests and layer == self._first):
             if query.shape[1] != self._text.num_attention_heads:
@@ -317,7 +320,7 @@ class Capture:
             if self._seam.own in _TAKES_FLOAT32 and query.dtype in (torch.float16, torch.bfloat16):
                 exact = self._in_float32(own, module, query, key, value, mask, keywords)
             if self._test(layer, heads, rows, value, exact[0]):
-                _tested.setdefault(self._model, set()).add(proof)
+                proven.add(kind)
         if ends:
             raise _Stop(self)
         return output

@@ -145,7 +145,8 @@ def _image_inputs(images: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     """The images' inputs one after the other; smaller ones are padded with zeros at their ends."""
     joined = {}
     for name in images[0].image_inputs:
-        parts = [encoded.image_inputs[name] for encoded in images]
+        axis = images[0].axes.get(name, 0)
+        parts = [encoded.image_inputs[name].transpose(0, axis) for encoded in images]
         if name in images[0].counted:
             counts = [encoded.counted[name] for encoded in images]
             parts = [
@@ -158,7 +159,7 @@ def _image_inputs(images: Sequence[Encoded]) -> dict[str, torch.Tensor]:
             here = (slice(start, start + len(part)), *map(slice, part.shape[1:]))
             whole[here] = part
             start += len(part)
-        joined[name] = whole
+        joined[name] = whole.transpose(0, axis)
     return joined
 
 

@@ -17,7 +17,7 @@ import copy
 import inspect
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Protocol
 
@@ -130,6 +130,30 @@ def unwrapped(model: Any) -> Any:
         )
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(inner, "_orig_mod", inner)
+
+
+def refuse_absent(model: torch.nn.Module) -> None:
+    """Nothing, unless the model has no weights: those on disk count, which accelerate loads.
+
+    Raises:
+        ValueError: all of its parameters lie on "meta", and no hook would load them.
+    """
+    absent = [weight.is_meta for weight in _until_there(model)]
+    if not absent or not all(absent) or any(hasattr(m, "_hf_hook") for m in model.modules()):
+        return
+    raise ValueError(
+        f"model must have its weights, but all {len(absent)} of its parameters lie on 'meta', "
+        "which holds no numbers; load them with from_pretrained, which with device_map may leave "
+        "some on disk"
+    )
+
+
+def _until_there(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    """The model's parameters up to the first that is not on "meta"."""
+    for weight in model.parameters():
+        yield weight
+        if not weight.is_meta:
+            return
 
 
 def cache_name(model: Any) -> str:

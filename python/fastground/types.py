@@ -140,8 +140,7 @@ class Encoded:
     prefix_length: int
     """How many first tokens all prompts share; they end with the image's last token."""
     image_inputs: dict[str, torch.Tensor]
-    """What the model reads of the image beside tokens, once; the first axis counts images, tiles
-    or patches, so that several images follow each other on it."""
+    """What the model reads beside tokens, once; the first axis counts images, tiles or patches."""
     layout: ImageLayout
     """Where the image's tokens stand, in every prompt alike."""
     prefix_positions: torch.Tensor | None = None
@@ -150,8 +149,9 @@ class Encoded:
     image: Image | None = field(default=None, repr=False)
     """In RGB, upright; None where only the model looks at it."""
     counted: dict[str, int] = field(default_factory=dict)
-    """The image_inputs that number the image's patches, with how many it has: behind other images
-    the numbers go on where theirs end. What is negative numbers nothing."""
+    """Those that number patches, and of how many: other images' come before; negative: nothing."""
+    axes: dict[str, int] = field(default_factory=dict)
+    """Those of which another axis than the first counts these, and which."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fastground.types import Recipe
 from PIL import Image
 from random_llava import random_llava
 from tiny_gemma import paligemma
-from tiny_generic import TEXT, exaone, patches
+from tiny_generic import exaone
 from tiny_square import deepseek
 
 TEXTS = ["the red mug", "a dog on the left of the small blue mug"]
@@ -127,24 +127,9 @@ def test_a_processor_that_writes_words_is_refused():
 
 
 def test_marks_of_another_kind_are_refused():
-    import transformers as hf
-
-    tokens = ["<start>", "<image>", "<end>", "<video>"]
-    processor = patches("Ernie4_5_VLMoeProcessor", tokens, "Ernie4_5_VLMoeImageProcessorPil")
-    ids = processor.tokenizer.convert_tokens_to_ids(tokens)
-    config = hf.Ernie4_5_VLMoeConfig(
-        text_config={
-            **TEXT, "num_hidden_layers": 2, "moe_intermediate_size": [32, 32], "moe_k": 2,
-            "moe_num_experts": 4, "moe_num_shared_experts": 1,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [3, 3, 2]},
-        },
-        vision_config={"depth": 1, "hidden_size": 32, "num_heads": 2, "patch_size": 4},
-        image_start_token_id=ids[0], image_token_id=ids[1], image_end_token_id=ids[2],
-        video_token_id=ids[3],
-    )  # fmt: skip
-    model = hf.Ernie4_5_VLMoeForConditionalGeneration(config).eval()
+    [ernie] = [family for family in all_families() if family.name == "ernie4_5_vl_moe"]
     with pytest.raises(ValueError, match="but also makes moe_mm_token_type_ids"):
-        wrap(model, processor)
+        Generic(*ernie.build(0), "marks")
 
 
 @pytest.mark.parametrize("name", REFUSED)

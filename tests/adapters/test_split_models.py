@@ -42,7 +42,7 @@ def split(model, folder, **how):
     model.save_pretrained(folder)
     how.setdefault("device_map", "auto")
     found = type(model).from_pretrained(
-        folder, dtype=torch.float32, offload_folder=folder / "waiting", **how
+        folder, config=model.config, dtype=torch.float32, offload_folder=folder / "waiting", **how
     )
     assert 0 < len(waiting(found)) < len(list(found.parameters()))
     return found.eval()
@@ -117,6 +117,8 @@ def test_every_family_by_what_the_device_has_room_for(family, tmp_path):
     lvlm = made(family)
     if family.name == "deepseek_vl_hybrid":
         pytest.skip("transformers cannot split it itself: its model has a weight of its own")
+    if family.name.startswith("hunyuan_vl"):
+        pytest.skip("transformers cannot split it itself: it reads the weight of a part uncalled")
     room = int(0.6 * accelerate.utils.compute_module_sizes(lvlm.model)[""])
     own = lvlm.model.config.get_text_config(decoder=True)._attn_implementation
     model = split(

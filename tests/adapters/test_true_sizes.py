@@ -41,6 +41,14 @@ TRUE = {  # family: side of a cell, vision configuration, image processor, confi
         56, {"image_size": 896, "patch_size": 14}, square(896), {"mm_tokens_per_image": 256},
         {"full_image_sequence": "\n\n<start>" + "<image>" * 256 + "<end>\n\n"},
     ),
+    "gemma3n": (
+        48, {}, square(768), {"vision_soft_tokens_per_image": 256},
+        {"full_image_sequence": "\n\n<start>" + "<image>" * 256 + "<end>\n\n"},
+    ),
+    "fast_vlm": (64, {}, cropped(1024), {}, {"patch_size": 64}),
+    "perception_lm": (
+        28, {}, square(448) | {"tile_size": 448, "max_num_tiles": 36}, {}, {"patch_size": 14}
+    ),
     "paligemma": (
         14, {"image_size": 448, "patch_size": 14}, square(448), {}, {"image_seq_length": 1024}
     ),
@@ -53,6 +61,10 @@ TRUE = {  # family: side of a cell, vision configuration, image processor, confi
         {"image_seq_len": 64},
     ),
     "internvl": (
+        28, {"image_size": [448, 448], "patch_size": [14, 14]}, square(448) | {"max_patches": 12},
+        {}, {"image_seq_length": 256},
+    ),
+    "qianfan_ocr": (
         28, {"image_size": [448, 448], "patch_size": [14, 14]}, square(448) | {"max_patches": 12},
         {}, {"image_seq_length": 256},
     ),
@@ -102,6 +114,7 @@ TRUE = {  # family: side of a cell, vision configuration, image processor, confi
         28, {"image_size": [378, 378], "patch_size": 14},
         square(378) | {"patch_size": 14, "max_crops": 8, "overlap_margins": [4, 4]}, {}, {},
     ),
+    "ernie4_5_vl_moe": (28, {"patch_size": 14}, QWEN, {}, {}),
     "glm4v": (28, {"patch_size": 14}, QWEN, {}, {}),
     "qwen2_5_vl": (28, {"patch_size": 14}, QWEN, {}, {}),
     "qwen3_vl": (32, {"patch_size": 16}, QWEN | {"patch_size": 16}, {}, {}),

@@ -1,8 +1,9 @@
-"""Gemma 3, and PaliGemma with both of its language models."""
+"""Gemma 3, 3n and 4, and PaliGemma with both of its language models."""
 
 import pytest
 import torch
 from families import Family, sharpen, tokenizer
+from stand_in_tower import stand_in
 
 CHAT = (
     "<s>{% for m in messages %}user\n{% for c in m['content'] %}"
@@ -47,6 +48,48 @@ def gemma3(seed):
         image_processor=hf.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
         tokenizer=words, image_seq_length=16, chat_template=CHAT,
     )  # fmt: skip
+    return sharpen(model, seed), processor
+
+
+def gemma3n(seed):
+    """4 x 4 cells of a stand-in for the tower; the last two layers have the keys of the first two,
+    one with a window and one without."""
+    import transformers as hf
+
+    marks = {
+        "boi_token": "<start>", "image_token": "<image>", "eoi_token": "<end>",
+        "boa_token": "<hear>", "audio_token": "<audio>", "eoa_token": "<heard>",
+    }  # fmt: skip
+    words = tokenizer(list(marks.values()), newlines=True, extra_special_tokens=marks)
+    text = TEXT | {"vocab_size": 128}
+    text.pop("query_pre_attn_scalar")
+    config = hf.Gemma3nConfig(
+        text_config=hf.Gemma3nTextConfig(
+            **text, num_hidden_layers=4, sliding_window=24, num_kv_shared_layers=2,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            vocab_size_per_layer_input=96, hidden_size_per_layer_input=8, altup_num_inputs=2,
+            laurel_rank=8, activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+        ),
+        vision_config=stand_in("Gemma3nVisionConfig")(
+            hidden_size=32, vocab_size=16, vocab_offset=96
+        ),
+        audio_config=hf.Gemma3nAudioConfig(
+            hidden_size=16, vocab_size=16, vocab_offset=112, conf_num_hidden_layers=1,
+            conf_num_attention_heads=2, sscp_conv_channel_size=[8, 8], input_feat_size=16,
+        ),
+        vision_soft_tokens_per_image=16, tie_word_embeddings=False,
+        **{f"{n}_id": words.convert_tokens_to_ids(mark) for n, mark in marks.items()},
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = hf.Gemma3nForConditionalGeneration(config)
+    processor = hf.Gemma3nProcessor(
+        feature_extractor=hf.Gemma3nAudioFeatureExtractor(feature_size=16),
+        image_processor=hf.SiglipImageProcessorPil(size={"height": 32, "width": 32}),
+        tokenizer=words, image_seq_length=16, chat_template=CHAT.replace("<start>", "<image>"),
+    )  # fmt: skip
+    with torch.no_grad():  # queries are normalised, and not scaled down by their width
+        for layer in model.get_decoder().layers:
+            layer.self_attn.q_norm.weight.mul_(0.5)
     return sharpen(model, seed), processor
 
 
@@ -129,6 +172,7 @@ def paligemma(seed, *, capped=False):
 
 FAMILIES = [
     Family("gemma3", gemma3, packs=False),
+    Family("gemma3n", gemma3n, packs=False, loads=False, refusal="timm"),
     Family("gemma4", gemma4, packs=False),
     Family("paligemma", paligemma, packs=False),
     Family("paligemma2", lambda seed: paligemma(seed, capped=True), packs=False, row="paligemma"),

@@ -64,6 +64,34 @@ def internvl(seed=0):
     return sharpen(model, seed), processor
 
 
+def qianfan_ocr(seed=0):
+    import torch
+    from transformers import QianfanOCRConfig, QianfanOCRForConditionalGeneration
+    from transformers import QianfanOCRProcessor as Processor
+
+    special = ["<img>", "</img>", "<img_context>"]
+    names = ("start_image_token", "end_image_token", "context_image_token")
+    words = tokenizer(
+        [*special, "<image>"], model_specific_special_tokens=dict(zip(names, special, strict=True))
+    )
+    torch.manual_seed(seed)
+    model = QianfanOCRForConditionalGeneration(
+        QianfanOCRConfig(
+            vision_config=tower("QianfanOCRVisionConfig").to_dict(),
+            text_config=text("Qwen3Config", head_dim=16),
+            image_token_id=words.context_image_token_id, image_seq_length=16,
+        )
+    )  # fmt: skip
+    processor = Processor(
+        image_processor=tiles(), tokenizer=words, image_seq_length=16,
+        chat_template=CHAT.replace("MARK", "<image>"),
+    )  # fmt: skip
+    with torch.no_grad():  # queries are normalised
+        for layer in model.get_decoder().layers:
+            layer.self_attn.q_norm.weight.mul_(6)
+    return sharpen(model, seed), processor
+
+
 def aya_vision(seed=0, *, knows_image=True):
     """Three of four layers see a window, as in Cohere's models; tiles are named before them."""
     import torch
@@ -192,6 +220,7 @@ def llama4(seed=0):
 
 FAMILIES = [
     Family("internvl", internvl, blocks=("base", "stitch")),
+    Family("qianfan_ocr", qianfan_ocr, blocks=("base", "stitch")),
     Family("aya_vision", aya_vision, packs=False, blocks=("base", "stitch")),
     Family("cohere2_vision", cohere2_vision, packs=False, loads=False, blocks=("base", "stitch")),
     Family("got_ocr2", got_ocr2),

@@ -2,7 +2,8 @@
 
 import torch
 from families import Family, sharpen
-from random_llava import SPECIAL, processor, random_llava
+from random_llava import SPECIAL, image_processor, processor, random_llava
+from stand_in_tower import CELL, stand_in
 
 
 def vipllava(seed):
@@ -26,7 +27,30 @@ def vipllava(seed):
     return sharpen(hf.VipLlavaForConditionalGeneration(config), seed), processor(4)
 
 
+def fast_vlm(seed):
+    """5 x 5 cells of 8 pixels, between Qwen 2 and a stand-in for the tower."""
+    import transformers as hf
+
+    config = hf.FastVlmConfig(
+        vision_config=stand_in("TimmWrapperConfig")(architecture="stand_in", hidden_size=32),
+        text_config=hf.Qwen2Config(
+            vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        ),
+        image_token_index=SPECIAL.index("<image>"), image_seq_length=25,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = sharpen(hf.FastVlmForConditionalGeneration(config), seed)
+    colours = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    images = image_processor(5 * CELL, **colours)
+    whole = processor(images=images, patch=CELL, strategy="full")
+    whole.num_additional_image_tokens = 0
+    return model, whole
+
+
 FAMILIES = [
+    Family("fast_vlm", fast_vlm, loads=False, refusal="timm"),
     Family("llava", lambda seed: random_llava(seed)),
     Family("vipllava", vipllava),
 ]

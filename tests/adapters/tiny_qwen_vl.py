@@ -49,11 +49,15 @@ def processor(kind, images, tokens=QWEN, words=tokenizer):
     pixels = {"shortest_edge": 4 * 8 * 8, "longest_edge": 64 * 8 * 8}
     if "Glm" in images:
         pixels = {edge: 2 * count for edge, count in pixels.items()}  # counts frames, of two each
-    return without_video(getattr(transformers, kind))(
+    named = {"image_token": image, "video_token": video}
+    whole = without_video(getattr(transformers, kind))
+    if "Ernie" in kind:  # which names all of them, and saves its videos' font
+        named |= {f"{each}_start_token": start for each in ("image", "video")}
+        named |= {f"{each}_end_token": end for each in ("image", "video")}
+        whole.video_processor = SimpleNamespace(font="")
+    return whole(
         image_processor=getattr(transformers, images)(size=pixels, patch_size=4, merge_size=2),
-        tokenizer=words(
-            list(tokens), extra_special_tokens={"image_token": image, "video_token": video}
-        ),
+        tokenizer=words(list(tokens), extra_special_tokens=named),
         chat_template=CHAT % (start + image + end),
     )
 
@@ -103,7 +107,7 @@ def build(name, vision, text, *made, config=None):
         start, image, end, video = whole.tokenizer.convert_tokens_to_ids(
             list(GLM if GLM in made else QWEN)
         )
-        around = "image" if GLM in made else "vision"
+        around = "image" if GLM in made or "Ernie" in name else "vision"
         ends = {f"{around}_start_token_id": start, f"{around}_end_token_id": end}
         if name == "VideoLlama3":  # knows no such tokens
             ends = {}
@@ -196,6 +200,14 @@ FAMILIES = [
         | rope(2, 1, 1, partial_rotary_factor=0.5),
         "Qwen3VLProcessor", QWEN_IMAGES, QWEN, letters,
     ), packs=False),
+    Family("ernie4_5_vl_moe", build(
+        "Ernie4_5_VLMoe", {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 4},
+        {
+            "moe_intermediate_size": [32, 32], "moe_k": 2, "moe_num_experts": 4,
+            "moe_num_shared_experts": 1,
+        } | rope(3, 3, 2),
+        "Ernie4_5_VLMoeProcessor", "Ernie4_5_VLMoeImageProcessorPil",
+    )),
     Family("paddleocr_vl", build(
         "PaddleOCRVL", SIGLIP | {"image_size": 32}, {"head_dim": 16} | rope(2, 3, 3),
         "PaddleOCRVLProcessor", "PaddleOCRVLImageProcessorPil",

@@ -25,22 +25,26 @@ from typing import TYPE_CHECKING, Any
 
 from fastground.models import processors, yi_vl
 from fastground.models.conversion import NEWER, convert, refuse_unconverted
-from fastground.models.gemma import Gemma3, Gemma4, PaliGemma
+from fastground.models.gemma import Gemma3, Gemma3n, Gemma4, PaliGemma
 from fastground.models.generic import Generic
+from fastground.models.hunyuan import HunYuan
 from fastground.models.idefics import Idefics
-from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4
+from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4, QianfanOCR
 from fastground.models.kimi import Kimi
 from fastground.models.lfm2_vl import Lfm2Vl
-from fastground.models.llava import Llava
+from fastground.models.llava import FastVLM, Llava
 from fastground.models.llava_next import LlavaNext
 from fastground.models.lvlm import LVLM
 from fastground.models.mini_gemini import MiniGemini
+from fastground.models.minicpm import MiniCPM
 from fastground.models.molmo import Molmo2
 from fastground.models.ovis import Ovis
+from fastground.models.perception_lm import PerceptionLM
 from fastground.models.pixtral import Pixtral
-from fastground.models.qwen_vl import Qwen35, QwenVL
+from fastground.models.qwen_vl import Ernie, Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
 from fastground.models.yi_vl import YiVL
+from fastground.seam import refuse_absent
 
 if TYPE_CHECKING:
     import torch
@@ -50,15 +54,16 @@ __all__ = ["ADAPTERS", "LVLM", "REFUSED", "convert", "load", "wrap"]
 ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
-        Llava,
+        Llava, FastVLM,
         YiVL,
         MiniGemini,
-        InternVL, AyaVision, GotOcr2, Llama4,
+        InternVL, AyaVision, GotOcr2, Llama4, QianfanOCR,
         LlavaNext,
-        Idefics, Kimi, Lfm2Vl, Molmo2, Ovis, Pixtral,
-        QwenVL, Qwen35,
+        HunYuan, Idefics, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis,
+        PerceptionLM, Pixtral,
+        QwenVL, Qwen35, Ernie,
         DeepseekVL, Janus,
-        Gemma3, Gemma4, PaliGemma,
+        Gemma3, Gemma3n, Gemma4, PaliGemma,
     )
     for name in kind.model_types
 }  # fmt: skip
@@ -78,6 +83,9 @@ REFUSED: dict[str, str] = {
     "florence2": _ENCODER, "pix2struct": _ENCODER, "pp_formulanet": _ENCODER,
     "t5gemma2": _ENCODER, "udop": _ENCODER, "vision-encoder-decoder": _ENCODER,
     "qwen2_5_omni": _THINKER, "qwen3_omni_moe": _THINKER,
+    "evolla": "reads proteins, and no images", "mistral4": "reads no images",
+    "pi0": "moves a robot, and says no words",
+    "shieldgemma2": "is asked about policies alone, in words that its processor writes",
     "git": "puts the image before the sequence without tokens for it",
     "molmo": f"attends by code of its own, which nobody can listen to; take {NEWER['molmo']}",
 }  # fmt: skip
@@ -158,8 +166,8 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
 
     Raises:
         ValueError: the model's family is not supported, the processor lacks images or words, the
-            model is in training mode, or its attention does not cap the logits as its configuration
-            says, or ignores a mask that it needs.
+            model has no weights or is in training mode, or its attention does not cap the logits as
+            its configuration says, or ignores a mask that it needs.
     """
     if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(
@@ -173,6 +181,7 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
             "processor must be the model's own, of images and words, but got "
             f"{type(processor).__name__}; load it with transformers.AutoProcessor"
         )
+    refuse_absent(model)
     if model.training:
         raise ValueError(
             "model must be in evaluation mode, where nothing is dropped at random; call "

@@ -1,28 +1,31 @@
-"""Gemma 3 and 4 and PaliGemma: one view of the image, whose tokens do not only look back.
+"""Gemma 3, 3n and 4 and PaliGemma: one view of the image, whose tokens mostly see what follows.
 
 The module tree they expect:
 
-    model.vision_tower            SiglipVisionModel; Gemma 4 its own, which also pools
-    model.multi_modal_projector   one token a patch; in Gemma 3 the mean of 4 x 4 patches
-    model.language_model          GemmaModel or Gemma2Model; Gemma3TextModel; Gemma4TextModel
-    lm_head
+    model.vision_tower            SiglipVisionModel; Gemma 4 its own, which also pools; in Gemma 3n
+                                  TimmWrapperModel, (batch, channels, grid_h, grid_w)
+    model.multi_modal_projector   one token a patch; in Gemma 3 the mean of 4 x 4 patches; in
+                                  Gemma 3n model.embed_vision
+    model.language_model          GemmaModel or Gemma2Model; Gemma3TextModel; Gemma4TextModel;
+    lm_head                       Gemma3nTextModel, whose last layers have earlier ones' keys
 
 What the processors write, with the words:
 
     Gemma 4     <|image> # # # # # # <image|> the red mug.
-    Gemma 3     \\n\\n <start_of_image> # # # # # # <end_of_image> \\n\\n the red mug.
+    Gemma 3, 3n \\n\\n <start_of_image> # # # # # # <end_of_image> \\n\\n the red mug.
     PaliGemma   # # # # # # <bos> the red mug. \\n
 
 Gemma 4 keeps the image's aspect, and its grid is what the processor made of it; the others squash
 it to a square. In Gemma 3 and the larger Gemma 4 the image's tokens see all of the image, and five
-of six layers see only a window of tokens; in PaliGemma everything up to the new line sees
-everything. So expressions cannot share an image, and each is a sequence of its own. PaliGemma 2
-caps its attention logits, which only eager attention does; `fastground.models.load` sees to it.
+of six layers see only a window of tokens, as do four of five in Gemma 3n, whose image's tokens look
+back alone; in PaliGemma everything up to the new line sees everything. So expressions cannot share
+an image, and each is a sequence of its own. PaliGemma 2 caps its attention logits, which only eager
+attention does; `fastground.models.load` sees to it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastground.models.geometry import Frame, frame
 from fastground.models.square import Square
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 class Gemma3(Square):
     """The whole image; crops beside it (pan and scan) are not asked for."""
 
-    model_types = ("gemma3",)
+    model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
     shares_prefix = False
     needs_mask = True
     frills = 1
@@ -63,6 +66,23 @@ class Gemma3(Square):
     def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """1 where a token is the image's: those see each other."""
         return {"token_type_ids": (input_ids == self.model.config.image_token_id).long()}
+
+
+class Gemma3n(Gemma3):
+    """The whole image, by layers with windows; tested around a stand-in for timm's tower."""
+
+    model_types = ("gemma3n",)
+    needs_mask = False
+
+    @property
+    def cell(self) -> int:
+        """Side of a cell in pixels of the model's input."""
+        side = int(self.model.config.vision_soft_tokens_per_image**0.5)
+        return int(self.processor.image_processor.size["height"] // side)
+
+    def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """None that it would read."""
+        return {}
 
 
 class Gemma4(Square):

@@ -71,7 +71,15 @@ class Generic(LVLM):
                 f"{type(processor).__name__} does not; {self._own}"
             )
         probe = Image.new("RGB", (300, 200))
-        seen = self.look(probe, Recipe())
+        try:
+            seen = self.look(probe, Recipe())
+        except ValueError as error:
+            if error.__cause__ is None:
+                raise
+            raise ValueError(
+                f"processor must read an image where its mark {self.mark!r} stands alone, but "
+                f"{type(processor).__name__} does not ({error.__cause__}); {self._own}"
+            ) from error
         prompt = "a".join(self.words(Recipe()))
         [row], _ = self._tokenize([prompt])
         own = processor(images=[probe], text=[prompt], return_tensors="pt")["input_ids"]

@@ -93,26 +93,39 @@ class InternVL(LVLM):
 class AyaVision(InternVL):
     """Square tiles, a word before each: TILE_1 1111 TILE_2 2222 ... TILE_GLOBAL 0000."""
 
-    model_types = ("aya_vision",)
+    model_types: ClassVar[tuple[str, ...]] = ("aya_vision",)
+
+    @property
+    def tokens(self) -> tuple[str, str]:
+        """The image token of prompts, and that of a patch."""
+        return str(self.processor.image_token), str(self.processor.img_patch_token)
 
     @property
     def mark(self) -> str:
         """The image token of prompts; a patch's, where the tokenizer does not know that as one."""
-        known = self.processor.image_token in self.processor.tokenizer.get_vocab()
-        return str(self.processor.image_token if known else self.processor.img_patch_token)
+        prompts, patch = self.tokens
+        return prompts if prompts in self.processor.tokenizer.get_vocab() else patch
 
     def words(self, recipe: Recipe) -> tuple[str, str]:
         """As everywhere, with the one mark."""
         before, after = super().words(recipe)
-        return before.replace(self.processor.image_token, self.mark), after
+        return before.replace(self.tokens[0], self.mark), after
 
-    def read(self, image: Image) -> tuple[list[int], dict[str, torch.Tensor]]:
-        """As everywhere, from the image token of prompts."""
-        made = self.processor(
-            images=[image], text=[self.processor.image_token],
-            add_special_tokens=False, return_tensors="pt",
-        )  # fmt: skip
-        return made["input_ids"][0].tolist(), self.placed(made)
+    @property
+    def alone(self) -> str:
+        """The image token of prompts."""
+        return self.tokens[0]
+
+
+class QianfanOCR(AyaVision):
+    """InternVL's tiles, whose tokens are other ones than the image's in a prompt."""
+
+    model_types = ("qianfan_ocr",)
+
+    @property
+    def tokens(self) -> tuple[str, str]:
+        """The image token of prompts, and that of a patch."""
+        return str(self.processor.image_placeholder_token), str(self.processor.image_token)
 
 
 class GotOcr2(InternVL):

@@ -1,10 +1,11 @@
-"""LLaVA-1.5 and its kin, such as ViP-LLaVA, with a CLIP-like vision tower.
+"""LLaVA-1.5 and its kin: ViP-LLaVA with a CLIP-like vision tower, FastVLM with convolutions.
 
 The module tree it expects:
 
-    model.vision_tower            CLIPVisionModel, SiglipVisionModel or InternVLVisionModel
+    model.vision_tower            CLIPVisionModel, SiglipVisionModel or InternVLVisionModel; in
+                                  FastVLM TimmWrapperModel, (batch, channels, grid_h, grid_w)
     model.multi_modal_projector   one image token a patch, nothing merged
-    model.language_model          LlamaModel, causal
+    model.language_model          LlamaModel or Qwen2Model, causal
     lm_head
 
 One image is a run of image tokens in raster order: one a patch, after CLIP's class token where
@@ -49,17 +50,26 @@ class Llava(LVLM):
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         super().__init__(model, processor, checkpoint)
-        tower = model.config.vision_config.model_type
+        self.class_tokens, self.patch = self.read_off()
+        self.image_processor = _see_all(processor.image_processor)
+
+    def read_off(self) -> tuple[int, int]:
+        """How many image tokens stand before the first patch, and a patch's side in pixels.
+
+        Raises:
+            ValueError: the model's configuration, or its processor, does not say.
+        """
+        vision = self.model.config.vision_config
+        tower, patch = vision.model_type, vision.patch_size
         # ViP-LLaVA knows no other way than the default.
-        strategy = getattr(model.config, "vision_feature_select_strategy", "default")
+        strategy = getattr(self.model.config, "vision_feature_select_strategy", "default")
         if (tower, strategy) not in CLASS_TOKENS:
             known = "; ".join(f"{t} with {s}" for t, s in CLASS_TOKENS)
             raise ValueError(
                 "model must be a LLaVA whose vision_config.model_type and vision_feature_select_"
                 f"strategy are one of {known}; but got {tower} with {strategy}"
             )
-        self.class_tokens = CLASS_TOKENS[tower, strategy]
-        self.image_processor = _see_all(processor.image_processor)
+        return CLASS_TOKENS[tower, strategy], patch if isinstance(patch, int) else patch[0]
 
     def words(self, recipe: Recipe) -> tuple[str, str]:
         """The chat template; or plain: a system sentence for models of chat, image, expression."""
@@ -86,9 +96,24 @@ class Llava(LVLM):
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
     ) -> ImageLayout:
         """One cell a patch of the vision tower."""
-        patch = self.model.config.vision_config.patch_size
-        patch = patch if isinstance(patch, int) else patch[0]
-        return of_patches(self.image_processor, image, inputs, patch, self.class_tokens)
+        return of_patches(self.image_processor, image, inputs, self.patch, self.class_tokens)
+
+
+class FastVLM(Llava):
+    """As LLaVA; tested around a stand-in for its convolutional tower, which timm makes."""
+
+    model_types = ("fast_vlm",)
+    system = ""
+
+    def read_off(self) -> tuple[int, int]:
+        """None; the processor knows how many pixels become one, by whatever tower."""
+        patch = self.processor.patch_size
+        if not isinstance(patch, int):
+            raise ValueError(
+                "processor.patch_size must be how many pixels a side become a token of FastVLM, "
+                f"but is {patch!r}; set it, to 64 for published checkpoints"
+            )
+        return 0, patch
 
 
 def of_patches(

@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from fastground.layers import layers_with_heads
+from fastground.layers import checked_heads, layers_with_heads
 from fastground.models.geometry import read_image
 from fastground.phrases import Phrase
 from fastground.seam import unwrapped
@@ -51,6 +51,8 @@ class Seen(NamedTuple):
     """(axes, len(ids)) int64, counted from the first of `ids`: see `Encoded.prefix_positions`."""
     counted: dict[str, int] | None = None
     """`Encoded.counted`, where there are any."""
+    axes: dict[str, int] | None = None
+    """`Encoded.axes`, likewise."""
 
 
 class LVLM(ABC):
@@ -78,6 +80,7 @@ class LVLM(ABC):
                 f"after them, but uses {text._attn_implementation!r}; call "
                 "model.set_attn_implementation({'text_config': 'sdpa'}) first"
             )
+        checked_heads(None, None, text)
         self.model = model
         self.processor = processor
         self.checkpoint = checkpoint
@@ -135,6 +138,11 @@ class LVLM(ABC):
         """The mark with what always stands around it."""
         return self.mark
 
+    @property
+    def alone(self) -> str:
+        """The text by which the processor is asked for an image's own tokens."""
+        return self.mark
+
     def words(self, recipe: Recipe) -> tuple[str, str]:
         """The prompt before and after the expression; the mark stands once in the first.
 
@@ -162,7 +170,7 @@ class LVLM(ABC):
         """
         try:
             made = self.processor(
-                images=[image], text=[self.mark], add_special_tokens=False, return_tensors="pt"
+                images=[image], text=[self.alone], add_special_tokens=False, return_tensors="pt"
             )
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
             raise ValueError(
@@ -287,6 +295,7 @@ class LVLM(ABC):
             ),
             prefix_positions=positions,
             counted=seen.counted or {},
+            axes=seen.axes or {},
         )
 
     def chat(self) -> tuple[str, str]:

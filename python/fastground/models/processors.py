@@ -46,6 +46,8 @@ def without_video(kind: Any) -> Any:
         "from_args_and_dict": classmethod(from_args_and_dict),
         # SmolVLM's own asks the part that is not there how many frames it reads.
         "apply_chat_template": ProcessorMixin.apply_chat_template,
+        # MiniCPM-V's and Qwen-Omni's ask it for settings that both parts have.
+        "video_processor": property(lambda self: self.image_processor),
     }
     return type(kind.__name__, (kind, Parts), named)
 

@@ -96,3 +96,27 @@ class Qwen35(QwenVL):
 
     model_types = ("qwen3_5", "qwen3_5_moe")
     shares_prefix = False
+
+
+class Ernie(QwenVL):
+    """One run of image tokens; they and the two around them have experts of their own."""
+
+    model_types = ("ernie4_5_vl_moe",)
+
+    def read(self, image: Image) -> tuple[list[int], dict[str, torch.Tensor]]:
+        """As every family, without what `token_inputs` says of whole prompts."""
+        ids, inputs = super().read(image)
+        inputs.pop("moe_mm_token_type_ids")
+        return ids, inputs
+
+    def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """1 where a token is the image's or stands next to it: what its experts go by."""
+        import torch
+
+        config = self.model.config
+        marks = [config.image_token_id, config.image_start_token_id, config.image_end_token_id]
+        seen = torch.isin(input_ids, torch.tensor(marks, device=input_ids.device))
+        return {
+            "moe_mm_token_type_ids": seen.int(),
+            "mm_token_type_ids": (input_ids == config.image_token_id).int(),
+        }
