@@ -18,6 +18,7 @@ struct BoxesCall {
   Keep keep;
   Maps valid;  // of boolean cells; without data all cells are valid
   Box* out;
+  bool* found;
 };
 
 // A warp's memory.
@@ -322,7 +323,10 @@ __global__ void __launch_bounds__(warp_size, 16)
     BoxesMemory<Words> w(arena, call.maps.grid_h, call.maps.grid_w);
     const auto* valid = call.valid.data == nullptr ? nullptr : call.valid.map<std::uint8_t>(group);
     const Box box = box_of(w, all, call, valid);
-    if (this_lane() == 0) call.out[group] = box;
+    if (this_lane() == 0) {
+      call.out[group] = box;
+      call.found[group] = box.area > 0;  // a region has one cell at least
+    }
     __syncwarp();
   }
 }

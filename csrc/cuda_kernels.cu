@@ -168,12 +168,14 @@ const char* cuda_combine(const MapView& maps, int heads, const Taps& taps, const
 }
 
 const char* cuda_boxes(const MapView& maps, int heads, const Taps& taps, const double* weights,
-                       const MapView& valid, Keep keep, const CudaCall& call, Box* out) {
+                       const MapView& valid, Keep keep, const CudaCall& call, Box* out,
+                       bool* found) {
   if (maps.count == 0) return nullptr;
   const std::size_t bytes = bytes_of(Operation::boxes, maps.grid_h, maps.grid_w, Weight::area);
   const Room room(bytes, maps.count / heads, call);
   const BoxesCall boxes = {maps_of(maps), heads,          filter_of(maps, heads, taps, weights),
-                           keep,          maps_of(valid), out};
+                           keep,          maps_of(valid), out,
+                           found};
   return with_words(maps.grid_w, [&](auto count) {
     return launch(boxes_by_warp<decltype(count)::words>, call.device, call.stream, room.blocks,
                   warp_size, room.shared_bytes, boxes, room.workspace, room.bytes);

@@ -45,6 +45,7 @@ const char* cuda_combine(const MapView& maps, int heads, const Taps& taps, const
 
 // Of `valid` without data all cells are valid.
 const char* cuda_boxes(const MapView& maps, int heads, const Taps& taps, const double* weights,
-                       const MapView& valid, Keep keep, const CudaCall& call, Box* out);
+                       const MapView& valid, Keep keep, const CudaCall& call, Box* out,
+                       bool* found);
 
 }  // namespace fastground
