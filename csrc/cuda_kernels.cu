@@ -65,8 +65,8 @@ unsigned blocks_of_warps(std::int64_t count) {
   return at_most((count + warps_a_block - 1) / warps_a_block, most_blocks);
 }
 
-// How many maps a warp loads: few where there would be too few warps.
-int share_of(std::int64_t count) { return count <= 2048 ? 1 : count <= 16384 ? 4 : warp_size; }
+// How many maps a warp loads: a few where there would be too few warps.
+int share_of(std::int64_t count) { return count <= 16384 ? 4 : warp_size; }
 
 template <class T, int Strips, int Side = 0>
 const char* launch_by_lane(const StatsCall& stats, const CudaCall& call) {
@@ -115,6 +115,14 @@ const char* cuda_head_stats(const MapView& maps, Weight weight, Cut cut, Empty e
     });
   }
   if (weight == Weight::area && maps.grid_h <= 32 && maps.grid_w <= 32) {
+    if (maps.count <= few_maps) {
+      const std::size_t bytes =
+          bytes_of(Operation::head_stats, maps.grid_h, maps.grid_w, Weight::area);
+      return with_number_type(maps.dtype, [&](auto type) {
+        return launch(stats_of_few<decltype(type)>, call.device, call.stream,
+                      static_cast<unsigned>(maps.count), warp_size, bytes, stats);
+      });
+    }
     return with_number_type(maps.dtype,
                             [&](auto type) { return launch_by_lane<decltype(type)>(stats, call); });
   }

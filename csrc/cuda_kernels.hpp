@@ -8,7 +8,8 @@
 //     warp.cuh        what the lanes of a warp do together
 //     cells.cuh       a map: its sum, its cut, a bit for each cell
 //     stats.cuh       head_stats up to 32 x 32: a lane a map
-//     regions.cuh     the regions of one map, by a warp; large_stats.cuh: head_stats beyond
+//     regions.cuh     the regions of one map, by a warp; large_stats.cuh: head_stats beyond, and
+//                     of few maps
 //     foreground.cuh  binarize, label
 //     combine.cuh     combine
 //     boxes.cuh       boxes, with hull.cuh
