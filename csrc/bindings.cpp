@@ -1,4 +1,5 @@
-// The Python face of the native core: the only file that knows Python, and it computes nothing.
+// The Python face of the native core: with tensors.hpp all that knows Python, and it computes
+// nothing.
 //
 // A call goes through three steps. What it is given is checked, since kernels read and write
 // without looking: choices are the numbers of `codes`; input is a NumPy array or a tensor; output
