@@ -90,6 +90,13 @@ const char* launch_by_lane(const StatsCall& stats, const CudaCall& call) {
   return launch_by_lane<T, 16>(stats, call);
 }
 
+template <class T, int Side>
+const char* launch_few(const StatsCall& stats, const CudaCall& call) {
+  const Maps& maps = stats.maps;
+  return launch(stats_of_few<T, Side>, call.device, call.stream, static_cast<unsigned>(maps.count),
+                warp_size, bytes_of<LargeStats<1>>(maps.grid_h, maps.grid_w, Weight::area), stats);
+}
+
 Filter filter_of(const MapView& maps, int heads, const Taps& taps, const double* weights) {
   return {weights, taps.count, taps.border, floats_suffice(maps, heads, taps)};
 }
@@ -115,16 +122,12 @@ const char* cuda_head_stats(const MapView& maps, Weight weight, Cut cut, Empty e
     });
   }
   if (weight == Weight::area && maps.grid_h <= 32 && maps.grid_w <= 32) {
-    if (maps.count <= few_maps) {
-      const std::size_t bytes =
-          bytes_of(Operation::head_stats, maps.grid_h, maps.grid_w, Weight::area);
-      return with_number_type(maps.dtype, [&](auto type) {
-        return launch(stats_of_few<decltype(type)>, call.device, call.stream,
-                      static_cast<unsigned>(maps.count), warp_size, bytes, stats);
-      });
-    }
-    return with_number_type(maps.dtype,
-                            [&](auto type) { return launch_by_lane<decltype(type)>(stats, call); });
+    return with_number_type(maps.dtype, [&](auto type) {
+      using T = decltype(type);
+      if (maps.count > few_maps) return launch_by_lane<T>(stats, call);
+      if (maps.grid_h == 24 && maps.grid_w == 24) return launch_few<T, 24>(stats, call);
+      return launch_few<T, 0>(stats, call);
+    });
   }
   const Room room(bytes_of(Operation::head_stats, maps.grid_h, maps.grid_w, weight), maps.count,
                   call);

@@ -94,22 +94,24 @@ __global__ void __launch_bounds__(warp_size, 16)
 }
 
 // Few maps of at most 32 x 32 cells, by their areas.
-template <class T>
+template <class T, int Side>
 __global__ void __launch_bounds__(warp_size, 16) stats_of_few(StatsCall call) {
+  constexpr int chunks = Side > 0 ? (Side * Side + warp_size - 1) / warp_size : warp_size;
   void* memory = shared_memory();
   const Maps& maps = call.maps;
-  const int count = maps.grid_h * maps.grid_w;
+  const Grid<Side> grid(maps);
+  const int count = grid.cells();
   {
     Arena arena(memory);
-    const LargeStats<1> w(arena, maps.grid_h, maps.grid_w, Weight::area);
-    LaneCells<T, warp_size, sizeof(T) <= 4> cells;
+    const LargeStats<1> w(arena, grid.h, grid.w, Weight::area);
+    LaneCells<T, chunks, sizeof(T) <= 4> cells;
     cells.load(maps.map<T>(blockIdx.x), count);
     cells.arrive();
     cut_to_words<T>(cells, count, call, blockIdx.x, reinterpret_cast<std::uint32_t*>(w.stream));
   }
   __syncwarp();
   Arena arena(met_anew(memory));
-  LargeStats<1> w(arena, maps.grid_h, maps.grid_w, Weight::area);
+  LargeStats<1> w(arena, grid.h, grid.w, Weight::area);
   w.regions.find(w.stream);
   const float entropy = entropy_by_area(w, call);
   if (this_lane() == 0) {
