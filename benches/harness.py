@@ -285,13 +285,16 @@ def _caption(card: dict[str, str]) -> str:
 @cache
 def commit() -> str:
     """That of the checkout, before results were written into it."""
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=RESULTS.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=RESULTS.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # no git here, which must not cost what is measured
+        return "unknown"
     return run.stdout.strip() or "unknown"
 
 

@@ -1,4 +1,5 @@
-// The Python face of the native core: the only file that knows Python, and it computes nothing.
+// The Python face of the native core: with tensors.hpp all that knows Python, and it computes
+// nothing.
 //
 // A call goes through three steps. What it is given is checked, since kernels read and write
 // without looking: choices are the numbers of `codes`; input is a NumPy array or a tensor; output
@@ -20,9 +21,9 @@
 
 #include "box_tensors.hpp"
 #include "choices.hpp"
-#include "exchange.hpp"
 #include "kernels.hpp"
 #include "slices.hpp"
+#include "tensors.hpp"
 #include "threads.hpp"
 
 namespace py = pybind11;
@@ -52,26 +53,6 @@ std::map<std::string, std::map<std::string, int>> codes() {
       {"region", numbered(pair("hull", Keep::hull), pair("component", Keep::component),
                           pair("mass", Keep::mass), pair("all", Keep::all))},
   };
-}
-
-// The class of the tensors that are read and made, and its functions for both.
-PyObject* tensor_class = nullptr;
-const dlpack::Exchange* exchange = nullptr;
-
-void use_tensors(const py::type& given) {
-  const py::object table = given.attr("__dlpack_c_exchange_api__");
-  const void* found = PyCapsule_GetPointer(table.ptr(), "dlpack_exchange_api");
-  if (found == nullptr) throw py::error_already_set();
-  exchange = dlpack::of_this_version(static_cast<const dlpack::Exchange*>(found));
-  if (exchange == nullptr || exchange->look == nullptr) {
-    throw std::invalid_argument("tensors must be exchanged as DLPack 1 says");
-  }
-  tensor_class = given.inc_ref().ptr();  // for as long as the process lives
-}
-
-bool is_tensor(py::handle given) {
-  return tensor_class != nullptr &&
-         PyObject_TypeCheck(given.ptr(), reinterpret_cast<PyTypeObject*>(tensor_class)) != 0;
 }
 
 // A NumPy array as it is: anything else is refused, not converted.
@@ -114,7 +95,7 @@ class Output {
   T* data_ = nullptr;
 };
 
-using MaybeDtype = std::optional<Dtype>;
+using fastground::dtype_of;  // of tensors
 
 MaybeDtype dtype_of(const py::array& array) {
   switch (letter_of(array)) {
@@ -129,18 +110,6 @@ MaybeDtype dtype_of(const py::array& array) {
     default:
       return {};
   }
-}
-
-MaybeDtype dtype_of(const dlpack::Tensor& tensor) {
-  const auto is = [&](dlpack::TypeCode code, std::uint8_t bits) {
-    return tensor.dtype == dlpack::DataType{code, bits, 1};
-  };
-  if (is(dlpack::boolean, 8)) return Dtype::boolean;
-  if (is(dlpack::floating, 16)) return Dtype::float16;
-  if (is(dlpack::bfloat, 16)) return Dtype::bfloat16;
-  if (is(dlpack::floating, 32)) return Dtype::float32;
-  if (is(dlpack::floating, 64)) return Dtype::float64;
-  return {};
 }
 
 // The shape of floating maps of so many axes or more that can be read as they are; None of others,
@@ -165,7 +134,8 @@ py::object plain_shape(py::handle maps, int least_axes) {
       PyErr_Clear();
       return py::none();
     }
-    if (tensor.device.type != dlpack::cpu) return py::none();
+    const auto device = tensor.device.type;
+    if (device != dlpack::cpu && device != dlpack::cuda) return py::none();
     return shape_of(dtype_of(tensor), tensor.ndim, tensor.shape);
   }
   using py::detail::npy_api;
@@ -180,14 +150,11 @@ class Input {
  public:
   explicit Input(py::handle source) {
     if (is_tensor(source)) {
-      dlpack::Tensor tensor;
-      if (exchange->look(source.ptr(), &tensor) != 0) throw py::error_already_set();
+      const dlpack::Tensor tensor = look_at(source);
       if (tensor.device.type != dlpack::cpu && tensor.device.type != dlpack::pinned) {
         throw std::invalid_argument("maps must be on the CPU");
       }
-      if (tensor.data != nullptr) {
-        maps_.data = static_cast<const char*>(tensor.data) + tensor.byte_offset;
-      }
+      maps_.data = data_of(tensor);
       maps_.dtype = known(dtype_of(tensor));
       take_axes(
           tensor.ndim, [&](std::size_t i) { return tensor.shape[i]; },
@@ -210,11 +177,6 @@ class Input {
   }
 
  private:
-  static Dtype known(MaybeDtype dtype) {
-    if (dtype) return *dtype;
-    throw std::invalid_argument("maps must be float16, bfloat16, float32, float64 or bool");
-  }
-
   static std::int64_t elements(std::int64_t bytes, std::int64_t itemsize) {
     if (bytes % itemsize == 0) return bytes / itemsize;
     throw std::invalid_argument("maps must have strides of whole elements");

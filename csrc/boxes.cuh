@@ -18,6 +18,7 @@ struct BoxesCall {
   Keep keep;
   Maps valid;  // of boolean cells; without data all cells are valid
   Box* out;
+  bool* found;
 };
 
 // A warp's memory.
@@ -150,13 +151,16 @@ __device__ inline LargestPlace largest_of(const double* sizes, int places) {
 }
 
 // Makes hull areas of the sizes, but where even the box would not be enough for the largest.
+// Returns the region whose hull was taken last.
 template <int Words>
-__device__ void take_hulls(BoxesMemory<Words>& w) {
+__device__ int take_hulls(BoxesMemory<Words>& w) {
   const LargestPlace most = largest_of(w.sizes, w.regions.places());  // by cells
   __syncwarp();
   for (int i = this_lane(); i < w.regions.places(); i += warp_size) w.sizes[i] = -INFINITY;
   double largest = 0;
+  int last = -1;
   const auto take = [&](int region) {
+    last = region;
     const double size = 0.5 * hull_of(w, region);
     if (this_lane() == 0) w.sizes[region] = size;
     if (size > largest) largest = size;
@@ -168,6 +172,7 @@ __device__ void take_hulls(BoxesMemory<Words>& w) {
     if (region != most.place && height * width >= largest) take(region);
   });
   __syncwarp();
+  return last;
 }
 
 // Finds the largest of the regions and writes its cells to w.kept.
@@ -180,7 +185,7 @@ __device__ KeptRegion keep_largest(BoxesMemory<Words>& w, const float* cells, Ke
     if (regions.roots[i] == i) w.sizes[i] = keep == Keep::mass ? w.sums[i] : w.areas[i];
   }
   __syncwarp();
-  if (keep == Keep::hull) take_hulls(w);
+  const int taken = keep == Keep::hull ? take_hulls(w) : -1;
   const LargestPlace largest = largest_of(w.sizes, regions.places());
   int best = largest.place;
   if (largest.equals > 1) {
@@ -196,7 +201,8 @@ __device__ KeptRegion keep_largest(BoxesMemory<Words>& w, const float* cells, Ke
   const int top = w.firsts[best] / regions.grid_w;
   KeptRegion kept = {w.lefts[best], top, w.rights[best], w.bottoms[best], 1.0 * w.areas[best]};
   if (keep == Keep::hull) {
-    kept.area = 0.5 * hull_of(w, best);
+    if (taken != best) hull_of(w, best);  // else it is there still
+    kept.area = w.sizes[best];
     w.hull.template fill<Words>(w.kept, kept.top, kept.bottom);
   } else {
     write_rows(w, best);
@@ -322,7 +328,10 @@ __global__ void __launch_bounds__(warp_size, 16)
     BoxesMemory<Words> w(arena, call.maps.grid_h, call.maps.grid_w);
     const auto* valid = call.valid.data == nullptr ? nullptr : call.valid.map<std::uint8_t>(group);
     const Box box = box_of(w, all, call, valid);
-    if (this_lane() == 0) call.out[group] = box;
+    if (this_lane() == 0) {
+      call.out[group] = box;
+      call.found[group] = box.area > 0;  // a region has one cell at least
+    }
     __syncwarp();
   }
 }

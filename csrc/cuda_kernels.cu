@@ -65,8 +65,8 @@ unsigned blocks_of_warps(std::int64_t count) {
   return at_most((count + warps_a_block - 1) / warps_a_block, most_blocks);
 }
 
-// How many maps a warp loads: few where there would be too few warps.
-int share_of(std::int64_t count) { return count <= 2048 ? 1 : count <= 16384 ? 4 : warp_size; }
+// How many maps a warp loads: a few where there would be too few warps.
+int share_of(std::int64_t count) { return count <= 16384 ? 4 : warp_size; }
 
 template <class T, int Strips, int Side = 0>
 const char* launch_by_lane(const StatsCall& stats, const CudaCall& call) {
@@ -88,6 +88,13 @@ const char* launch_by_lane(const StatsCall& stats, const CudaCall& call) {
     if (stats.maps.grid_h <= 24) return launch_by_lane<T, 12>(stats, call);
   }
   return launch_by_lane<T, 16>(stats, call);
+}
+
+template <class T, int Side>
+const char* launch_few(const StatsCall& stats, const CudaCall& call) {
+  const Maps& maps = stats.maps;
+  return launch(stats_of_few<T, Side>, call.device, call.stream, static_cast<unsigned>(maps.count),
+                warp_size, bytes_of<LargeStats<1>>(maps.grid_h, maps.grid_w, Weight::area), stats);
 }
 
 Filter filter_of(const MapView& maps, int heads, const Taps& taps, const double* weights) {
@@ -115,8 +122,12 @@ const char* cuda_head_stats(const MapView& maps, Weight weight, Cut cut, Empty e
     });
   }
   if (weight == Weight::area && maps.grid_h <= 32 && maps.grid_w <= 32) {
-    return with_number_type(maps.dtype,
-                            [&](auto type) { return launch_by_lane<decltype(type)>(stats, call); });
+    return with_number_type(maps.dtype, [&](auto type) {
+      using T = decltype(type);
+      if (maps.count > few_maps) return launch_by_lane<T>(stats, call);
+      if (maps.grid_h == 24 && maps.grid_w == 24) return launch_few<T, 24>(stats, call);
+      return launch_few<T, 0>(stats, call);
+    });
   }
   const Room room(bytes_of(Operation::head_stats, maps.grid_h, maps.grid_w, weight), maps.count,
                   call);
@@ -168,12 +179,14 @@ const char* cuda_combine(const MapView& maps, int heads, const Taps& taps, const
 }
 
 const char* cuda_boxes(const MapView& maps, int heads, const Taps& taps, const double* weights,
-                       const MapView& valid, Keep keep, const CudaCall& call, Box* out) {
+                       const MapView& valid, Keep keep, const CudaCall& call, Box* out,
+                       bool* found) {
   if (maps.count == 0) return nullptr;
   const std::size_t bytes = bytes_of(Operation::boxes, maps.grid_h, maps.grid_w, Weight::area);
   const Room room(bytes, maps.count / heads, call);
   const BoxesCall boxes = {maps_of(maps), heads,          filter_of(maps, heads, taps, weights),
-                           keep,          maps_of(valid), out};
+                           keep,          maps_of(valid), out,
+                           found};
   return with_words(maps.grid_w, [&](auto count) {
     return launch(boxes_by_warp<decltype(count)::words>, call.device, call.stream, room.blocks,
                   warp_size, room.shared_bytes, boxes, room.workspace, room.bytes);

@@ -8,7 +8,8 @@
 //     warp.cuh        what the lanes of a warp do together
 //     cells.cuh       a map: its sum, its cut, a bit for each cell
 //     stats.cuh       head_stats up to 32 x 32: a lane a map
-//     regions.cuh     the regions of one map, by a warp; large_stats.cuh: head_stats beyond
+//     regions.cuh     the regions of one map, by a warp; large_stats.cuh: head_stats beyond, and
+//                     of few maps
 //     foreground.cuh  binarize, label
 //     combine.cuh     combine
 //     boxes.cuh       boxes, with hull.cuh
@@ -45,6 +46,7 @@ const char* cuda_combine(const MapView& maps, int heads, const Taps& taps, const
 
 // Of `valid` without data all cells are valid.
 const char* cuda_boxes(const MapView& maps, int heads, const Taps& taps, const double* weights,
-                       const MapView& valid, Keep keep, const CudaCall& call, Box* out);
+                       const MapView& valid, Keep keep, const CudaCall& call, Box* out,
+                       bool* found);
 
 }  // namespace fastground

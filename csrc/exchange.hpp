@@ -2,8 +2,9 @@
 // a fraction of a microsecond and yet knows no torch.
 //
 // A class of tensors hands out a table of functions. One tells where a tensor's numbers are;
-// another makes a tensor of numbers given to it, which calls the deleter when it goes. The
-// structures are laid out as DLPack 1.3 says: https://dmlc.github.io/dlpack/latest/c_api.html
+// another makes a tensor of numbers given to it, which calls the deleter when it goes; a third
+// tells on which stream of a device work is put now, null on the CPU. The structures are laid out
+// as DLPack 1.3 says: https://dmlc.github.io/dlpack/latest/c_api.html
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ struct Version {
   std::uint32_t major, minor;
 };
 
-enum DeviceType : std::int32_t { cpu = 1, pinned = 3 };
+enum DeviceType : std::int32_t { cpu = 1, cuda = 2, pinned = 3 };
 
 struct Device {
   std::int32_t type, id;
@@ -48,7 +49,7 @@ struct Managed {
   Tensor tensor;
 };
 
-// An object is a PyObject*. Both functions return 0, or say in Python what is wrong; make takes the
+// An object is a PyObject*. All functions return 0, or say in Python what is wrong; make takes the
 // tensor over.
 struct Exchange {
   Version version;
@@ -56,6 +57,7 @@ struct Exchange {
   void* unused[2];
   int (*make)(Managed* tensor, void** object);
   int (*look)(void* object, Tensor* tensor);
+  int (*stream)(std::int32_t device_type, std::int32_t device_id, void** stream);
 };
 
 // The table of the version known here, or null.

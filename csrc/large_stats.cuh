@@ -1,5 +1,9 @@
-// Entropies of grids beyond 32 x 32 cells, and of regions weighted by their attention: a warp a
-// map, by labelled regions.
+// Entropies of grids beyond 32 x 32 cells, of regions weighted by their attention, and of few maps:
+// a warp a map, by labelled regions.
+//
+// The flood of stats.cuh takes less work a map, but one lane goes through all regions of a map, one
+// after another. Where maps are too few to fill the GPU, time is what a single map takes: here its
+// strips are gone through at once.
 #pragma once
 
 #include "regions.cuh"
@@ -86,6 +90,33 @@ __global__ void __launch_bounds__(warp_size, 16)
       if (call.sums != nullptr) call.sums[index] = rounded_sum(sum);
     }
     __syncwarp();
+  }
+}
+
+// Few maps of at most 32 x 32 cells, by their areas.
+template <class T, int Side>
+__global__ void __launch_bounds__(warp_size, 16) stats_of_few(StatsCall call) {
+  constexpr int chunks = Side > 0 ? (Side * Side + warp_size - 1) / warp_size : warp_size;
+  void* memory = shared_memory();
+  const Maps& maps = call.maps;
+  const Grid<Side> grid(maps);
+  const int count = grid.cells();
+  {
+    Arena arena(memory);
+    const LargeStats<1> w(arena, grid.h, grid.w, Weight::area);
+    LaneCells<T, chunks, sizeof(T) <= 4> cells;
+    cells.load(maps.map<T>(blockIdx.x), count);
+    cells.arrive();
+    cut_to_words<T>(cells, count, call, blockIdx.x, reinterpret_cast<std::uint32_t*>(w.stream));
+  }
+  __syncwarp();
+  Arena arena(met_anew(memory));
+  LargeStats<1> w(arena, grid.h, grid.w, Weight::area);
+  w.regions.find(w.stream);
+  const float entropy = entropy_by_area(w, call);
+  if (this_lane() == 0) {
+    const bool finite = is_finite_in(reinterpret_cast<std::uint32_t*>(w.stream), count);
+    call.entropies[blockIdx.x] = finite ? entropy : NAN;
   }
 }
 

@@ -4,9 +4,13 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 namespace fastground {
 namespace {
+
+// So many maps can each have a warp at once: an H200 holds 16 such blocks a multiprocessor, 2,112.
+constexpr std::int64_t few_maps = 2048;
 
 __device__ inline void* shared_memory() {
   extern __shared__ int4 memory[];

@@ -5,8 +5,9 @@
 //     turn     by shared memory: lane m takes the rows of map m
 //     flood    each lane floods its own map in registers, by flood_step.hpp
 //
-// A warp that loads 32 maps floods the same 32. Where maps are few, the warps of a block load one
-// or a few each and the first warp floods them all: loading is what takes time, and it is shared.
+// A warp that loads 32 maps floods the same 32. Where maps are fewer, the warps of a block load a
+// few each and the first warp floods them all: loading is what takes time, and it is shared. Still
+// fewer: large_stats.cuh.
 #pragma once
 
 #include <type_traits>
@@ -186,12 +187,16 @@ class LaneCells {
     }
   }
 
-  // Converted once; but a half as often as it is asked for, which takes registers enough less.
+  // Converted once; but a half as often as it is asked for where the next map is on its way, which
+  // takes registers enough less.
   template <class U>
   __device__ static auto kept(U cell) {
-    return number(cell);
+    if constexpr (std::is_same_v<U, Float16> && Chunks < warp_size) {
+      return cell;
+    } else {
+      return number(cell);
+    }
   }
-  __device__ static Float16 kept(Float16 cell) { return cell; }
 
   T raw_[Held ? Chunks : 1];
   decltype(kept(T{})) held_[Held ? Chunks : 1];
@@ -219,12 +224,15 @@ __device__ void cut_to_words(const Cells& cells, int count, const StatsCall& cal
   }
 }
 
+__device__ inline bool is_finite_in(const std::uint32_t* words, int count) {
+  return words[(count + warp_size - 1) / warp_size + 1] != 0;
+}
+
 // The entropy of the map whose bits these are.
 template <int Strips, int Side>
 __device__ float entropy_of_words(const std::uint32_t* words, const Grid<Side>& grid,
                                   const StatsCall& call) {
-  const int chunks = (grid.cells() + warp_size - 1) / warp_size;
-  if (words[chunks + 1] == 0) return NAN;
+  if (!is_finite_in(words, grid.cells())) return NAN;
   const auto mask = static_cast<std::uint32_t>(bits_below(grid.w));
   int foreground = 0;
   const auto row = [&](int i) -> std::uint32_t {

@@ -46,6 +46,39 @@ def test_results_are_kept_by_machine_and_benchmark(harness, tmp_path, capsys):
     assert {"command", "commit", "date"} <= set(kept["first"])
 
 
+def test_without_git_results_are_kept_of_an_unknown_commit(harness, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert harness.commit.__wrapped__() == "unknown"
+
+
+def test_a_part_of_the_gpu_benchmark_that_fails_does_not_hide_the_others(
+    harness, monkeypatch, tmp_path, capsys
+):
+    import bench_gpu
+
+    def row(name):
+        return harness.compare(name, {"it": lambda: None}, items=1, repeats=2, min_time_ms=0)
+
+    def breaks(_):
+        yield row("before")
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(bench_gpu.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench_gpu.dispatch, "cuda_core", object())
+    monkeypatch.setattr(harness, "machine", lambda: {"cpu": "one", "kernels": "", "cores": "1"})
+    monkeypatch.setattr(bench_gpu, "one_call", breaks)
+    monkeypatch.setattr(bench_gpu, "many", lambda _: iter([row("many")]))
+    monkeypatch.setattr(bench_gpu, "beside_peers", lambda _: iter([row("peers")]))
+    monkeypatch.setattr("sys.argv", ["bench_gpu.py"])
+    with pytest.raises(SystemExit, match="failed: gpu-call"):
+        bench_gpu.main()
+    assert "no such kernel" in capsys.readouterr().err
+    (path,) = tmp_path.glob("*.json")
+    kept = {name: each["rows"] for name, each in json.loads(path.read_text()).items()}
+    assert kept.keys() == {"gpu", "gpu-call", "gpu-peers"}
+    assert [row["workload"] for row in kept["gpu-call"]] == ["before"]
+
+
 def test_the_families_repeat(harness):
     import map_families
 

@@ -26,6 +26,8 @@ try:
     from fastground import _cuda as cuda_core
 except ImportError:
     cuda_core = None
+else:
+    cuda_core.use_tensors(torch.Tensor)
 
 MAX_THREADS = 1024
 

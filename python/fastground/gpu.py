@@ -1,6 +1,6 @@
 """The operations on CUDA tensors: the signatures of `reference`, the kernels of csrc/*.cu.
 
-    tensor -> (address, dtype, count, grid_h, grid_w, stride) -> kernels on the caller's stream
+    tensors -> _cuda: where their numbers are -> kernels on the caller's stream
 
 Arguments are not checked here; `fastground.ops` does that. Nothing leaves the device, nothing waits
 for it, and all memory is torch's: results and, for grids of more than about 50 cells a side, room
@@ -13,182 +13,145 @@ together, on the device.
 
 from __future__ import annotations
 
-import math
-from functools import cache, lru_cache
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fastground import _core
 from fastground.arguments import ANY, BORDER, CUT, EMPTY, REGION, WEIGHT
 from fastground.dispatch import cuda_core
 from fastground.reference import gaussian
 from fastground.regions import Boxes
 from fastground.types import HeadStats, Recipe
 
-_CODES = {getattr(torch, name): code for name, code in _core.codes["dtype"].items()}
 
-
-def attention_sum(maps: torch.Tensor) -> torch.Tensor:
+def attention_sum(maps: Tensor) -> Tensor:
     """The sum of each map: (...) float32."""
-    maps, batch = _batch(maps)
-    sums = _room(maps, batch, torch.float32)
-    cuda_core.head_stats(_source(maps), *ANY, _where(maps), sums.data_ptr(), 0)
+    maps, batch = _readable(maps)
+    sums = maps.new_empty(batch, dtype=torch.float32)
+    cuda_core.head_stats(maps, *ANY, None, None, sums, None)
     return sums
 
 
-def entropy(
-    maps: torch.Tensor, *, weight: str = "area", cut: str = "mean", empty: str = "inf"
-) -> torch.Tensor:
+def entropy(maps: Tensor, *, weight: str = "area", cut: str = "mean", empty: str = "inf") -> Tensor:
     """The spatial entropy of each map: (...) float32, nats."""
-    return _head_stats(maps, (WEIGHT[weight], CUT[cut], EMPTY[empty]), False)[1]
+    return _head_stats(maps, weight, cut, empty, False)[1]
 
 
 def head_stats(
-    maps: torch.Tensor, *, weight: str = "area", cut: str = "mean", empty: str = "inf"
+    maps: Tensor, *, weight: str = "area", cut: str = "mean", empty: str = "inf"
 ) -> HeadStats:
     """The attention sum and the spatial entropy of each map."""
-    sums, entropies = _head_stats(maps, (WEIGHT[weight], CUT[cut], EMPTY[empty]), True)
-    return HeadStats(sums, entropies)
+    return HeadStats(*_head_stats(maps, weight, cut, empty, True))
 
 
-def binarize(maps: torch.Tensor, *, cut: str = "mean") -> torch.Tensor:
+def binarize(maps: Tensor, *, cut: str = "mean") -> Tensor:
     """Where a map strictly exceeds its cut: (..., grid_h, grid_w) bool."""
-    maps, batch = _batch(maps)
-    mask = _room(maps, (*batch, *maps.shape[1:]), torch.bool)
-    cuda_core.binarize(_source(maps), CUT[cut], _where(maps), mask.data_ptr())
+    maps, _ = _readable(maps)
+    mask = maps.new_empty(maps.shape, dtype=torch.bool)
+    cuda_core.binarize(maps, CUT[cut], mask)
     return mask
 
 
-def label(maps: torch.Tensor, *, cut: str = "mean") -> torch.Tensor:
+def label(maps: Tensor, *, cut: str = "mean") -> Tensor:
     """The 8-connected regions, numbered from 1: (..., grid_h, grid_w) int32."""
-    maps, batch = _batch(maps)
-    labels = _room(maps, (*batch, *maps.shape[1:]), torch.int32)
-    workspace = _workspace("label", maps, len(maps))
-    cuda_core.label(_source(maps), CUT[cut], _where(maps, workspace), labels.data_ptr())
+    maps, _ = _readable(maps)
+    labels = maps.new_empty(maps.shape, dtype=torch.int32)
+    cuda_core.label(maps, CUT[cut], _workspace("label", maps), labels)
     return labels
 
 
-def combine(maps: torch.Tensor, *, recipe: Recipe) -> torch.Tensor:
+def smooth(maps: Tensor, *, recipe: Recipe) -> Tensor:
+    """Each map smoothed: (..., grid_h, grid_w) float32."""
+    maps, batch = _readable(maps)
+    return _combined(maps, 1, batch, recipe)
+
+
+def combine(maps: Tensor, *, recipe: Recipe) -> Tensor:
     """The combined map of k heads, (..., k, grid_h, grid_w): (..., grid_h, grid_w) float32."""
-    maps, batch = _batch(maps)
-    heads = batch[-1]
-    combined = _room(maps, (*batch[:-1], *maps.shape[1:]), torch.float32)
-    workspace = _workspace("combine", maps, len(maps) // heads)
-    taps = _taps(recipe.kernel_size, recipe.sigma)
-    cuda_core.combine(
-        _source(maps),
+    maps, (*batch, heads) = _readable(maps)
+    return _combined(maps, heads, batch, recipe)
+
+
+def boxes(maps: Tensor, *, recipe: Recipe | None = None, valid: Tensor | None = None) -> Boxes:
+    """The box of the region that k heads' maps, (..., k, grid_h, grid_w), agree on."""
+    recipe = recipe or Recipe()
+    maps, (*batch, heads) = _readable(maps)
+    rows = maps.new_empty((*batch, 7), dtype=torch.float32)
+    found = maps.new_empty(batch, dtype=torch.bool)
+    if valid is not None:
+        valid = None if recipe.padding == "include" else _readable(valid)[0]
+    cuda_core.boxes(
+        maps,
         heads,
-        taps,
-        _weights(maps.device, recipe.kernel_size, recipe.sigma).data_ptr(),
+        *_filter(maps.device, recipe.kernel_size, recipe.sigma),
         BORDER[recipe.border],
-        _where(maps, workspace),
-        combined.data_ptr(),
+        valid,
+        REGION[recipe.region],
+        _workspace("boxes", maps, heads),
+        rows,
+        found,
+    )
+    xyxy, others = rows.split_with_sizes((4, 3), -1)
+    area, mass, score = others.unbind(-1)
+    return Boxes(xyxy, area, mass, score, found)
+
+
+def _head_stats(
+    maps: Tensor, weight: str, cut: str, empty: str, with_sums: bool
+) -> tuple[Any, Tensor]:
+    maps, batch = _readable(maps)
+    sums = maps.new_empty(batch, dtype=torch.float32) if with_sums else None
+    entropies = maps.new_empty(batch, dtype=torch.float32)
+    choices = WEIGHT[weight], CUT[cut], EMPTY[empty]
+    workspace = _workspace("head_stats", maps)
+    cuda_core.head_stats(maps, *choices, _table(maps.device), workspace, sums, entropies)
+    return sums, entropies
+
+
+def _combined(maps: Tensor, heads: int, batch: Sequence[int], recipe: Recipe) -> Tensor:
+    combined = maps.new_empty((*batch, *maps.shape[-2:]), dtype=torch.float32)
+    cuda_core.combine(
+        maps,
+        heads,
+        *_filter(maps.device, recipe.kernel_size, recipe.sigma),
+        BORDER[recipe.border],
+        _workspace("combine", maps, heads),
+        combined,
     )
     return combined
 
 
-def boxes(
-    maps: torch.Tensor, *, recipe: Recipe | None = None, valid: torch.Tensor | None = None
-) -> Boxes:
-    """The box of the region that k heads' maps, (..., k, grid_h, grid_w), agree on."""
-    recipe = recipe or Recipe()
-    maps, batch = _batch(maps)
-    heads = batch[-1]
-    rows = _room(maps, (*batch[:-1], 7), torch.float32)
-    workspace = _workspace("boxes", maps, len(maps) // heads)
-    valid_source = None
-    if valid is not None and recipe.padding != "include":
-        valid, _ = _batch(valid.expand(*batch[:-1], *maps.shape[1:]))
-        valid_source = _source(valid)
-    cuda_core.boxes(
-        _source(maps),
-        heads,
-        _taps(recipe.kernel_size, recipe.sigma),
-        _weights(maps.device, recipe.kernel_size, recipe.sigma).data_ptr(),
-        BORDER[recipe.border],
-        valid_source,
-        REGION[recipe.region],
-        _where(maps, workspace),
-        rows.data_ptr(),
-    )
-    return Boxes.of(rows)
-
-
-def _head_stats(
-    maps: torch.Tensor, choices: tuple[int, int, int], with_sums: bool
-) -> tuple[Any, torch.Tensor]:
-    maps, batch = _batch(maps)
-    sums = _room(maps, batch, torch.float32) if with_sums else None
-    entropies = _room(maps, batch, torch.float32)
-    workspace = _workspace("head_stats", maps, len(maps))
-    to_sums = 0 if sums is None else sums.data_ptr()
-    cuda_core.head_stats(
-        _source(maps), *choices, _where(maps, workspace), to_sums, entropies.data_ptr()
-    )
-    return sums, entropies
-
-
-def _batch(maps: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Maps as (count, grid_h, grid_w), a map's cells one after another; the batch's shape."""
-    batch, (grid_h, grid_w) = tuple(maps.shape[:-2]), maps.shape[-2:]
-    stride = maps.stride()
-    if (grid_w > 1 and stride[-1] != 1) or (grid_h > 1 and stride[-2] != grid_w):
-        maps = maps.contiguous()
-    if len(batch) != 1:
-        shape = (math.prod(batch), grid_h, grid_w)
-        try:
-            maps = maps.view(shape)
-        except RuntimeError:  # the axes cannot be walked as one
-            maps = maps.contiguous().view(shape)
+def _readable(maps: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The maps where they are, or copied so that the kernels can read them; the batch's shape."""
+    batch = cuda_core.batch_of(maps)
+    if batch is None:
+        maps = maps.detach().contiguous()
+        batch = cuda_core.batch_of(maps)
     return maps, batch
 
 
-def _source(maps: torch.Tensor) -> tuple[int, ...]:
-    return (maps.data_ptr(), _CODES[maps.dtype], *maps.shape, maps.stride(0))
-
-
-def _room(maps: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device=maps.device)
-
-
-def _workspace(operation: str, maps: torch.Tensor, count: int) -> torch.Tensor | None:
-    size = cuda_core.workspace_bytes(operation, *maps.shape[1:], count)
-    return _room(maps, (size,), torch.uint8) if size else None
-
-
-def _where(maps: torch.Tensor, workspace: torch.Tensor | None = None) -> tuple[int, ...]:
-    """Device, stream, workspace and table, as the kernels take them."""
-    device = maps.device
-    return (
-        device.index or 0,
-        _stream(device),
-        0 if workspace is None else workspace.data_ptr(),
-        _table(device).data_ptr(),
-    )
-
-
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream
+def _workspace(operation: str, maps: Tensor, heads: int = 1) -> Tensor | None:
+    size = cuda_core.workspace_bytes(operation, maps, heads)
+    return maps.new_empty(size, dtype=torch.uint8) if size else None
 
 
 @cache
-def _table(device: torch.device) -> torch.Tensor:
+def _table(device: torch.device) -> Tensor:
     return _upload(cuda_core.n_ln_n(), device)
 
 
-@lru_cache
-def _taps(kernel_size: int, sigma: float) -> np.ndarray:
-    return np.array(gaussian(kernel_size, sigma))
-
-
 @cache
-def _weights(device: torch.device, kernel_size: int, sigma: float) -> torch.Tensor:
-    return _upload(_taps(kernel_size, sigma), device)
+def _filter(device: torch.device, kernel_size: int, sigma: float) -> tuple[np.ndarray, Tensor]:
+    """The weights of the taps on the host, and on the device."""
+    taps = np.array(gaussian(kernel_size, sigma))
+    return taps, _upload(taps, device)
 
 
-def _upload(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+def _upload(numbers: np.ndarray, device: torch.device) -> Tensor:
     """The numbers on the device, for good, and there before any stream asks for them.
 
     For good: graphs know their address. Two threads may come here at once, and both go on with
@@ -206,4 +169,4 @@ def _upload(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
     return there
 
 
-_uploaded: list[torch.Tensor] = []
+_uploaded: list[Tensor] = []

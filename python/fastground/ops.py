@@ -88,7 +88,8 @@ def attention_sum(maps: Any, *, nan: str = "raise") -> Any:
         sums: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *ANY, sums, None)
     else:
-        sums, suspect = _tensors(maps).attention_sum(tensor(maps)), True
+        by, given = _elsewhere(maps)
+        sums, suspect = by.attention_sum(given), True
     if strict and suspect:
         refuse(sums, infinite=True)
     return give(sums, maps)
@@ -168,8 +169,8 @@ def entropy(
         entropies: Any = new_array(shape[:-2], float32)
         suspect = _core.head_stats(source(maps, shape), *choices, None, entropies)
     else:
-        keywords = {"weight": weight, "cut": cut, "empty": empty}
-        entropies = _tensors(maps).entropy(tensor(maps), **keywords)
+        by, given = _elsewhere(maps)
+        entropies = by.entropy(given, weight=weight, cut=cut, empty=empty)
         suspect = True
     if strict and suspect:
         refuse(entropies)
@@ -209,8 +210,8 @@ def head_stats(
         entropies: Any = new_array(batch, float32)
         suspect = _core.head_stats(source(maps, shape), *choices, sums, entropies)
     else:
-        keywords = {"weight": weight, "cut": cut, "empty": empty}
-        sums, entropies = _tensors(maps).head_stats(tensor(maps), **keywords)
+        by, given = _elsewhere(maps)
+        sums, entropies = by.head_stats(given, weight=weight, cut=cut, empty=empty)
         suspect = True
     if strict and suspect:
         refuse(sums, infinite=True)
@@ -316,21 +317,25 @@ def boxes(
             area, mass = np.asarray(found.area), np.asarray(found.mass)
             refuse(np.where(area > 0, 0, mass))  # where one is found, a share of a sum of 0
         return found
-    if _tensors(maps) is gpu:
-        found = gpu.boxes(tensor(maps), recipe=recipe, valid=valid)
+    by, given = _elsewhere(maps)
+    if by is gpu:
+        found = gpu.boxes(given, recipe=recipe, valid=valid)
         if strict:
             refuse(torch.where(found.area > 0, 0, found.mass))
         return found
-    combined = reference.combine(tensor(maps), recipe=recipe)
+    combined = reference.combine(given, recipe=recipe)
     if strict:
         refuse_maps(combined)
     found = reference.regions(combined, region=recipe.region, valid=valid)
     return found if isinstance(maps, Tensor) else Boxes._make(part.numpy() for part in found)
 
 
-def _tensors(maps: Array) -> Any:
-    """What computes where the native core for the CPU does not: the kernels, or the reference."""
-    return gpu if isinstance(maps, Tensor) and native_on_gpu(maps) else reference
+def _elsewhere(maps: Array) -> tuple[Any, Tensor]:
+    """What computes where the native core for the CPU does not, the kernels or the reference, and
+    the maps as it takes them."""
+    if isinstance(maps, Tensor) and native_on_gpu(maps):
+        return gpu, maps
+    return reference, tensor(maps)
 
 
 def _foreground(
@@ -351,7 +356,8 @@ def _foreground(
         made = room(shape, np.dtype(dtype), out, maps, 1, strict)
         suspect = getattr(_core, operation)(source(maps, shape), level, made)
     else:
-        made, suspect = getattr(_tensors(maps), operation)(tensor(maps), cut=cut), True
+        by, given = _elsewhere(maps)
+        made, suspect = getattr(by, operation)(given, cut=cut), True
     if strict and suspect:
         refuse_maps(maps)
     return give(made, maps, out)
@@ -372,8 +378,13 @@ def _combine(
         combined = room(result_shape, float32, out, maps, heads, strict)
         suspect = _core.combine(source(maps, shape), heads, taps, border, combined)
     else:
-        groups = tensor(maps).reshape(*result_shape[:-2], heads, *shape[-2:])
-        combined, suspect = _tensors(maps).combine(groups, recipe=recipe), True
+        by, given = _elsewhere(maps)
+        if by is gpu:
+            operation = gpu.smooth if shape == result_shape else gpu.combine
+            combined, suspect = operation(given, recipe=recipe), True
+        else:
+            groups = given.reshape(*result_shape[:-2], heads, *shape[-2:])
+            combined, suspect = reference.combine(groups, recipe=recipe), True
     if strict and suspect:
         refuse_maps(combined)
     return give(combined, maps, out)

@@ -93,7 +93,7 @@ def attention_rows(
         )
     given = take(query[0] if layers else query, "query")
     queries, keys = (
-        [tensor(take(array, name)) for array in (arrays if layers else [arrays])]
+        [_taken(array, name) for array in (arrays if layers else [arrays])]
         for arrays, name in ((query, "query"), (key, "key"))
     )
     _check_layers(queries, keys, paged=block_table is not None)
@@ -114,8 +114,13 @@ def attention_rows(
         indices["tokens"] = _take_tokens(tokens, batch, length, query)
     if softcap is not None and not 0 < softcap < float("inf"):
         raise ValueError(f"softcap must be positive and finite, or None, but got {softcap!r}")
+    chosen = _take_heads(heads, len(queries) if layers else None, num_heads)
+    if layers and chosen:  # what is asked of no layer need not be brought together
+        used = sorted({layer for layer, _ in chosen})
+        queries, keys = ([of[layer] for layer in used] for of in (queries, keys))
+        chosen = tuple((used.index(layer), head) for layer, head in chosen)
     keywords = {
-        "heads": _take_heads(heads, len(queries) if layers else None, num_heads),
+        "heads": chosen,
         "visible": _take_visible(visible, batch, rows, length, query),
         "scale": head_dim**-0.5 if scale is None else float(scale),
         "softcap": softcap,
@@ -123,20 +128,27 @@ def attention_rows(
     }
     found: Any
     on_gpu = query.device.type == "cuda" and forced() != "reference"
-    if on_gpu and torch.float64 in (query.dtype, key.dtype):  # the only one copied to be read
-        queries, keys = ([each.float() for each in of] for of in (queries, keys))
-    ours = (queries, keys) if layers else (queries[0], keys[0])
-    if on_gpu:
-        import fastground.kernels.attention_rows as kernel
+    with torch.no_grad():
+        if on_gpu and torch.float64 in (query.dtype, key.dtype):  # the only one copied to be read
+            queries, keys = ([each.float() for each in of] for of in (queries, keys))
+        ours = (queries, keys) if layers else (queries[0], keys[0])
+        if on_gpu:
+            import fastground.kernels.attention_rows as kernel
 
-        with torch.cuda.device_of(query):
-            found = kernel.attention_rows(*ours, **keywords)
-    else:
-        with torch.autocast(query.device.type, enabled=False):  # whose products were of few bits
-            found = reference.attention_rows(*ours, **keywords)
+            with torch.cuda.device_of(query):
+                found = kernel.attention_rows(*ours, **keywords)
+        else:
+            with torch.autocast(query.device.type, enabled=False):  # whose products had few bits
+                found = reference.attention_rows(*ours, **keywords)
     if tokens is None:
         return give(found, given)
     return TokenRows(*(give(part, given) for part in found))
+
+
+def _taken(array: Any, name: str) -> torch.Tensor:
+    """As a tensor; its gradient is not looked at, and there may be many of them."""
+    taken = take(array, name)
+    return taken if isinstance(taken, torch.Tensor) else tensor(taken)
 
 
 def _check_layers(queries: list[Any], keys: list[Any], *, paged: bool) -> None:
@@ -229,7 +241,7 @@ def _take_visible(
 
 def _take_tokens(tokens: Any, batch: int, length: int, query: torch.Tensor) -> Any:
     if isinstance(tokens, range):
-        if len(tokens) and not 0 <= min(tokens) <= max(tokens) < length:
+        if tokens and not all(0 <= end < length for end in (tokens[0], tokens[-1])):
             raise ValueError(f"tokens must lie in the {length} keys, but got {tokens}")
         return tokens
     places = _integers(tokens, "tokens", [(None,), (batch, None)], query)

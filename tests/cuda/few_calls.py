@@ -8,7 +8,7 @@ import torch
 from fastground import ops
 
 GRIDS = [(24, 24), (14, 14), (27, 30), (1, 1), (33, 20), (3, 70), (80, 80)]
-"""By lane in three sizes, by warp with rows of one word and of four, in shared memory and not."""
+"""Rows of one word and of four, in shared memory and not."""
 
 
 def main() -> None:
@@ -25,8 +25,9 @@ def main() -> None:
             ops.combine(groups, recipe=fg.Recipe(kernel_size=15, border="reflect"))
             for region in ("hull", "component", "mass", "all"):
                 fg.boxes(groups, recipe=fg.Recipe(region=region), valid=valid)
-    for count in (2_500, 16_500):  # a few maps, and 32, to a warp
-        fg.entropy(torch.rand(count, 8, 8).cuda())
+    for count in (2_500, 16_500):  # four maps, and 32, to a warp
+        for side in (8, 20, 24, 32):
+            fg.entropy(torch.rand(count, side, side).cuda())
     torch.cuda.synchronize()
     print("every kernel was called")
 

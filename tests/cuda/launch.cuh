@@ -221,6 +221,8 @@ T atomicOr(T* at, T value) {
 namespace fastground {
 namespace {
 
+constexpr std::int64_t few_maps = 8;  // so that small batches, too, are done in either way
+
 inline void* shared_memory() { return emulated::shared; }
 
 template <class... Parameters, class... Arguments>

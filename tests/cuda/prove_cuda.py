@@ -61,6 +61,9 @@ def check(number, seed=0, most_cells=CELLS):
         for name in ("binarize", "label"):
             pairs[name] = (getattr(gpu, name), getattr(fg, name), {"cut": cut})
     differ = []
+    few = maps[:8]  # a warp each: see launch.cuh
+    if not same(gpu.entropy(few, **keywords), fg.entropy(few, nan="propagate", **keywords)):
+        differ.append(f"{words}: entropy of few {keywords} differs")
     for name, (by_cuda, by_core, chosen) in pairs.items():
         found, expected = by_cuda(maps, **chosen), by_core(maps, nan="propagate", **chosen)
         if not isinstance(found, tuple):

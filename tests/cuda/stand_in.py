@@ -271,9 +271,9 @@ class Kernels:
 
     def __getattr__(self, name):
         function = getattr(self.module, name)
-        if name in ("n_ln_n", "workspace_bytes"):
-            return function
-        return lambda *given: launch(lambda: function(*given))
+        if name in ("n_ln_n", "workspace_bytes", "batch_of"):
+            return lambda *given: function(*map(held, given))
+        return lambda *given: launch(lambda: function(*map(held, given)))
 
 
 class Launcher:

@@ -45,9 +45,9 @@ def test_the_order_in_which_lanes_run_does_not_matter(built):
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("count", [1, 31, 32, 33, 255, 2048, 2049, 2050, 16384, 16385, 16600])
+@pytest.mark.parametrize("count", [1, 8, 9, 31, 32, 33, 255, 2048, 16384, 16385, 16600])
 def test_every_share_of_a_warp(built, count):
-    """Few maps are loaded by many warps, many by one each: from 2,049 and from 16,385 on."""
+    """A warp has a map, loads four, or, from 16,385 on, 32; here few are 8, not 2,048."""
     maps = torch.rand(count, 4, 3)
     with cuda_on_host.kernels(cuda_on_host.load(built)):
         sums, entropies = gpu.head_stats(maps)
@@ -114,15 +114,39 @@ def test_a_first_call_in_a_capture_is_refused(monkeypatch):
 
 def test_bindings_refuse_what_they_cannot_run(built):
     module = cuda_on_host.load(built)
-    maps, room = torch.rand(4, 6, 5), torch.empty(4)
-    batch, where = (maps.data_ptr(), 3, 4, 6, 5, 30), (0, 0, 0, 0)
-    for wrong in [(0, 3, 4, 0, 5, 30), (0, 3, 4, 6, 257, 30), (0, 3, -1, 6, 5, 30)]:
+    maps, mask = torch.rand(4, 6, 5), torch.empty(4, 6, 5, dtype=torch.bool)
+    for wrong in (maps[:, :0], torch.rand(4, 6, 257), maps[0, 0]):
         with pytest.raises(ValueError, match="1 to 256"):
-            module.binarize(wrong, 0, where, room.data_ptr())
+            module.binarize(wrong, 0, mask)
     with pytest.raises(ValueError, match="no choice has the number 3"):
-        module.binarize(batch, 3, where, room.data_ptr())
+        module.binarize(maps, 3, mask)
     with pytest.raises(ValueError, match="must not be bool"):
-        module.binarize((0, 0, 4, 6, 5, 30), 0, where, room.data_ptr())
+        module.binarize(mask, 0, mask)
+    with pytest.raises(ValueError, match="must be float16"):
+        module.binarize(maps.int(), 0, mask)
+    with pytest.raises(ValueError, match="must lie as"):
+        module.binarize(maps.transpose(1, 2), 0, mask)
+    for room in (mask[:3], mask.int(), torch.empty(8, 6, 5, dtype=torch.bool)[::2]):
+        with pytest.raises(ValueError, match="not the size of what it is to hold"):
+            module.binarize(maps, 0, room)
+    with pytest.raises(TypeError, match="must be tensors"):
+        module.binarize(maps.numpy(), 0, mask)
+    with pytest.raises(TypeError, match="must be tensors"):
+        module.head_stats(maps, 0, 0, 0, None, None, None, torch.empty(4))  # without the table
+
+
+def test_which_maps_are_read_where_they_are(built):
+    batch_of = cuda_on_host.load(built).batch_of
+    maps = torch.rand(2, 3, 4, 6, 5)
+    assert batch_of(maps) == batch_of(maps[:, :, ::1]) == (2, 3, 4)
+    assert batch_of(maps[0, 0, 0]) == () and batch_of(maps[:, :1, :1]) == (2, 1, 1)
+    assert batch_of(maps[:1, ::2]) is None and batch_of(maps[0, ::2]) is None
+    assert batch_of(maps[:, :, ::2]) == (2, 3, 2)  # 12, 6, 2 maps apart
+    assert batch_of(maps[0, 0, ::3]) == (2,) and batch_of(maps[0, 0, :1].expand(9, 6, 5)) == (9,)
+    assert batch_of(maps.transpose(0, 1)) is None and batch_of(maps.transpose(3, 4)) is None
+    assert batch_of(maps[..., :1]) is None and batch_of(maps[:, :0].transpose(3, 4)) == (2, 0, 4)
+    rows = torch.rand(7, 100)
+    assert batch_of(rows[:, 40:70].unflatten(1, (6, 5))) == (7,)
 
 
 class OnCuda:

@@ -35,6 +35,29 @@ def test_the_sanitizer_s_calls_are_exact():
         assert cases.off(ops.attention_rows(query, key, **keywords), want) < 1e-5
 
 
+def test_layers_without_a_chosen_head_change_nothing():
+    queries, keys = zip(*(tensors() for _ in range(4)), strict=True)
+    keys = [key + layer for layer, key in enumerate(keys)]
+    every = ops.attention_rows(list(queries), keys)
+    heads = [(3, 1), (1, 0), (3, 0)]
+    keys[0] = keys[0] * torch.nan
+    found = ops.attention_rows(list(queries), keys, heads=heads)
+    torch.testing.assert_close(found, every[:, :, [13, 4, 12]])
+
+
+def test_rows_carry_no_gradient():
+    query, key = (x.requires_grad_() for x in tensors())
+    assert not ops.attention_rows(query, key).requires_grad
+    told = ops.attention_rows([query, query], [key, key], heads=[(1, 2)], tokens=range(3, 9))
+    assert not (told.rows.requires_grad or told.sums.requires_grad)
+
+
+@pytest.mark.parametrize("tokens", [range(3, 13), range(12, 3, -1), range(-1, 4), range(4, -2, -1)])
+def test_tokens_of_a_range_lie_in_the_keys(tokens):
+    with pytest.raises(ValueError, match="must lie in the 12 keys"):
+        ops.attention_rows(*tensors(), tokens=tokens)
+
+
 @pytest.mark.parametrize("softcap", [None, 4.0])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_equals_the_weights_of_eager_attention(key_heads, softcap):
