@@ -26,7 +26,9 @@ import torch
 from fastground import _core
 from fastground.dispatch import native
 
-_KNOWN = {"module", "query", "key", "value", "attention_mask", "kwargs", "scaling", "is_causal"}
+_KNOWN = {
+    "module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "kwargs",
+}  # fmt: skip
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -94,8 +96,8 @@ def _is_plain(
         and query.numel() > 0
         and not (torch.is_grad_enabled() and any(array.requires_grad for array in arrays))
         and not torch.is_autocast_enabled("cpu")
-        and not any(keywords.get(name) is not None for name in _others() - {"dropout"})
         and not keywords.get("dropout")
+        and all(keywords.get(name) is None for name in _others())
     )
 
 
@@ -108,11 +110,11 @@ def _sdpa() -> Any:
 
 @cache
 def _others() -> frozenset[str]:
-    """What else transformers' function reads, in whatever version."""
+    """What else transformers' function takes, in whatever version."""
     return frozenset(inspect.signature(_sdpa()).parameters) - _KNOWN
 
 
 def _read(array: torch.Tensor) -> torch.Tensor:
     """In float32, the numbers of a token side by side."""
-    array = array.detach().float()
-    return array if array.stride(-1) == 1 and not array.is_neg() else array.clone()
+    array = array.detach().float().resolve_neg()
+    return array if array.stride(-1) == 1 else array.contiguous()
