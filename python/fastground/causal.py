@@ -25,6 +25,7 @@ import torch
 
 from fastground import _core
 from fastground.dispatch import native
+from fastground.seam import sdpa
 
 _KNOWN = {
     "module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "kwargs",
@@ -85,7 +86,7 @@ def _is_plain(
     query, key, value = arrays
     groups = getattr(module, "num_key_value_groups", 1)
     return (
-        own is _sdpa()
+        own is sdpa()
         and all(type(array) is torch.Tensor and array.is_cpu for array in (*arrays, mask))
         and mask.dtype == torch.bool
         and mask.shape[0] in (1, len(query))
@@ -102,16 +103,9 @@ def _is_plain(
 
 
 @cache
-def _sdpa() -> Any:
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    return sdpa_attention_forward
-
-
-@cache
 def _others() -> frozenset[str]:
     """What else transformers' function takes, in whatever version."""
-    return frozenset(inspect.signature(_sdpa()).parameters) - _KNOWN
+    return frozenset(inspect.signature(sdpa()).parameters) - _KNOWN
 
 
 def _read(array: torch.Tensor) -> torch.Tensor:
