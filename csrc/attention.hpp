@@ -2,10 +2,11 @@
 // sees.
 //
 //               a tile's queries, one a lane
-//     key 0     s s s s s s s s s s s s s s     Scores, their maxima and sums and the output all lie
-//     key 1     s s s s s s s s s s s s s s     with their queries in lanes, so that softmax asks no
-//     key 2     . s s s s s s s s s s s s s     neighbour, and both products are one loop: numbers
-//     key 3     . . s s s s s s s s s s s s     of K or of V, broadcast, times registers of Q or of
+//     key 0     s s s s s s s s s s s s s s     Scores, their maxima and sums and the output all
+//     lie key 1     s s s s s s s s s s s s s s     with their queries in lanes, so that softmax
+//     asks no key 2     . s s s s s s s s s s s s s     neighbour, and both products are one loop:
+//     numbers key 3     . . s s s s s s s s s s s s     of K or of V, broadcast, times registers of
+//     Q or of
 //      ...                                      the weights. K and V are read where they lie.
 //     key 9     . . . . . . . . . . . . . .  <- seen by none: left out
 //
@@ -38,8 +39,8 @@ struct AttentionRoom {
   float* output;   // [value_dim][lane], not yet divided by the sum of weights
 };
 
-// to[row] = to[row] * shrink + the sum of left[row * row_step + k * step] * right[k] over k, or that
-// sum alone without shrink. Compiled by itself, the sums stay in registers.
+// to[row] = to[row] * shrink + the sum of left[row * row_step + k * step] * right[k] over k, or
+// that sum alone without shrink. Compiled by itself, the sums stay in registers.
 template <int Rows, int Wide>
 [[gnu::noinline]] void add_products(const float* left, std::int64_t row_step, std::int64_t step,
                                     int count, const float* right, const Vec<float>* shrink,
@@ -78,8 +79,39 @@ inline void for_rows(int count, F&& f, int first = 0) {
   if constexpr (Rows > 1) for_rows<Rows / 2>(count, f, first);
 }
 
-// The output of Wide registers of queries or fewer, from `first` on: bit 0 of seen[key] says whether
-// the first of them sees the key.
+// Scores of `count` keys to weights, 2^(score - most); `most` becomes the largest score up to here,
+// and what was summed before is to be scaled by `shrink`. From bit `shift` on seen[key] says which
+// lanes see the key, the weight being 0 elsewhere; without seen all do.
+template <int Wide>
+void weigh(float* weights, int count, const std::uint32_t* seen, int shift, Vec<float>* most,
+           Vec<float>* total, Vec<float>* shrink) {
+  constexpr int width = Wide * lanes<float>;
+  for (int w = 0; w < Wide; ++w, weights += lanes<float>, shift += lanes<float>) {
+    const auto visible = [&](int i) { return lanes_of<std::int32_t>(seen[i] >> shift); };
+    const Vec<float> before = most[w];
+    Vec<float> largest = before, sum{};
+    for (int i = 0; i < count; ++i) {
+      Vec<float> score = load(weights + i * width);
+      if (seen != nullptr) {
+        score = where(visible(i), score, broadcast(-FLT_MAX));
+        store(weights + i * width, score);
+      }
+      largest = larger(score, largest);
+    }
+    for (int i = 0; i < count; ++i) {
+      Vec<float> weight = power_of_two(load(weights + i * width) - largest);
+      if (seen != nullptr) weight = where(visible(i), weight, Vec<float>{});
+      store(weights + i * width, weight);
+      sum += weight;
+    }
+    most[w] = largest;
+    shrink[w] = power_of_two(before - largest);
+    total[w] = total[w] * shrink[w] + sum;
+  }
+}
+
+// The output of Wide registers of queries or fewer, from `first` on, whose bits in seen[key] begin
+// at `shift`.
 template <int Wide>
 void attend(const Attention& a, const AttentionRoom& room, int batch, int head, int first,
             const std::uint32_t* seen, int shift) {
@@ -112,11 +144,6 @@ void attend(const Attention& a, const AttentionRoom& room, int batch, int head, 
       ++key;
       continue;
     }
-    const bool hides = all != mine;
-    const auto visible = [&](int i, int w) {
-      return lanes_of<std::int32_t>(seen[key + i] >> (shift + w * lanes<float>));
-    };
-
     for_rows(count, [&]<int Rows>(int i) {
       const float* const from = keys + (key + i) * a.key.stride_token;
       add_products<Rows, Wide>(from, a.key.stride_token, 1, a.head_dim, room.query, nullptr,
@@ -124,27 +151,8 @@ void attend(const Attention& a, const AttentionRoom& room, int batch, int head, 
     });
 
     Vec<float> shrink[Wide];
-    for (int w = 0; w < Wide; ++w) {
-      float* const column = room.weights + w * lanes<float>;
-      const Vec<float> before = most[w];
-      for (int i = 0; i < count; ++i) {
-        Vec<float> score = load(column + i * width);
-        if (hides) {
-          score = where(visible(i, w), score, broadcast(-FLT_MAX));
-          store(column + i * width, score);
-        }
-        most[w] = larger(score, most[w]);
-      }
-      shrink[w] = power_of_two(before - most[w]);
-      Vec<float> sum{};
-      for (int i = 0; i < count; ++i) {
-        Vec<float> weight = power_of_two(load(column + i * width) - most[w]);
-        if (hides) weight = where(visible(i, w), weight, Vec<float>{});
-        store(column + i * width, weight);
-        sum += weight;
-      }
-      total[w] = total[w] * shrink[w] + sum;
-    }
+    weigh<Wide>(room.weights, count, all == mine ? nullptr : seen + key, shift, most, total,
+                shrink);
 
     for_rows(a.value_dim, [&]<int Rows>(int d) {
       const float* const from = values + key * a.value.stride_token + d;
@@ -173,8 +181,7 @@ void attention(const Attention& a, std::int64_t begin, std::int64_t end, void* m
     const int block = static_cast<int>(index % blocks);
     const int head = static_cast<int>(index / blocks % a.heads);
     const int batch = static_cast<int>(index / blocks / a.heads);
-    const std::uint32_t* const seen =
-        a.seen + (std::int64_t{batch} * blocks + block) * a.keys;
+    const std::uint32_t* const seen = a.seen + (std::int64_t{batch} * blocks + block) * a.keys;
     for (int shift = 0; shift < Attention::block; shift += 2 * lanes<float>) {
       const int first = block * Attention::block + shift;
       if (first + lanes<float> < a.queries) {

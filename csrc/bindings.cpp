@@ -407,8 +407,9 @@ class FourAxes {
     dlpack::Tensor tensor;
     if (exchange->look(source.ptr(), &tensor) != 0) throw py::error_already_set();
     if (tensor.device.type != dlpack::cpu || tensor.ndim != 4 || dtype_of(tensor) != wanted) {
-      throw std::invalid_argument("attention must be on the CPU, float32 with a mask of bool, "
-                                  "(batch, heads, tokens, head_dim)");
+      throw std::invalid_argument(
+          "attention must be on the CPU, float32 with a mask of bool, "
+          "(batch, heads, tokens, head_dim)");
     }
     for (int i = 0; i < 4; ++i) {
       if (tensor.shape[i] < 1 || tensor.shape[i] > 1 << 24) {

@@ -2,7 +2,8 @@
 //
 // kernels.cpp is compiled once for each of them; dispatch.cpp chooses what this processor has. Of
 // maps all tables give the same numbers to the bit: sums are added in one fixed order, nothing is
-// contracted to fused multiply-adds, and entropies are sums of integers. Attention is the exception.
+// contracted to fused multiply-adds, and entropies are sums of integers. Attention is the
+// exception.
 //
 // In reading order:
 //     cells.hpp       a map: its sum, its cut, a bit for each cell
@@ -22,7 +23,7 @@
 
 namespace fastground {
 
-// A number for each token and head, float32, in vectors that lie together; strides count floats.
+// A vector for each token and head, its numbers side by side; strides count them.
 struct Vectors {
   const float* data;
   std::int64_t stride_batch;
@@ -34,7 +35,9 @@ struct Vectors {
   }
 };
 
-// Each of key_heads, of which heads is a multiple, serves that many successive heads.
+// softmax(scale * Q K^T) V, of the keys that a query sees; 0 if that is none. Heads are a multiple
+// of key_heads, each of which serves successive ones. NaN comes out wherever one is seen; a value
+// that is not finite may also show in neighbouring queries that do not see it.
 struct Attention {
   static constexpr int block = 32;  // queries, a bit each of a word
   int blocks() const { return queries / block + (queries % block != 0); }
@@ -88,13 +91,12 @@ struct Kernels {
   // The largest magnitude of all cells, which are not boolean; infinity if one is not finite.
   double (*largest)(const MapView& maps, void* scratch);
 
-  // Of the [batch][heads][blocks] blocks of queries those in [begin, end). A lane may differ in its
-  // last bits between tables, not between calls of one.
+  // The blocks [begin, end) of all [batch][heads][blocks]. Tables differ in the last bits.
   void (*attention)(const Attention& attention, std::int64_t begin, std::int64_t end,
                     void* scratch);
   std::size_t (*attention_bytes)(int head_dim, int value_dim);  // of scratch
 
-  // What any of the others needs for maps of this grid and a filter of so many taps.
+  // What any operation on maps needs for maps of this grid and a filter of so many taps.
   std::size_t (*scratch_bytes)(int grid_h, int grid_w, int taps);
 };
 

@@ -140,6 +140,11 @@ inline Vec<float> fused(Vec<float> a, Vec<float> b, Vec<float> c) {
 #elif defined(FASTGROUND_AVX2)
   return bit_cast<Vec<float>>(
       _mm256_fmadd_ps(bit_cast<__m256>(a), bit_cast<__m256>(b), bit_cast<__m256>(c)));
+#elif defined(__FP_FAST_FMAF)
+  for (int lane = 0; lane < lanes<float>; ++lane) {
+    c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+  }
+  return c;
 #else
   return a * b + c;
 #endif
@@ -163,11 +168,11 @@ inline Vec<float> larger(Vec<float> a, Vec<float> b) {
 }
 
 // 2^x of x <= 0, within 2e-7 of itself; 0 where that is below the least normal number, and NaN of
-// NaN. With n the nearest integer, 2^(x - n) is a polynomial, fitted to the relative error, and n is
-// added to its exponent.
+// NaN. With n the nearest integer, 2^(x - n) is a polynomial, fitted to the relative error, and n
+// is added to its exponent.
 inline Vec<float> power_of_two(Vec<float> x) {
   constexpr float terms[] = {1.5353362e-4f, 1.3398874e-3f, 9.6184369e-3f, 5.5503324e-2f,
-                              2.4022648e-1f, 6.9314718e-1f, 1.0f};
+                             2.4022648e-1f, 6.9314718e-1f, 1.0f};
 #if defined(FASTGROUND_AVX512)
   const auto whole = bit_cast<Vec<float>>(
       _mm512_roundscale_ps(bit_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

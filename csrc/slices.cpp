@@ -182,8 +182,7 @@ void attention(const Attention& all, int threads) {
 void mask_words(const Mask& mask, std::uint32_t* words) {
   for (int batch = 0; batch < mask.batch; ++batch) {
     for (int query = 0; query < mask.queries; ++query) {
-      const bool* const row =
-          mask.data + batch * mask.stride_batch + query * mask.stride_query;
+      const bool* const row = mask.data + batch * mask.stride_batch + query * mask.stride_query;
       const int bit = query % Attention::block;
       if (bit == 0) {
         if (query > 0) words += mask.keys;

@@ -109,7 +109,7 @@ REFUSED = {
     "no mask": {"mask": lambda mask: None},
     "additive": {"mask": lambda mask: packing.additive(mask, torch.float32)},
     "of each head": {"mask": lambda mask: mask.expand(-1, 2, -1, -1)},
-    "float64": {name: torch.Tensor.double for name in ("query", "key", "value")},
+    "float64": dict.fromkeys(("query", "key", "value"), torch.Tensor.double),
     "a class": {"value": lambda value: value.as_subclass(Turned)},
     "gradients": {"key": lambda key: key.clone().requires_grad_()},
     "dropout": {"dropout": lambda _: 0.5},

@@ -1,16 +1,15 @@
 """A pack's attention on a CPU without what its mask hides: the native core's.
 
                  keys
-              0  1  2  3          No token of a pack sees a later one, nor another branch, but
-           0  #  .  .  .          PyTorch's product on a CPU multiplies all queries with all keys and
-    queries 1  #  #  .  .         then adds the mask, even where it is told that attention is causal.
-           2  #  #  #  .          The core is told by a bit for each query and key what is visible
-           3  #  #  #  #          (#), computes 32 queries at a time, and leaves out every key that
-                                  none of them sees.
+              0  1  2  3          No token of a pack sees a later one, nor another branch, but on a
+           0  #  .  .  .          CPU PyTorch multiplies all queries with all keys and then adds the
+    queries 1  #  #  .  .         mask, even where it is told that attention is causal. The core has
+           2  #  #  #  .          a bit for each query and key that is visible (#), takes 32 queries
+           3  #  #  #  #          at a time, and leaves out every key that none of them sees.
 
-Heads of 16 to 128 numbers take a half to two thirds of the time of blocks of queries that are given
-to PyTorch each with the keys up to its end, in AVX-512 and in AVX2. So do those of half precision,
-which are computed in float32. What the core does not know is left to the model's own function.
+On a Zen 4, at heads of 16 to 128 numbers, that takes a half (AVX-512) to three quarters (AVX2) of
+the time of PyTorch's for blocks of queries, each with the keys up to its end. Half precision is
+computed in float32. What the core does not know is left to the model's own function.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ from fastground.dispatch import native
 from fastground.seam import sdpa
 
 _KNOWN = {
-    "module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "kwargs",
+    "module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal",
+    "kwargs",
 }  # fmt: skip
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -73,8 +73,8 @@ class CausalAttention:
         scale = head_dim**-0.5 if scale is None else float(scale)
         output = torch.empty(batch, tokens, heads, value.shape[-1], device="cpu")
         _core.attention(
-            *(_read(array) for array in arrays), self._words, scale, torch.get_num_threads(),
-            output.numpy(),
+            _read(query), _read(key), _read(value),
+            self._words, scale, torch.get_num_threads(), output.numpy(),
         )  # fmt: skip
         return output.to(query.dtype), None
 
@@ -82,7 +82,7 @@ class CausalAttention:
 def _is_plain(
     own: Any, module: Any, arrays: tuple[torch.Tensor, ...], mask: Any, keywords: dict[str, Any]
 ) -> bool:
-    """Whether attention is softmax(scale * Q K^T) V under a pack's mask and asks for no gradient."""
+    """Whether it is softmax(scale * Q K^T) V under a pack's mask, and no gradient is asked for."""
     query, key, value = arrays
     groups = getattr(module, "num_key_value_groups", 1)
     return (

@@ -75,7 +75,11 @@ def cases(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     size = draw(st.sampled_from([1e-3, 1.0, 3.0]))
     of_values = draw(st.sampled_from([1e-40, 1.0, 1e30]))
-    shapes = (key_heads * groups, queries, dim), (key_heads, keys, dim), (key_heads, keys, value_dim)
+    shapes = (
+        (key_heads * groups, queries, dim),
+        (key_heads, keys, dim),
+        (key_heads, keys, value_dim),
+    )
     arrays = [
         laid_out(
             torch.randn(batch, *shape, generator=generator) * s,
@@ -155,7 +159,9 @@ def test_nan_comes_out_where_it_is_seen(bad):
     torch.manual_seed(0)
     mask = torch.ones(1, 1, 50, 50, dtype=torch.bool).tril()
     for part, seen in (("query", [20]), ("key", range(20, 50)), ("value", range(20, 50))):
-        arrays = dict(zip(("query", "key", "value"), torch.rand(3, 1, 1, 50, 16) + 0.1, strict=True))
+        arrays = dict(
+            zip(("query", "key", "value"), torch.rand(3, 1, 1, 50, 16) + 0.1, strict=True)
+        )
         arrays[part][0, 0, 20, 3] = bad
         for _ in instruction_sets.each():
             found = attention(*arrays.values(), mask, 0.25)[0, :, 0]
