@@ -71,7 +71,8 @@ class CausalAttention:
             self._mask = mask
         scale = keywords.get("scaling")
         scale = head_dim**-0.5 if scale is None else float(scale)
-        output = torch.empty(batch, tokens, heads, value.shape[-1], device="cpu")
+        shape = batch, tokens, heads, value.shape[-1]
+        output = torch.empty(shape, dtype=torch.float32, device="cpu")
         _core.attention(
             _read(query), _read(key), _read(value),
             self._words, scale, torch.get_num_threads(), output.numpy(),
