@@ -220,9 +220,9 @@ Taps taps_of(py::handle weights, int border) {
 // C++, which cannot be; it sleeps instead until the process ends.
 class WithoutGil {
  public:
-  explicit WithoutGil(const MapView& maps)
-      : state_(maps.count * maps.grid_h * maps.grid_w < few_cells ? nullptr : PyEval_SaveThread()) {
-  }
+  explicit WithoutGil(const MapView& maps) : WithoutGil(maps.count * maps.grid_h * maps.grid_w) {}
+  explicit WithoutGil(std::int64_t cells)
+      : state_(cells < few_cells ? nullptr : PyEval_SaveThread()) {}
   WithoutGil(WithoutGil&&) = delete;
   ~WithoutGil() {
     if (state_ == nullptr) return;
@@ -360,6 +360,74 @@ double run_largest(py::handle source) {
   return largest(input.numbers());
 }
 
+// A tensor of four axes on the CPU, none of them empty.
+template <class T>
+class FourAxes {
+ public:
+  FourAxes(py::handle source, Dtype wanted) {
+    if (!is_tensor(source)) throw py::type_error("attention is of tensors");
+    dlpack::Tensor tensor;
+    if (exchange->look(source.ptr(), &tensor) != 0) throw py::error_already_set();
+    if (tensor.device.type != dlpack::cpu || tensor.ndim != 4 || dtype_of(tensor) != wanted) {
+      throw std::invalid_argument(
+          "attention must be on the CPU, float32 with a mask of bool, "
+          "(batch, heads, tokens, head_dim)");
+    }
+    for (int i = 0; i < 4; ++i) {
+      if (tensor.shape[i] < 1 || tensor.shape[i] > 1 << 24) {
+        throw std::invalid_argument("attention must have 1 to 2^24 of everything");
+      }
+      size[i] = static_cast<int>(tensor.shape[i]);
+      stride[i] = tensor.strides[i];
+    }
+    data = reinterpret_cast<const T*>(static_cast<const char*>(tensor.data) + tensor.byte_offset);
+  }
+
+  Vectors vectors() const {
+    if (stride[3] != 1 && size[3] != 1) {
+      throw std::invalid_argument("the numbers of a token must lie together");
+    }
+    return {data, stride[0], stride[1], stride[2]};
+  }
+
+  const T* data;
+  int size[4];
+  std::int64_t stride[4];
+};
+
+std::int64_t words_of(int batch, int queries, int keys) {
+  return std::int64_t{batch} * ((queries + Attention::block - 1) / Attention::block) * keys;
+}
+
+void run_mask_words(py::handle source, py::handle words) {
+  const FourAxes<bool> mask(source, Dtype::boolean);
+  const auto [batch, one, queries, keys] = mask.size;
+  if (one != 1) throw std::invalid_argument("a mask must be for all heads");
+  const Output<std::uint32_t> to_words(words, words_of(batch, queries, keys));
+  const WithoutGil without(std::int64_t{queries} * keys);
+  mask_words({mask.data, batch, queries, keys, mask.stride[0], mask.stride[2], mask.stride[3]},
+             to_words.data());
+}
+
+void run_attention(py::handle query_source, py::handle key_source, py::handle value_source,
+                   py::handle words, float scale, int threads, py::handle out) {
+  const FourAxes<float> query(query_source, Dtype::float32), key(key_source, Dtype::float32),
+      value(value_source, Dtype::float32);
+  const auto [batch, heads, queries, head_dim] = query.size;
+  const auto [key_batch, key_heads, keys, key_dim] = key.size;
+  const auto [value_batch, value_heads, values, value_dim] = value.size;
+  if (key_batch != batch || value_batch != batch || value_heads != key_heads || values != keys ||
+      key_dim != head_dim || heads % key_heads != 0) {
+    throw std::invalid_argument("queries, keys and values must be of one attention");
+  }
+  const Output<std::uint32_t> seen(words, words_of(batch, queries, keys));
+  const Output<float> to_out(out, std::int64_t{batch} * queries * heads * value_dim);
+  const WithoutGil without(std::int64_t{queries} * keys * heads);
+  attention({batch, heads, key_heads, queries, keys, head_dim, value_dim, query.vectors(),
+             key.vectors(), value.vectors(), seen.data(), scale, to_out.data()},
+            threads);
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const char* name : {"avx512", "avx2", "portable"}) {
@@ -419,6 +487,11 @@ PYBIND11_MODULE(_core, module) {
              "Which class of tensors is read and made, by DLPack's exchange in C.");
   module.def("largest", &run_largest, py::arg("maps"),
              "The largest magnitude of all cells; inf if one is not finite.");
+  module.def("mask_words", &run_mask_words, py::arg("mask"), py::arg("words"),
+             "For every 32 queries, each key's word of who sees it.");
+  module.def("attention", &run_attention, py::arg("query"), py::arg("key"), py::arg("value"),
+             py::arg("words"), py::arg("scale"), py::arg("threads"), py::arg("out"),
+             "softmax(scale * Q K^T) V under such a mask, (batch, tokens, heads, value_dim).");
   module.def("set_num_threads", &set_num_threads, py::arg("count"));
   module.def("num_threads", &num_threads);
   module.def("use", &use, py::arg("name"), "Takes these kernels; the best if empty.");

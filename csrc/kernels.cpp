@@ -1,6 +1,7 @@
 // All kernels, for one instruction set: compiled once for each, with FASTGROUND_KERNELS naming it.
 #include "kernels.hpp"
 
+#include "attention.hpp"
 #include "boxes.hpp"
 #include "entropy.hpp"
 #include "foreground.hpp"
@@ -44,6 +45,8 @@ const Kernels FASTGROUND_TABLE(FASTGROUND_KERNELS) = {
     combine,
     boxes,
     largest,
+    attention,
+    attention_bytes,
     scratch_bytes,
 };
 

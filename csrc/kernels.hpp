@@ -1,8 +1,9 @@
 // The operations on batches of maps, as a table of functions for each instruction set.
 //
-// kernels.cpp is compiled once for each of them; dispatch.cpp chooses what this processor has. All
-// tables give the same numbers to the bit: sums are added in one fixed order, nothing is contracted
-// to fused multiply-adds, and entropies are sums of integers.
+// kernels.cpp is compiled once for each of them; dispatch.cpp chooses what this processor has. Of
+// maps all tables give the same numbers to the bit: sums are added in one fixed order, nothing is
+// contracted to fused multiply-adds, and entropies are sums of integers. Attention is the
+// exception.
 //
 // In reading order:
 //     cells.hpp       a map: its sum, its cut, a bit for each cell
@@ -11,6 +12,7 @@
 //     foreground.hpp  binarize, label
 //     smooth.hpp      combine
 //     boxes.hpp       boxes, with hull.hpp
+//     attention.hpp   attention
 // simd.hpp has the registers, scratch.hpp the working memory, fixed_point.hpp n ln n.
 #pragma once
 
@@ -20,6 +22,39 @@
 #include "map_view.hpp"
 
 namespace fastground {
+
+// A vector for each token and head, its numbers side by side; strides count them.
+struct Vectors {
+  const float* data;
+  std::int64_t stride_batch;
+  std::int64_t stride_head;
+  std::int64_t stride_token;
+
+  const float* at(int batch, int head) const {
+    return data + batch * stride_batch + head * stride_head;
+  }
+};
+
+// softmax(scale * Q K^T) V, of the keys that a query sees; 0 if that is none. Heads are a multiple
+// of key_heads, each of which serves successive ones. NaN comes out wherever one is seen; a value
+// that is not finite may also show in neighbouring queries that do not see it.
+struct Attention {
+  static constexpr int block = 32;  // queries, a bit each of a word
+  int blocks() const { return queries / block + (queries % block != 0); }
+
+  int batch, heads, key_heads, queries, keys, head_dim, value_dim;
+  Vectors query, key, value;
+  const std::uint32_t* seen;  // [batch][blocks][keys]: which queries of the block see the key
+  float scale;
+  float* out;  // [batch][queries][heads][value_dim]
+};
+
+// Which queries see which keys; strides count elements.
+struct Mask {
+  const bool* data;
+  int batch, queries, keys;
+  std::int64_t stride_batch, stride_query, stride_key;
+};
 
 // Each operation reads maps, writes all of its output and returns how many maps were not finite:
 // their numbers are NaN, they have no foreground and no box. `scratch` is working memory of
@@ -56,7 +91,12 @@ struct Kernels {
   // The largest magnitude of all cells, which are not boolean; infinity if one is not finite.
   double (*largest)(const MapView& maps, void* scratch);
 
-  // What any of them needs for maps of this grid and a filter of so many taps.
+  // The blocks [begin, end) of all [batch][heads][blocks]. Tables differ in the last bits.
+  void (*attention)(const Attention& attention, std::int64_t begin, std::int64_t end,
+                    void* scratch);
+  std::size_t (*attention_bytes)(int head_dim, int value_dim);  // of scratch
+
+  // What any operation on maps needs for maps of this grid and a filter of so many taps.
   std::size_t (*scratch_bytes)(int grid_h, int grid_w, int taps);
 };
 

@@ -132,6 +132,69 @@ inline std::uint64_t bits_above(Vec<double> a, Vec<double> b) {
 #endif
 }
 
+// a * b + c; rounded once where the processor does that in one go.
+inline Vec<float> fused(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(FASTGROUND_AVX512)
+  return bit_cast<Vec<float>>(
+      _mm512_fmadd_ps(bit_cast<__m512>(a), bit_cast<__m512>(b), bit_cast<__m512>(c)));
+#elif defined(FASTGROUND_AVX2)
+  return bit_cast<Vec<float>>(
+      _mm256_fmadd_ps(bit_cast<__m256>(a), bit_cast<__m256>(b), bit_cast<__m256>(c)));
+#elif defined(__FP_FAST_FMAF)
+  for (int lane = 0; lane < lanes<float>; ++lane) {
+    c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+  }
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+// Lanes of a where the truth's bits are set, else of b.
+inline Vec<float> where(Vec<std::int32_t> truth, Vec<float> a, Vec<float> b) {
+  using Bits = Vec<std::int32_t>;
+  return bit_cast<Vec<float>>((truth & bit_cast<Bits>(a)) | (~truth & bit_cast<Bits>(b)));
+}
+
+// The larger of each two lanes; b where one is NaN.
+inline Vec<float> larger(Vec<float> a, Vec<float> b) {
+#if defined(FASTGROUND_AVX512)
+  return bit_cast<Vec<float>>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+#elif defined(FASTGROUND_AVX2)
+  return bit_cast<Vec<float>>(_mm256_max_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
+#else
+  return where(Vec<std::int32_t>(a > b), a, b);
+#endif
+}
+
+// 2^x of x <= 0, within 2e-7 of itself; 0 where that is below the least normal number, and NaN of
+// NaN. With n the nearest integer, 2^(x - n) is a polynomial, fitted to the relative error, and n
+// is added to its exponent.
+inline Vec<float> power_of_two(Vec<float> x) {
+  constexpr float terms[] = {1.5353362e-4f, 1.3398874e-3f, 9.6184369e-3f, 5.5503324e-2f,
+                             2.4022648e-1f, 6.9314718e-1f, 1.0f};
+#if defined(FASTGROUND_AVX512)
+  const auto whole = bit_cast<Vec<float>>(
+      _mm512_roundscale_ps(bit_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  const Vec<float> shifted = x + 12582912.0f;  // 1.5 * 2^23: the last bits are the integer
+  const Vec<float> whole = shifted - 12582912.0f;
+#endif
+  const Vec<float> rest = x - whole;
+  Vec<float> power = broadcast(terms[0]);
+  for (int i = 1; i < 7; ++i) power = fused(power, rest, broadcast(terms[i]));
+#if defined(FASTGROUND_AVX512)
+  const __mmask16 normal =
+      _mm512_cmp_ps_mask(bit_cast<__m512>(x), _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  return bit_cast<Vec<float>>(
+      _mm512_maskz_scalef_ps(normal, bit_cast<__m512>(power), bit_cast<__m512>(whole)));
+#else
+  using Bits = Vec<std::uint32_t>;
+  const Bits scaled = bit_cast<Bits>(power) + (bit_cast<Bits>(shifted) << 23);
+  return bit_cast<Vec<float>>((scaled & ~Bits(x < -126.0f)) | Bits(x != x));
+#endif
+}
+
 // As many numbers as `V` has lanes, exactly, as float: any float vector type.
 template <class V>
 V floats(const float* from) {

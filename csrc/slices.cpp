@@ -2,6 +2,7 @@
 // thread does it in one go, and only then others are woken, each slice being a quarter of one.
 #include "slices.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <stdexcept>
@@ -162,6 +163,37 @@ double largest(const MapView& maps) {
     while (before < found && !most.compare_exchange_weak(before, found)) continue;
   });
   return most;
+}
+
+void attention(const Attention& all, int threads) {
+  const Kernels& kernels = kernels_in_use();
+  const std::int64_t blocks = std::int64_t{all.batch} * all.heads * all.blocks();
+  const double ns_a_block = 0.02 * Attention::block * all.keys * (all.head_dim + all.value_dim + 8);
+  const std::size_t bytes = kernels.attention_bytes(all.head_dim, all.value_dim);
+  parallel_for(
+      blocks, threads > 1 ? grain(blocks, ns_a_block) : blocks,
+      [&](std::int64_t begin, std::int64_t end) {
+        const Memory memory(bytes);
+        kernels.attention(all, begin, end, memory.aligned());
+      },
+      threads);
+}
+
+void mask_words(const Mask& mask, std::uint32_t* words) {
+  for (int batch = 0; batch < mask.batch; ++batch) {
+    for (int query = 0; query < mask.queries; ++query) {
+      const bool* const row = mask.data + batch * mask.stride_batch + query * mask.stride_query;
+      const int bit = query % Attention::block;
+      if (bit == 0) {
+        if (query > 0) words += mask.keys;
+        std::fill_n(words, mask.keys, 0);
+      }
+      for (int key = 0; key < mask.keys; ++key) {
+        words[key] |= std::uint32_t{row[key * mask.stride_key]} << bit;
+      }
+    }
+    words += mask.keys;
+  }
 }
 
 }  // namespace fastground

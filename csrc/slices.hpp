@@ -20,6 +20,10 @@ std::int64_t boxes(const MapView& maps, int heads, const Taps& taps, const MapVi
                    Keep keep, Box* out);
 double largest(const MapView& maps);
 
+// On so many threads; a mask is read by mask_words, [batch][blocks][keys] of Attention::seen.
+void attention(const Attention& all, int threads);
+void mask_words(const Mask& mask, std::uint32_t* words);
+
 // How many groups of `heads` maps there are; throws std::invalid_argument if one is not full.
 std::int64_t groups_of(const MapView& maps, int heads);
 

@@ -163,14 +163,14 @@ int num_threads() {
   return chosen > 0 ? chosen : usable_processors();
 }
 
-void parallel_for(std::int64_t count, std::int64_t grain, const Slice& slice) {
+void parallel_for(std::int64_t count, std::int64_t grain, const Slice& slice, int most) {
   if (count <= grain) {
     const DefaultNumbers numbers;
     slice(0, count);
     return;
   }
   const std::int64_t slices = (count + grain - 1) / grain;
-  const int threads = static_cast<int>(std::min<std::int64_t>(slices, num_threads()));
+  const int threads = static_cast<int>(std::min<std::int64_t>(slices, most));
   Job job{slice, count, grain, threads - 1};
   if (threads == 1) {
     job.work();

@@ -163,7 +163,7 @@ def test_another_default_device(asked, elsewhere):
 def all_of(lvlm, samples):
     """(ranking, groundings, answers): the whole way."""
     ranking = discover(lvlm.model, lvlm.processor, samples, trials=1, recipe=small_world.RECIPE)
-    words = 2 * [sample.expression for sample in samples]  # longer than a block of causal.py
+    words = 2 * [sample.expression for sample in samples]
     grounder = Grounder(lvlm, ranking, segmenter=None)
     return ranking, grounder(samples[0].image, words), answers(lvlm, samples[0].image, words)
 

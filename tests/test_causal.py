@@ -1,14 +1,19 @@
-"""A pack's attention in blocks of queries is that of the whole, and less is done for it."""
+"""A pack's attention by the native core is that of transformers' own function."""
+
+import math
+from functools import wraps
 
 import pytest
 import torch
-from fastground import packing
+from fastground import causal, packing
 from fastground.capture import capture
-from fastground.causal import BLOCK, CausalAttention
+from fastground.causal import CausalAttention
 from fastground.types import Recipe
 from test_packing import TEXTS, eager_maps, make, picture
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NEAR = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 class Layer(nn.Module):
@@ -34,77 +39,121 @@ def pack_mask(batch, prefix, branches):
 
 def arrays(batch, heads, key_heads, tokens, dtype=torch.float32):
     generator = torch.Generator().manual_seed(tokens)
-    return (
-        torch.randn(batch, n, tokens, 16, generator=generator).to(dtype)
+    return [
+        torch.randn(batch, tokens, n, 16, generator=generator).to(dtype).transpose(1, 2)
         for n in (heads, key_heads, key_heads)
-    )
+    ]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The calls of transformers' function, which causal.py takes for its own."""
+    made = []
+
+    @wraps(sdpa_attention_forward)
+    def own(*arguments, **keywords):
+        made.append((arguments, keywords))
+        return sdpa_attention_forward(*arguments, **keywords)
+
+    monkeypatch.setattr(causal, "sdpa", lambda: own)
+    return own, made
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
-@pytest.mark.parametrize("prefix", [BLOCK - 8, BLOCK, 2 * BLOCK + 20, 3 * BLOCK - 9])
+@pytest.mark.parametrize("prefix", [3, 90, 250])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_blocks_equal_the_whole(heads, prefix, batch):
+@pytest.mark.parametrize("dtype", list(NEAR))
+def test_equals_the_own_function(calls, heads, prefix, batch, dtype):
+    own, made = calls
     mask = pack_mask(batch, prefix, [4, 3, 5])
     layer = Layer(heads[0] // heads[1])
-    query, key, value = arrays(batch, *heads, mask.shape[-1])
-    blocks, asked = CausalAttention(), []
-
-    def own(module, query, key, value, mask, **keywords):
-        asked.append((query.shape[2], key.shape[2]))
-        return sdpa_attention_forward(module, query, key, value, mask, **keywords)
-
-    for _ in range(2):  # as two layers share a mask
-        found, weights = blocks.attend(own, layer, query, key, value, mask, scaling=0.3)
-        want, _ = sdpa_attention_forward(layer, query, key, value, mask, scaling=0.3)
+    given = arrays(batch, *heads, mask.shape[-1], dtype)
+    attention = CausalAttention()
+    for scaling in (0.3, None):  # as two layers share a mask
+        found, weights = attention.attend(own, layer, *given, mask, scaling=scaling, dropout=0.0)
+        want, _ = sdpa_attention_forward(layer, *given, mask, scaling=scaling)
         assert weights is None and found.shape == want.shape and found.is_contiguous()
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, want, atol=NEAR[dtype], rtol=0)
+    assert not made
+
+
+def test_another_mask_is_taken_anew(calls):
+    own, made = calls
+    layer, attention = Layer(1), CausalAttention()
+    for branches in ([4, 3], [2, 5], [40]):
+        mask = pack_mask(2, 60, branches)
+        given = arrays(2, 4, 4, mask.shape[-1])
+        found, _ = attention.attend(own, layer, *given, mask[:1])
+        want, _ = sdpa_attention_forward(layer, *given, mask[:1])
         torch.testing.assert_close(found, want, atol=2e-6, rtol=0)
-    per_layer = asked[: len(asked) // 2]
-    assert sum(queries for queries, _ in per_layer) == mask.shape[-1]
-    assert per_layer[-1][1] == mask.shape[-1]
-    done = sum(queries * keys for queries, keys in per_layer)
-    assert len(per_layer) > 1 or mask.shape[-1] < BLOCK * 4 / 3
-    assert done < 0.8 * mask.shape[-1] ** 2 or len(per_layer) == 1
+    assert not made
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_another_dtype_or_mask_is_taken_anew(dtype):
-    layer, blocks = Layer(1), CausalAttention()
-    for branches, kind in (([4, 3], torch.float32), ([4, 3], dtype), ([2, 5], dtype)):
-        mask = pack_mask(2, 2 * BLOCK, branches)
-        query, key, value = arrays(2, 4, 4, mask.shape[-1], kind)
-        found, _ = blocks.attend(sdpa_attention_forward, layer, query, key, value, mask)
-        want, _ = sdpa_attention_forward(layer, query, key, value, mask)
-        assert found.dtype == kind
-        near = 2e-6 if kind == torch.float32 else 2e-2
-        torch.testing.assert_close(found, want, atol=near, rtol=0)
+def test_one_new_token_behind_cached_ones(calls):
+    own, made = calls
+    mask = pack_mask(2, 60, [4, 3])
+    query, key, value = arrays(2, 4, 2, 67)
+    given = query[:, :, -1:], key, value, mask[:, :, -1:]
+    found, _ = CausalAttention().attend(own, Layer(2), *given)
+    want, _ = sdpa_attention_forward(Layer(2), *given)
+    torch.testing.assert_close(found, want, atol=2e-6, rtol=0)
+    assert not made
 
 
-@pytest.mark.parametrize("given", ["none", "additive", "short", "cached"])
-def test_what_is_no_long_pack_is_handed_on_as_it_is(given):
-    length = BLOCK if given == "short" else 2 * BLOCK
-    mask = pack_mask(1, length - 7, [4, 3])
-    query, key, value = arrays(1, 2, 2, length)
-    if given == "none":
-        mask = None
-    elif given == "additive":
-        mask = packing.additive(mask, torch.float32)
-    elif given == "cached":
-        query = query[:, :, -5:]
-        mask = mask[:, :, -5:]
-        key = torch.cat([key, key], dim=2)
-    seen = []
+class Turned(torch.Tensor):
+    """A tensor of a class of its own."""
 
-    def own(*arguments, **keywords):
-        seen.append((arguments, keywords))
-        return "output", None
 
+REFUSED = {
+    "no mask": {"mask": lambda mask: None},
+    "additive": {"mask": lambda mask: packing.additive(mask, torch.float32)},
+    "of each head": {"mask": lambda mask: mask.expand(-1, 2, -1, -1)},
+    "float64": dict.fromkeys(("query", "key", "value"), torch.Tensor.double),
+    "a class": {"value": lambda value: value.as_subclass(Turned)},
+    "gradients": {"key": lambda key: key.clone().requires_grad_()},
+    "dropout": {"dropout": lambda _: 0.5},
+    "position bias": {"position_bias": lambda _: torch.zeros(1, 2, 67, 67)},
+}
+
+
+@pytest.mark.parametrize("case", [*REFUSED, "autocast", "reference", "another function"])
+def test_what_the_core_does_not_know_is_handed_on_as_it_is(calls, case, monkeypatch):
+    own, made = calls
+    mask = pack_mask(1, 60, [4, 3])
+    given = dict(zip(("query", "key", "value"), arrays(1, 2, 2, 67), strict=True), mask=mask)
+    keywords = {"scaling": 2.0}
+    if case == "reference":
+        monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", "reference")
+    if case == "another function":
+        another = own
+
+        def own(*arguments, **keywords):
+            return another(*arguments, **keywords)
+
+    for name, change in REFUSED.get(case, {}).items():
+        target = given if name in given else keywords
+        target[name] = change(target.get(name))
+    if case == "position bias" and "position_bias" not in causal._others():
+        pytest.skip("this transformers has no position_bias")
     layer = Layer(1)
-    found = CausalAttention().attend(own, layer, query, key, value, mask, scaling=2.0)
-    assert found == ("output", None)
-    [(arguments, keywords)] = seen
-    assert keywords == {"scaling": 2.0}
-    pairs = zip(arguments, (layer, query, key, value, mask), strict=True)
+    with torch.autocast("cpu", enabled=case == "autocast"):
+        CausalAttention().attend(own, layer, *given.values(), **keywords)
+    [(arguments, passed)] = made
+    assert passed == keywords
+    pairs = zip(arguments, (layer, *given.values()), strict=True)
     assert all(mine is theirs for mine, theirs in pairs)
+
+
+def test_numbers_that_do_not_lie_together_are_read_too(calls):
+    own, made = calls
+    mask = pack_mask(1, 60, [4, 3])
+    query, key, value = arrays(1, 2, 2, 67)
+    turned = query.mT.contiguous().mT, torch._neg_view(-key), value.expand(1, 2, 67, 16)
+    found, _ = CausalAttention().attend(own, Layer(1), *turned, mask)
+    want, _ = sdpa_attention_forward(Layer(1), query, key, value, mask)
+    torch.testing.assert_close(found, want, atol=2e-6, rtol=0)
+    assert not made and not math.isnan(float(found.sum()))
 
 
 def test_capture_of_a_long_pack_equals_eager_attention_and_the_plain_forward():
@@ -112,11 +161,10 @@ def test_capture_of_a_long_pack_equals_eager_attention_and_the_plain_forward():
     texts = [*TEXTS, " ".join(["the red mug on the left of a dog"] * 20), "a dog on the mug"]
     encoded = lvlm.encode(picture(), texts, Recipe())
     inputs, rows = packing.pack(encoded)
-    assert inputs["input_ids"].shape[1] > 1.5 * BLOCK
     with torch.no_grad():
         plain = lvlm.model(**inputs).logits
         with capture(lvlm.model, rows=rows, layouts=encoded.layout, packed=True) as captured:
             logits = lvlm.model(**inputs).logits
     torch.testing.assert_close(logits, plain, atol=1e-5, rtol=0)
-    assert not torch.equal(logits, plain), "blocks would not have been taken"
+    assert not torch.equal(logits, plain), "the core would not have been taken"
     torch.testing.assert_close(captured.maps.maps, eager_maps(lvlm, encoded), atol=2e-6, rtol=0)

@@ -28,8 +28,8 @@ ROWS = (
     {"gpu", "rows"},
     {"ops"},
     # layer 3, stages
-    {"layouts", "layers", "visibility", "seam", "causal", "figures", "chunks"},
-    {"asking", "elbow", "objects", "phrases", "published", "result", "table"},
+    {"layouts", "layers", "visibility", "seam", "figures", "chunks"},
+    {"asking", "causal", "elbow", "objects", "phrases", "published", "result", "table"},
     {"election", "metrics"},
     {
         "models", "packing", "capture", "stats", "shards", "ranking", "grounding", "datasets",

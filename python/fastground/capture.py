@@ -11,8 +11,8 @@ same bit for bit, and beside it
 Nothing of size tokens x tokens is kept. A model's first forward is a self-test, too: in one layer
 of each kind the rows times V must be what its own attention returned for the asking tokens.
 
-The one exception is a pack's attention (`packed=True`): on a CPU the model's sdpa is called for
-some queries at a time, so that little of what the mask hides is computed (`causal.py`).
+The one exception is a pack's attention (`packed=True`): on a CPU the native core's takes the place
+of the model's sdpa, so that little of what the mask hides is computed (`causal.py`).
 
 Stopping after a layer: the last needed layer raises `_Stop` before its own attention runs. The
 exception ends the model's forward and then the `with` block, whose exit swallows it; statements

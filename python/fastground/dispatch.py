@@ -5,7 +5,7 @@ device its kernels, if they are built; elsewhere the plain PyTorch of `fastgroun
 tensor's own device; `implementations` says so. FASTGROUND_IMPLEMENTATION = reference | native |
 avx512 | avx2 | portable forces one of them, for debugging; native is what runs anyway, the last
 three are for the CPU. It may change at any time. The results of the native core are the same to the
-bit in every instruction set and on every number of threads.
+bit on every number of threads and, but for a pack's attention, in every instruction set.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def set_num_threads(num_threads: int) -> None:
     """At most this many threads work on one call of an operation on the CPU.
 
     Only calls of a millisecond or more are shared among threads. While one is, a call of another
-    Python thread does its work alone. torch's own threads are another matter, and so are
-    attention_rows.
+    Python thread does its work alone. torch's own threads are another matter, and with them
+    attention_rows and a pack's attention, which takes as many as torch does.
 
     Args:
         num_threads: 1 to 1024, the calling thread included; at first all processors that this

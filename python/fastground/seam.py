@@ -156,6 +156,14 @@ def _until_there(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
             return
 
 
+@cache
+def sdpa() -> Callable[..., Any]:
+    """The attention that transformers registers as sdpa."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward
+
+
 def cache_name(model: Any) -> str:
     """What the model's forward and its output call the keys of earlier tokens."""
     named = inspect.signature(unwrapped(model).forward).parameters
