@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "attention_tensors.hpp"
 #include "box_tensors.hpp"
 #include "choices.hpp"
 #include "kernels.hpp"
@@ -360,72 +361,30 @@ double run_largest(py::handle source) {
   return largest(input.numbers());
 }
 
-// A tensor of four axes on the CPU, none of them empty.
-template <class T>
-class FourAxes {
- public:
-  FourAxes(py::handle source, Dtype wanted) {
-    if (!is_tensor(source)) throw py::type_error("attention is of tensors");
-    dlpack::Tensor tensor;
-    if (exchange->look(source.ptr(), &tensor) != 0) throw py::error_already_set();
-    if (tensor.device.type != dlpack::cpu || tensor.ndim != 4 || dtype_of(tensor) != wanted) {
-      throw std::invalid_argument(
-          "attention must be on the CPU, float32 with a mask of bool, "
-          "(batch, heads, tokens, head_dim)");
-    }
-    for (int i = 0; i < 4; ++i) {
-      if (tensor.shape[i] < 1 || tensor.shape[i] > 1 << 24) {
-        throw std::invalid_argument("attention must have 1 to 2^24 of everything");
-      }
-      size[i] = static_cast<int>(tensor.shape[i]);
-      stride[i] = tensor.strides[i];
-    }
-    data = reinterpret_cast<const T*>(static_cast<const char*>(tensor.data) + tensor.byte_offset);
-  }
-
-  Vectors vectors() const {
-    if (stride[3] != 1 && size[3] != 1) {
-      throw std::invalid_argument("the numbers of a token must lie together");
-    }
-    return {data, stride[0], stride[1], stride[2]};
-  }
-
-  const T* data;
-  int size[4];
-  std::int64_t stride[4];
-};
-
-std::int64_t words_of(int batch, int queries, int keys) {
-  return std::int64_t{batch} * ((queries + Attention::block - 1) / Attention::block) * keys;
+dlpack::Tensor looked_at(py::handle source) {
+  if (!is_tensor(source)) throw py::type_error("attention is of tensors");
+  dlpack::Tensor tensor;
+  if (exchange->look(source.ptr(), &tensor) != 0) throw py::error_already_set();
+  return tensor;
 }
 
 void run_mask_words(py::handle source, py::handle words) {
-  const FourAxes<bool> mask(source, Dtype::boolean);
-  const auto [batch, one, queries, keys] = mask.size;
-  if (one != 1) throw std::invalid_argument("a mask must be for all heads");
-  const Output<std::uint32_t> to_words(words, words_of(batch, queries, keys));
-  const WithoutGil without(std::int64_t{queries} * keys);
-  mask_words({mask.data, batch, queries, keys, mask.stride[0], mask.stride[2], mask.stride[3]},
-             to_words.data());
+  const Mask mask = mask_of(looked_at(source));
+  const Output<std::uint32_t> to_words(words, words_of(mask.batch, mask.queries, mask.keys));
+  const WithoutGil without(std::int64_t{mask.queries} * mask.keys);
+  mask_words(mask, to_words.data());
 }
 
-void run_attention(py::handle query_source, py::handle key_source, py::handle value_source,
-                   py::handle words, float scale, int threads, py::handle out) {
-  const FourAxes<float> query(query_source, Dtype::float32), key(key_source, Dtype::float32),
-      value(value_source, Dtype::float32);
-  const auto [batch, heads, queries, head_dim] = query.size;
-  const auto [key_batch, key_heads, keys, key_dim] = key.size;
-  const auto [value_batch, value_heads, values, value_dim] = value.size;
-  if (key_batch != batch || value_batch != batch || value_heads != key_heads || values != keys ||
-      key_dim != head_dim || heads % key_heads != 0) {
-    throw std::invalid_argument("queries, keys and values must be of one attention");
-  }
-  const Output<std::uint32_t> seen(words, words_of(batch, queries, keys));
-  const Output<float> to_out(out, std::int64_t{batch} * queries * heads * value_dim);
-  const WithoutGil without(std::int64_t{queries} * keys * heads);
-  attention({batch, heads, key_heads, queries, keys, head_dim, value_dim, query.vectors(),
-             key.vectors(), value.vectors(), seen.data(), scale, to_out.data()},
-            threads);
+void run_attention(py::handle query, py::handle key, py::handle value, py::handle words,
+                   float scale, int threads, py::handle out) {
+  Attention all = attention_of(looked_at(query), looked_at(key), looked_at(value), scale);
+  const Output<std::uint32_t> seen(words, words_of(all.batch, all.queries, all.keys));
+  const Output<float> to_out(out,
+                             std::int64_t{all.batch} * all.queries * all.heads * all.value_dim);
+  all.seen = seen.data();
+  all.out = to_out.data();
+  const WithoutGil without(std::int64_t{all.queries} * all.keys * all.heads);
+  attention(all, threads);
 }
 
 std::vector<std::string> instruction_sets() {
