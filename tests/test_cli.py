@@ -11,8 +11,9 @@ import warnings
 import pytest
 import torch
 from commands import run, strict
-from fastground import cli, datasets, demo, runs, terminal
+from fastground import datasets, demo, runs, terminal
 from fastground.ablations import ablate
+from fastground.cli import discover
 from fastground.cli.options import recipe_of
 from fastground.datasets.images import by_image
 from fastground.ranking import rank_table
@@ -374,10 +375,10 @@ def test_a_program_that_is_told_to_ignore_ctrl_c_does():
     """As a shell's script tells those that it starts in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with terminal.noticed() as noticed, terminal.interruptible() as stop:
+        with terminal.interruptible() as stop:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
-        assert not noticed.asked and not stop.asked
+        assert not stop.asked
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -392,7 +393,7 @@ def test_ctrl_c_that_another_error_hides(capsys, monkeypatch):
             raise ImportError("cannot load module more than once per process") from None
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(cli.discover, "recipe_of", load)
+    monkeypatch.setattr(discover, "recipe_of", load)
     code, out, err = run(capsys, "discover", "tiny")
     assert (code, out, err) == (130, "", "fastground: interrupted\n")
     assert signal.getsignal(signal.SIGINT) is before
@@ -442,6 +443,6 @@ def test_ctrl_c_before_the_first_sample(capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.discover, "recipe_of", stop)
+    monkeypatch.setattr(discover, "recipe_of", stop)
     code, out, err = run(capsys, "discover", "tiny")
     assert (code, out, err) == (130, "", "fastground: interrupted\n")
