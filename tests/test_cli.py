@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import warnings
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -216,6 +220,9 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
     [
         (["nonsense"], "nonsense"),
         (["ground", "a.png"], "expression"),
+        (["ground", "a.png"], "see fastground ground --help"),
+        (["ground", "{photo}", "left circle", "--checkpoint", "tinny"], "there is no 'tinny'"),
+        (["rank", "{heads}", "--out", "{heads}"], "--out must be a file"),
         (["ground", "nowhere.png", "the mug", "--checkpoint", "{model}", "--ranking", "{heads}"],
          "nowhere.png"),
         (["ground", "{model}/config.json", "left circle", "--checkpoint", "{model}",
@@ -446,3 +453,15 @@ def test_ctrl_c_before_the_first_sample(capsys, monkeypatch):
     monkeypatch.setattr(discover, "recipe_of", stop)
     code, out, err = run(capsys, "discover", "tiny")
     assert (code, out, err) == (130, "", "fastground: interrupted\n")
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"{version('fastground')}\n", "")
+
+
+def test_letters_that_the_terminal_lacks_lose_no_result(heads):
+    words = [sys.executable, "-m", "fastground.cli", "rank", str(heads)]
+    told = subprocess.run(
+        words, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert told.returncode == 0 and not told.stderr and b"? trials" in told.stdout

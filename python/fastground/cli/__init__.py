@@ -50,7 +50,7 @@ class Interrupt:
         self.asked = True
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
-                sys.stdout.flush()
+                print(end="", flush=True)
                 os.write(2, b"fastground: interrupted\n")
                 os._exit(INTERRUPTED)
             frame = frame.f_back

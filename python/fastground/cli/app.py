@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
+import sys
+from typing import Annotated, Any
 
 import typer
 
@@ -32,6 +34,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        import fastground
+
+        print(fastground.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command(epilog='Example: fastground ground photo.png "the small red star" --out found.png')(
     ground.ground
 )
@@ -59,16 +79,20 @@ def run(arguments: list[str] | None, stop: Interrupt) -> int:
     Returns:
         Its exit code.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a result is not lost for want of a letter
     try:
         with terminal.one_line_warnings():
-            code = app(arguments, standalone_mode=False)
+            code = app(arguments, prog_name="fastground", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except typer.Abort:
         return INTERRUPTED
     except UsageError as error:
         message = error.format_message().rstrip(".")
         if message:  # without any arguments the help has been shown, and says it all
-            terminal.say(f"{message}; see fastground --help")
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "fastground"
+            terminal.say(f"{message}; see {command} --help")
     except Exception as error:
         if stop.asked:  # some code makes another error of an interruption
             return INTERRUPTED
