@@ -181,7 +181,9 @@ def test_several_images_at_once(tmp_path):
 
 def test_a_model_or_a_recipe_of_another_kind():
     lvlm, ranking = small_world.lvlm(), small_world.ranking()
-    with pytest.raises(ValueError, match=r"lvlm must be .* but got str; .* Grounder.from_pretrained"):
+    with pytest.raises(
+        ValueError, match=r"lvlm must be .* but got str; .* Grounder.from_pretrained"
+    ):
         Grounder("tiny", ranking)
     with pytest.raises(ValueError, match=r"model must be .* give .model of what"):
         discover(lvlm, lvlm.processor, small_world.samples())
