@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_world
 import torch
-from fastground import Grounder, models
+from fastground import Grounder, HeadRanking, discover, evaluate, models
 from fastground.attention import attention_maps
 from fastground.capture import capture
 from fastground.types import HeadId, Recipe
@@ -178,3 +178,73 @@ def test_a_model_of_half_precision_on_the_cpu():
     want = Grounder(small_world.lvlm(), small_world.ranking())(picture(), "x")
     assert found.map.dtype == torch.float32
     assert np.abs(found.map.numpy() - want.map.numpy()).max() < 0.05 * float(want.map.max())
+
+
+# What is given in another's place.
+
+
+@pytest.mark.parametrize(("expression", "got"), [(None, "None"), (3, "3")])
+def test_an_expression_that_is_no_text(expression, got):
+    grounder = Grounder(small_world.lvlm(), small_world.ranking())
+    with pytest.raises(ValueError, match=f"must be a text or a list of them, but got {got}"):
+        grounder(picture(), expression)
+
+
+def test_several_images_at_once(tmp_path):
+    grounder = Grounder(small_world.lvlm(), small_world.ranking())
+    with pytest.raises(ValueError, match=r"but got list; .* give images one by one"):
+        grounder([picture(), picture()], "x")
+    with pytest.raises(FileNotFoundError, match=r"must be a file, but .* is a folder"):
+        grounder(tmp_path, "x")
+
+
+def test_a_model_or_a_recipe_of_another_kind():
+    lvlm, ranking = small_world.lvlm(), small_world.ranking()
+    with pytest.raises(
+        ValueError, match=r"lvlm must be .* but got str; .* Grounder.from_pretrained"
+    ):
+        Grounder("tiny", ranking)
+    with pytest.raises(ValueError, match=r"model must be .* give .model of what"):
+        discover(lvlm, lvlm.processor, small_world.samples())
+    with pytest.raises(ValueError, match=r"recipe must be a Recipe, but got dict; give Recipe\("):
+        Grounder(lvlm, ranking, recipe={"k": 2})
+    with pytest.raises(ValueError, match=r"recipe must be a Recipe, but got dict; give Recipe\("):
+        discover(lvlm.model, lvlm.processor, small_world.samples(), recipe={"top_n": 5})
+
+
+def test_samples_of_another_kind():
+    lvlm, pairs = small_world.lvlm(), [(picture(), "x")]
+    says = r"but got tuple; give Sample\(image, expression\)"
+    with pytest.raises(ValueError, match=says):
+        discover(lvlm.model, lvlm.processor, pairs)
+    with pytest.raises(ValueError, match=says):
+        evaluate(Grounder(lvlm, small_world.ranking()), pairs)
+    with pytest.raises(ValueError, match=r"grounder must be .*, but got list; samples come after"):
+        evaluate(pairs, Grounder(lvlm, small_world.ranking()))
+
+
+@pytest.mark.parametrize("name", ["tinny", "./tinny", "/no/where"])
+def test_a_checkpoint_that_is_not_there(name):
+    """No advice to discover the heads of what is not there."""
+    with pytest.raises(ValueError, match=f"checkpoint must be 'tiny'.* there is no '{name}'"):
+        Grounder.from_pretrained(name)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda", "cuda:7", "meta:x"])
+def test_a_device_that_is_not_there(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"torch has here, such as cpu, but got '{device}'"):
+        Grounder.from_pretrained("tiny", device=device)
+
+
+def test_a_ranking_by_its_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not there; make one with: fastground discover"):
+        HeadRanking.load(tmp_path)
+    small_world.ranking().save(tmp_path / "ranking.json")
+    assert HeadRanking.load(tmp_path) == HeadRanking.load(tmp_path / "ranking.json")
+
+
+@pytest.mark.parametrize("name", ["sam", "sam:", "segment-anything"])
+def test_a_segmenter_without_its_weights(name):
+    with pytest.raises(ValueError, match=f"must be one of none, grabcut, .* but got '{name}'"):
+        Grounder(small_world.lvlm(), small_world.ranking(), segmenter=name)

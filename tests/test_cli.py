@@ -2,17 +2,22 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import warnings
+from importlib.metadata import version
 
 import pytest
 import torch
 from commands import run, strict
-from fastground import cli, datasets, demo, runs, tables, terminal
+from fastground import datasets, demo, runs, tables, terminal
 from fastground.ablations import ablate
+from fastground.cli import discover
 from fastground.cli.options import recipe_of
 from fastground.datasets.images import by_image
 from fastground.ranking import rank_table
@@ -215,6 +220,9 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
     [
         (["nonsense"], "nonsense"),
         (["ground", "a.png"], "expression"),
+        (["ground", "a.png"], "see fastground ground --help"),
+        (["ground", "{photo}", "left circle", "--checkpoint", "tinny"], "there is no 'tinny'"),
+        (["rank", "{heads}", "--out", "{heads}"], "--out must be a file"),
         (["ground", "nowhere.png", "the mug", "--checkpoint", "{model}", "--ranking", "{heads}"],
          "nowhere.png"),
         (["ground", "{model}/config.json", "left circle", "--checkpoint", "{model}",
@@ -374,10 +382,10 @@ def test_a_program_that_is_told_to_ignore_ctrl_c_does():
     """As a shell's script tells those that it starts in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with terminal.noticed() as noticed, terminal.interruptible() as stop:
+        with terminal.interruptible() as stop:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
-        assert not noticed.asked and not stop.asked
+        assert not stop.asked
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -392,7 +400,7 @@ def test_ctrl_c_that_another_error_hides(capsys, monkeypatch):
             raise ImportError("cannot load module more than once per process") from None
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(cli.discover, "recipe_of", load)
+    monkeypatch.setattr(discover, "recipe_of", load)
     code, out, err = run(capsys, "discover", "tiny")
     assert (code, out, err) == (130, "", "fastground: interrupted\n")
     assert signal.getsignal(signal.SIGINT) is before
@@ -442,6 +450,18 @@ def test_ctrl_c_before_the_first_sample(capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.discover, "recipe_of", stop)
+    monkeypatch.setattr(discover, "recipe_of", stop)
     code, out, err = run(capsys, "discover", "tiny")
     assert (code, out, err) == (130, "", "fastground: interrupted\n")
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"{version('fastground')}\n", "")
+
+
+def test_letters_that_the_terminal_lacks_lose_no_result(heads):
+    words = [sys.executable, "-m", "fastground.cli", "rank", str(heads)]
+    told = subprocess.run(
+        words, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert told.returncode == 0 and not told.stderr and b"? trials" in told.stdout

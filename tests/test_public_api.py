@@ -110,7 +110,7 @@ def test_importing_needs_no_heavy_package():
 
 def test_the_process_that_ray_serves_does_not_load_torch():
     code = (
-        "import sys, fastground.cli\n"
+        "import sys, fastground.cli.app\n"
         "from fastground import datasets, discovery\n"
         "list(datasets.load('shapes', num_samples=1))\n"
         "print('torch' in sys.modules, discovery.__name__ in sys.modules)"

@@ -322,12 +322,30 @@ def test_contact_sheet(examples, tmp_path):
     drawn = figures.contact_sheet(
         [e.grounding for e in some], [e.sample.image for e in some], columns=2
     )
-    assert [a.get_title() for a in drawn.axes][:3] == [e.sample.expression for e in some]
+    titles = [axis.get_title().replace("\n", " ") for axis in drawn.axes]
+    assert titles[:3] == [e.sample.expression for e in some]
     figures.save(drawn, tmp_path / "new" / "sheet.png")
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert sheet.width > 400
     with pytest.raises(ValueError, match="at least one, but got 0, 0 and 0"):
         figures.contact_sheet([], [])
+
+
+@pytest.mark.parametrize("size", [(192, 192), (640, 300), (100, 300)])
+def test_long_expressions_are_whole_in_pictures(size):
+    """In lines above their image, on which they do not lie, within the figure."""
+    image = Image.new("RGB", size, "white")
+    found = Grounder(lvlm(), ranking())(image, "x")
+    found = replace(found, expression="the thing left of the blue cross " * 9)
+    sheet = figures.contact_sheet([found] * 3, [image] * 3)
+    strip = figures.figure(found, image)
+    for drawn, names in ((sheet, [a.title for a in sheet.axes]), (strip, [strip._suptitle])):
+        drawn.draw_without_rendering()
+        for name in names:
+            there = name.get_window_extent()
+            assert name.get_text().count("\n") >= 1
+            assert there.x0 >= 0 and there.x1 <= drawn.bbox.x1 and there.y1 <= drawn.bbox.y1
+            assert there.y0 >= max(a.get_window_extent().y1 for a in drawn.axes)
 
 
 def test_every_chosen_head_is_named_where_it_lies():

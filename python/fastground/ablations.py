@@ -142,7 +142,7 @@ def ablate(
 
     return Ablations(
         by_n=tuple(choice(f"N {n}", base, n) for n in range(1, most_n + 1)),
-        by_tau=tuple(choice(f"tau {s[1]:.3f}", s) for s in by_tau),
+        by_tau=tuple(choice(f"tau {s[1]:.3g}", s) for s in by_tau),
         by_criteria=tuple(choice(_called(s[0]), s) for s in by_criteria),
         sureness=draws.sureness(ranking),
         rho=rho,

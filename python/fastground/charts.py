@@ -68,7 +68,7 @@ def attention_sum_curve(ranking: HeadRanking, theme: Theme = LIGHT) -> Figure:
     chosen = ranking.heads[: ranking.recipe.k]
     sums = [ranked.attention_sum for ranked in chosen]
     at = [bisect_left(curve, v - 1e-6) + 1 for v in sums]
-    axis.plot(at, sums, "o", color=theme.full, markersize=8)
+    axis.plot(at, sums, "o", color=theme.full, markersize=8, clip_on=False, zorder=3)
     marks: list[list[int]] = []  # of heads that lie so near that their names would overlap
     for i in sorted(range(len(sums)), key=lambda i: -sums[i]):
         if marks and sums[marks[-1][-1]] - sums[i] < 0.06 * max(curve):

@@ -149,6 +149,10 @@ def collect(
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, but got {engine!r}")
     if engine != "ray" and num_actors is not None:
         raise ValueError(f"num_actors must be None unless engine is 'ray', but got {num_actors}")
+    if not isinstance(recipe, Recipe):
+        raise ValueError(
+            f"recipe must be a Recipe, but got {type(recipe).__name__}; give Recipe(top_n=5), say"
+        )
     runs.needs_folder(out, resume=not resume, retry_skipped=retry_skipped)
     watch = Watch(max_bad, progress)
     how = {"recipe": recipe, "max_tokens": max_tokens, "workers": workers}

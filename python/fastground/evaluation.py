@@ -88,6 +88,11 @@ def evaluate(
         OSError: the folder cannot be written.
         RuntimeError: a worker was killed, or failed; says at which samples.
     """
+    if not callable(grounder):
+        raise ValueError(
+            f"grounder must be a fastground.Grounder, but got {type(grounder).__name__}; samples "
+            "come after it"
+        )
     if baseline is not None and baseline not in BASELINES:
         raise ValueError(f"baseline must be {' or '.join(BASELINES)}, but got {baseline!r}")
     if plurals not in PLURALS:

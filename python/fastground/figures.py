@@ -7,6 +7,7 @@ imported on use.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,10 +140,15 @@ def strips(
 ) -> Figure:
     """Rows of named pictures under a title, with notes below; None leaves a place empty."""
     columns, lines = max(map(len, rows)), notes.count("\n") + bool(notes)
-    height = 0.3 + 2.6 * len(rows) + 0.2 * lines
+    title = _wrapped(title, 2.2 * columns, 12)
+    panels = [panel[1] for row in rows for panel in row if panel is not None]
+    height = (
+        (2.15 * _aspect(panels) + 0.3) * len(rows) + 0.25 * (2 + title.count("\n")) + 0.2 * lines
+    )
     drawn, axes = canvas(2.2 * columns, height, columns=columns, rows=len(rows))
     for axis in axes:
         axis.axis("off")
+        axis.set_anchor("S")  # what is left over is above, for the title
     for i, row in enumerate(rows):
         for axis, panel in zip(axes[i * columns :], row, strict=False):
             if panel is not None:
@@ -173,12 +179,17 @@ def contact_sheet(
         )
     columns = min(columns, len(groundings))
     rows = math.ceil(len(groundings) / columns)
-    drawn, axes = canvas(2.4 * columns, 2.7 * rows, columns=columns, rows=rows)
+    titles = [_wrapped(grounding.expression, 2.3, 8) for grounding in groundings]
+    lines = 1 + max(title.count("\n") for title in titles)
+    height = 2.35 * _aspect(images) + 0.1 + 0.15 * lines
+    drawn, axes = canvas(2.4 * columns, height * rows, columns=columns, rows=rows)
     for axis in axes:
         axis.axis("off")
-    for axis, grounding, image, truth in zip(axes, groundings, images, truths, strict=False):
+        axis.set_anchor("S")  # what is left over is above, for the title
+    told = zip(axes, groundings, images, truths, titles, strict=False)
+    for axis, grounding, image, truth, title in told:
         axis.imshow(_outcome(grounding, image, truth))
-        axis.set_title(grounding.expression, fontsize=8, wrap=True, parse_math=False)
+        axis.set_title(title, fontsize=8, parse_math=False)
     return drawn
 
 
@@ -251,6 +262,16 @@ def enlarged(image: Image) -> Image:
     zoom = _zoom(image)
     size = (image.width * zoom, image.height * zoom)
     return image.resize(size, Images.Resampling.BICUBIC) if zoom > 1 else image
+
+
+def _wrapped(text: str, width: float, size: float) -> str:
+    """The text in lines that fit into a width in inches, at a size in points: 0.62 em a letter."""
+    return textwrap.fill(text, max(1, int(72 * width / (0.62 * size))))
+
+
+def _aspect(images: Sequence[Image]) -> float:
+    """Height over width of the highest of them, from a half to two."""
+    return min(2.0, max(0.5, *(image.height / image.width for image in images)))
 
 
 def _zoom(image: Image) -> int:

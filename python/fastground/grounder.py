@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -51,10 +54,19 @@ class Grounder:
             recipe: the ranking's own unless given.
 
         Raises:
-            ValueError: the ranking is of another architecture, names heads that the model does not
-                have, or fewer than k; there is no such segmenter.
+            ValueError: no such model, recipe or segmenter; the ranking is of another architecture,
+                names heads that the model does not have, or fewer than k.
             FileNotFoundError: the segmenter's weights are not there.
         """
+        if not isinstance(lvlm, LVLM):
+            raise ValueError(
+                f"lvlm must be a model of fastground.models, but got {type(lvlm).__name__}; load "
+                "one with fastground.models.load, or take Grounder.from_pretrained"
+            )
+        if not isinstance(recipe, (Recipe, NoneType)):
+            raise ValueError(
+                f"recipe must be a Recipe, but got {type(recipe).__name__}; give Recipe(k=2), say"
+            )
         for name, value in lvlm.architecture.items():
             other = ranking.architecture.get(name)
             if other != value:
@@ -96,9 +108,9 @@ class Grounder:
 
         Args:
             checkpoint: "tiny" (the embedded model), a folder, or a name on the hub.
-            ranking: a head ranking or the file of one; the checkpoint's own, which "tiny" has and
-                a folder may have as ranking.json, unless given. For some checkpoints heads are
-                published; a warning then says by whom, and what is unsure.
+            ranking: a head ranking, its file, or the folder that holds it; the checkpoint's own,
+                which "tiny" has and a folder may have as ranking.json, unless given. For some
+                checkpoints heads are published; a warning then says by whom, and what is unsure.
             segmenter: as in the constructor.
             recipe: as in the constructor.
             device: a GPU where there is one, else the CPU.
@@ -130,9 +142,11 @@ class Grounder:
     @overload
     def __call__(self, image: Any, expression: str) -> Grounding: ...
     @overload
-    def __call__(self, image: Any, expression: list[str]) -> list[Grounding]: ...
+    def __call__(self, image: Any, expression: list[str] | tuple[str, ...]) -> list[Grounding]: ...
 
-    def __call__(self, image: Any, expression: str | list[str]) -> Grounding | list[Grounding]:
+    def __call__(
+        self, image: Any, expression: str | list[str] | tuple[str, ...]
+    ) -> Grounding | list[Grounding]:
         """Where in the image the expression's object is.
 
         Args:
@@ -154,6 +168,8 @@ class Grounder:
         seen = image.image if isinstance(image, Encoded) else read_image(image)
         image = image if isinstance(image, Encoded) else seen
         one = isinstance(expression, str)
+        if not isinstance(expression, (str, Iterable)):
+            raise ValueError(f"expression must be a text or a list of them, but got {expression!r}")
         expressions = [expression] if isinstance(expression, str) else list(expression)
         if not expressions:
             return []
@@ -213,7 +229,7 @@ def _own_ranking(checkpoint: str) -> Path | PublishedRanking:
     """The ranking that lies beside a checkpoint's weights, or what is published of it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or no such checkpoint.
     """
     folder = Path(checkpoint)
     if checkpoint == "tiny":
@@ -222,6 +238,11 @@ def _own_ranking(checkpoint: str) -> Path | PublishedRanking:
         return folder / RANKING_FILE
     if checkpoint in RANKINGS:
         return RANKINGS[checkpoint]
+    if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", checkpoint):
+        raise ValueError(
+            "checkpoint must be 'tiny', a folder or a model on the hub, such as "
+            f"'llava-hf/llava-1.5-7b-hf', but there is no {checkpoint!r}"
+        )
     raise ValueError(
         f"ranking must be given for {checkpoint!r}, which has none of its own; discover its heads "
         f"first: fastground discover {checkpoint} --out runs/heads, then pass "

@@ -81,9 +81,9 @@ def load(name: str, *, device: Any = None) -> Segmenter | None:
         return None
     if kind == "grabcut" and not source:
         return GrabCut()
-    if kind == "sam":
+    if kind == "sam" and source:
         return Prompted(sam.load(source, device=device))
-    if kind == "segment-anything":
+    if kind == "segment-anything" and source:
         return Prompted(sam.load_segment_anything(source, device=device))
     raise ValueError(f"segmenter must be one of {NAMES}, but got {name!r}")
 

@@ -65,25 +65,6 @@ class Stop:
             yield sample
 
 
-class Noticed:
-    """Whether Ctrl-C was pressed; it interrupts as ever."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self, *_: Any) -> None:
-        self.asked = True
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def noticed() -> Iterator[Noticed]:
-    """A block after which it is known whether Ctrl-C was pressed, whatever became of it."""
-    stop = Noticed()
-    with _on_interrupt(stop):
-        yield stop
-
-
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
     """A block in which what this package warns of is one line, without its place in the code."""

@@ -1,79 +1,57 @@
-"""The command line: one module a command, in the order of the help.
+"""The command line: one module a command, all of them in `app`.
 
 Results go to stdout, as text for people or with --json as JSON alone; progress and errors go to
 stderr. Exit codes: 0 done, 2 bad input (one line says what and the way out), 130 interrupted.
+
+Nothing but this is imported before Ctrl-C is cared for.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from typing import Any
+from types import FrameType
 
-import typer
-
-from fastground import terminal
-from fastground.cli import bench, demo, discover, evaluate, explain, ground, info, rank, report
-from fastground.cli.options import INTERRUPTED
-
-UsageError: Any = typer.BadParameter.__base__
-"""What typer raises for a wrong command line; it has no public name of its own."""
-
-app = typer.Typer(
-    name="fastground",
-    help="Where a frozen vision-language model looks: boxes from its localization heads.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-app.command(epilog='Example: fastground ground photo.png "the small red star" --out found.png')(
-    ground.ground
-)
-app.command(epilog='Example: fastground explain tiny photo.png "left circle" --out why.png')(
-    explain.explain
-)
-app.command(epilog="Example: fastground discover tiny --num-samples 1000 --out runs/tiny")(
-    discover.discover
-)
-app.command(epilog="Example: fastground rank runs/tiny --recipe elbow=0.2 --ablations")(rank.rank)
-app.command(epilog="Example: fastground report runs/tiny --out runs/tiny/report")(report.report)
-app.command(epilog="Example: fastground evaluate tiny --num-samples 1000")(evaluate.evaluate)
-app.command(epilog="Example: fastground demo --out demo --num-samples 1000")(demo.demo)
-app.command(epilog="Example: fastground info --models")(info.info)
-app.command(epilog="Example: fastground bench --dtype float16 --device cuda")(bench.bench)
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave the process with its exit code."""
-    with terminal.one_line_warnings(), terminal.noticed() as stop:
-        code = _run(arguments, stop)
-    if code == INTERRUPTED:
-        terminal.say("interrupted")
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _run(arguments: list[str] | None, stop: terminal.Noticed) -> Any:
+    stop = Interrupt()
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
     try:
-        return app(arguments, standalone_mode=False)
-    except (typer.Abort, KeyboardInterrupt):
-        return INTERRUPTED
-    except UsageError as error:
-        message = error.format_message().rstrip(".")
-        if message:  # without any arguments the help has been shown, and says it all
-            terminal.say(f"{message}; see fastground --help")
-    except Exception as error:
-        if stop.asked:  # of an import that was interrupted another error remains
-            return INTERRUPTED
-        if not isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
-            raise
-        terminal.say(_line(error))
-    return 2
+        from fastground.cli.app import run
+
+        code = run(arguments, stop)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if code == INTERRUPTED:
+        print("fastground: interrupted", file=sys.stderr)
+    sys.exit(code)
 
 
-def _line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return (
-            f"{str(error.filename)!r} must be a place that can be read and written, but is not "
-            f"({error.strerror}); give another"
-        )
-    return " ".join(str(error).split())
+class Interrupt:
+    """Whether Ctrl-C was pressed; it interrupts as ever.
+
+    But where a module is being imported it ends the process: some modules swallow the exception,
+    others make another one of it, and nothing is lost yet.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                print(end="", flush=True)
+                os.write(2, b"fastground: interrupted\n")
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt

@@ -11,11 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from fastground import terminal
+from fastground.cli import INTERRUPTED
 from fastground.cli.unread import NO_TILES, of_segmenter, refuse_chosen, refuse_unread
 from fastground.types import RANKING_FILE, Recipe
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 Model = Annotated[str, typer.Argument(help='"tiny" (ships along), a folder, or a name on the hub.')]
 Dataset = Annotated[

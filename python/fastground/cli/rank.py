@@ -35,6 +35,8 @@ def rank(
 
     if out is not None:
         writable(out.parent)
+        if out.is_dir():
+            raise ValueError(f"--out must be a file, but {str(out)!r} is a folder; name one in it")
     table = runs.load(run)
     unread = dict.fromkeys(GROUNDING, _WITHOUT_OUT) if out is None else None
     chosen = recipe_of(table.recipe, profile, recipe, unread)

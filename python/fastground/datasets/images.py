@@ -10,9 +10,18 @@ from fastground.types import Sample
 
 
 def by_image(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """Runs of samples that follow one another and show the same image, as they stream in."""
+    """Runs of samples that follow one another and show the same image, as they stream in.
+
+    Raises:
+        ValueError: one of them is no `Sample`.
+    """
     run: list[Sample] = []
     for sample in samples:
+        if not isinstance(sample, Sample):
+            raise ValueError(
+                f"samples must be of fastground.types.Sample, but got {type(sample).__name__}; "
+                "give Sample(image, expression) each"
+            )
         if run and not _same_image(run[0], sample):
             yield run
             run = []

@@ -107,7 +107,8 @@ def load(
         dtype: float32 on the CPU; on a GPU what the weights are stored in.
 
     Raises:
-        ValueError: there is no such model, it has no processor, or its family is not supported.
+        ValueError: there is no such model or device, it has no processor, or its family is not
+            supported.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -115,6 +116,7 @@ def load(
     name = str(checkpoint)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    _check_device(device)
     if dtype is None and torch.device(device).type == "cpu":
         dtype = torch.float32
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
@@ -171,8 +173,8 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
     """
     if not hasattr(getattr(model, "config", None), "model_type"):
         raise ValueError(
-            f"model must be a transformers model, but got {type(model).__name__}; "
-            "load one with fastground.models.load"
+            f"model must be a transformers model, but got {type(model).__name__}; give .model of "
+            "what fastground.models.load gives"
         )
     config = model.config
     adapter = _adapter(config)
@@ -195,6 +197,20 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
             "model.set_attn_implementation({'text_config': 'eager'}) first"
         )
     return adapter(model, processor, checkpoint or config.name_or_path or config.model_type)
+
+
+def _check_device(device: str | torch.device) -> None:
+    import torch
+
+    try:
+        if torch.device(device).type != "cuda" or torch.cuda.is_available():
+            return
+    except RuntimeError:  # no name of a device
+        pass
+    raise ValueError(
+        f"device must be one that torch has here, such as cpu, but got {str(device)!r}; "
+        "fastground info says whether it sees a GPU"
+    )
 
 
 def _is_whole(processor: Any) -> bool:

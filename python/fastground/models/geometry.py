@@ -120,7 +120,8 @@ def read_image(image: Any) -> Image.Image:
 
     Args:
         image: a path, whose image is turned upright as its EXIF data says; or, taken as it is, a
-            PIL image; an array (height, width, 1, 3 or 4) or (height, width), uint8 or uint16; or a
+            PIL image; an array (height, width, 1, 3 or 4) or (height, width), uint8 or uint16, its
+            colours as RGB, which OpenCV's are not (BGR); or a
             tensor (1, 3 or 4, height, width) or (height, width), uint8 or floating in [0, 1]. Of
             16 bits the brightest, 65535, becomes 255. Of an animation the frame that it stands at,
             the first in a file; where it is transparent, white shines through.
@@ -136,7 +137,8 @@ def read_image(image: Any) -> Image.Image:
         image = _of_array(image)
     if isinstance(image, (str, Path)):
         if not Path(image).is_file():
-            raise FileNotFoundError(f"image must be a file, but there is none at {str(image)!r}")
+            what = "is a folder" if Path(image).is_dir() else "is not there"
+            raise FileNotFoundError(f"image must be a file, but {str(image)!r} {what}")
         try:
             with Image.open(image) as opened:
                 image = ImageOps.exif_transpose(opened)
@@ -151,7 +153,7 @@ def read_image(image: Any) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise ValueError(
             "image must be a PIL image, a path to one, an array or a tensor, but got "
-            f"{type(image).__name__}; open it with PIL.Image.open"
+            f"{type(image).__name__}; open a file with PIL.Image.open, and give images one by one"
         )
     if 0 in image.size:
         raise ValueError(f"image must have pixels, but its (width, height) is {image.size}")
@@ -180,8 +182,8 @@ def _of_array(array: np.ndarray) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise ValueError(
             "image must be (height, width, 3) or (height, width) uint8 where it is an array, but "
-            f"got shape {array.shape} {array.dtype}; scale its values to 0-255, and put the "
-            "colours last with .transpose(1, 2, 0)"
+            f"got shape {array.shape} {array.dtype}; scale its values to 0-255, call "
+            ".astype(np.uint8); put the colours last with .transpose(1, 2, 0)"
         )
     if 0 in array.shape:
         raise ValueError(f"image must have pixels, but its shape is {array.shape}")

@@ -67,7 +67,7 @@ def write(
         _opening(ranking, facts),
         walk.asking(page, example),
         walk.two_numbers(page, example, ranking),
-        heads.election(page, ranking, ablations),
+        heads.election(page, ranking, ablations, 3 if example else 0),
         walk.maps(page, example),
         walk.box(page, example, ranking.recipe),
         choices.agreement(page, ranking, ablations, ious),

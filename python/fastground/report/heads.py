@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 LEAST_ROWS = 10
 
 
-def election(page: Page, ranking: HeadRanking, ablations: Ablations | None) -> str:
-    """Step 3: from the attention sums' elbow to the heads, with the deviation over trials."""
+def election(page: Page, ranking: HeadRanking, ablations: Ablations | None, number: int = 3) -> str:
+    """Step 3, or 0 without the others: from the attention sums' elbow to the heads."""
     top = ", ".join(map(str, ranking.top()))
     curve = page.chart(
         "curve", lambda theme: charts.attention_sum_curve(ranking, theme),
@@ -48,13 +48,13 @@ def election(page: Page, ranking: HeadRanking, ablations: Ablations | None) -> s
         )
         + figure(
             matrix,
-            f"Where they are; the first {ranking.recipe.skip_layers} layers do not stand.",
+            f"Where they are; the first {ranking.recipe.skip_layers} layers cannot be elected.",
             "chart",
         )
         + "</div>\n"
         + _first_heads(ranking, ablations)
     )
-    return step(3, "The elbow and the election", body)
+    return step(number, "The elbow and the election", body)
 
 
 def _first_heads(ranking: HeadRanking, ablations: Ablations | None) -> str:

@@ -86,7 +86,9 @@ class Page:
 
 
 def step(number: int, title: str, body: str) -> str:
-    """One of the method's steps."""
+    """One of the method's steps; one that stands alone (0) is a section without a number."""
+    if not number:
+        return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
     return (
         f'<section class="step">\n<div class="number" aria-hidden="true">{number}</div>\n<div>\n'
         f"<h2>{escape(title)}</h2>\n{body}\n</div>\n</section>"
