@@ -118,3 +118,10 @@ def test_speed_is_what_the_benchmarks_gave(monkeypatch):
     assert written == readme_tables.section(json.loads(path.read_text()), path.name), (
         f"run `python benches/readme_tables.py {path.relative_to(ROOT)}`"
     )
+
+
+def test_the_opening_table_is_of_the_scores():
+    """Row by row the beginning of a row in the section on scores."""
+    opening, _, rest = README.partition("\n## ")
+    rows = re.findall(r"^\| (?!---|`tiny`).+\|$", opening, flags=re.M)
+    assert len(rows) == 5 and all(f"\n{row} " in rest for row in rows)

@@ -143,7 +143,7 @@ def strips(
     title = _wrapped(title, 2.2 * columns, 12)
     panels = [panel[1] for row in rows for panel in row if panel is not None]
     height = (
-        (2.15 * _aspect(panels) + 0.3) * len(rows) + 0.25 * (2 + title.count("\n")) + 0.2 * lines
+        (2.15 * _aspect(panels) + 0.3) * len(rows) + 0.25 * (1 + title.count("\n")) + 0.2 * lines
     )
     drawn, axes = canvas(2.2 * columns, height, columns=columns, rows=len(rows))
     for axis in axes:
