@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_world
 import torch
-from fastground import Grounder, HeadRanking, discover, evaluate, models
+from fastground import Grounder, discover, evaluate, models
 from fastground.attention import attention_maps
 from fastground.capture import capture
 from fastground.types import HeadId, Recipe
@@ -239,9 +239,10 @@ def test_a_device_that_is_not_there(monkeypatch, device):
 
 def test_a_ranking_by_its_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not there; make one with: fastground discover"):
-        HeadRanking.load(tmp_path)
-    small_world.ranking().save(tmp_path / "ranking.json")
-    assert HeadRanking.load(tmp_path) == HeadRanking.load(tmp_path / "ranking.json")
+        Grounder.from_pretrained("tiny", tmp_path)
+    ranking = Grounder.from_pretrained("tiny").ranking
+    ranking.save(tmp_path / "ranking.json")
+    assert Grounder.from_pretrained("tiny", tmp_path).ranking == ranking
 
 
 @pytest.mark.parametrize("name", ["sam", "sam:", "segment-anything"])

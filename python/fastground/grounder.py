@@ -132,7 +132,7 @@ class Grounder:
                 stacklevel=2,
             )
         if not isinstance(ranking, HeadRanking):
-            ranking = HeadRanking.load(ranking)
+            ranking = HeadRanking.load(ranking_file(ranking))
         lvlm = models.load(checkpoint, device=device, dtype=dtype)
         return cls(lvlm, ranking, segmenter=segmenter, recipe=recipe)
 
@@ -204,6 +204,21 @@ class Grounder:
         kept = kept_of(self.ranking, self.recipe)
         chosen = greedy(sums, entropies, self.recipe, kept=kept)
         return torch.from_numpy(attention.positions(chosen, shape[1]))
+
+
+def ranking_file(path: str | Path) -> Path:
+    """The file of a ranking, given itself or the folder that holds it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    file = Path(path) / RANKING_FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"ranking must be a file or folder written by fastground discover, but {path} is not "
+            "there; make one with: fastground discover MODEL --out FOLDER"
+        )
+    return file
 
 
 def _check_known(ranking: PublishedRanking, recipe: Recipe) -> None:

@@ -289,21 +289,12 @@ class HeadRanking:
     def load(cls, path: str | Path) -> HeadRanking:
         """Read a ranking.
 
-        Args:
-            path: its file, or the folder that `discover` wrote it into.
-
         Raises:
             ValueError: the file is no head ranking.
             FileNotFoundError: there is no such file.
         """
-        path = Path(path) / "ranking.json" if Path(path).is_dir() else Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"ranking must be a file or folder written by fastground discover, but {path} is "
-                "not there; make one with: fastground discover MODEL --out FOLDER"
-            )
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(Path(path).read_text())
             heads = tuple(
                 RankedHead(
                     head=HeadId(*h.pop("head")),

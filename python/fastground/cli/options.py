@@ -13,7 +13,7 @@ import typer
 from fastground import terminal
 from fastground.cli import INTERRUPTED
 from fastground.cli.unread import NO_TILES, of_segmenter, refuse_chosen, refuse_unread
-from fastground.types import RANKING_FILE, Recipe
+from fastground.types import Recipe
 
 Model = Annotated[str, typer.Argument(help='"tiny" (ships along), a folder, or a name on the hub.')]
 Dataset = Annotated[
@@ -171,8 +171,7 @@ def make_grounder(
     """
     from fastground.grounder import Grounder
 
-    source = None if ranking is None else ranking_file(ranking)
-    grounder = Grounder.from_pretrained(checkpoint, source, segmenter)
+    grounder = Grounder.from_pretrained(checkpoint, ranking, segmenter)
     if profile is None and not changes:
         return grounder
     own = grounder.ranking.recipe
@@ -212,18 +211,3 @@ def writable(folder: Path) -> None:
             f"--out must be in a folder that can be written, but {str(place)!r} is not; give "
             "another place"
         )
-
-
-def ranking_file(path: Path) -> Path:
-    """The file of a ranking, or of the folder that holds it.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    file = path / RANKING_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(
-            f"ranking must be a file or folder written by fastground discover, but {path} is not "
-            "there; make one with: fastground discover MODEL --out FOLDER"
-        )
-    return file

@@ -17,7 +17,6 @@ from fastground.cli.options import (
     Profile,
     Seed,
     options_of,
-    ranking_file,
     recipe_of,
     writable,
 )
@@ -83,6 +82,7 @@ def _read(
     """
     from fastground import runs
     from fastground.ablations import ablate
+    from fastground.grounder import ranking_file
     from fastground.manifest import MANIFEST
     from fastground.ranking import rank_table
 
