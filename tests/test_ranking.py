@@ -244,6 +244,7 @@ def test_greedy_falls_back_on_attention_sums_and_on_skipped_layers_last():
         (lambda s, e: rank(s, e * np.nan), "entropies must be finite, but sample 0 has nan at L0"),
         (lambda s, e: rank(s * np.inf, e), "attention_sums must be finite"),
         (lambda s, e: rank(s, e, trials=61), "trials must be 1 to the 60 samples"),
+        (lambda s, e: rank(s, e, recipe=Recipe(k=31)), "recipe.k must be at most 30, the model's"),
         (lambda s, e: rank(s, e, recipe=Recipe(skip_layers=5)), "in the 0 of 5 layers behind"),
         (lambda s, e: rank(s, e, recipe=Recipe(elbow=2)), "an attention sum of at least 2"),
         (lambda s, e: rank(s, np.full_like(e, np.inf)), "and a finite entropy; lower skip_layers"),

@@ -66,8 +66,8 @@ def rank_table(
         The ranking; `frequency_std` is the sample standard deviation over the trials (0 for one).
 
     Raises:
-        ValueError: other statistics than the table holds, NaN, fewer samples than trials, or a
-            recipe under which no sample elects any head.
+        ValueError: other statistics than the table holds, NaN, fewer samples than trials, fewer
+            heads than k, or a recipe under which no sample elects any head.
     """
     recipe = table.recipe if recipe is None else recipe
     table.check(recipe)
@@ -80,6 +80,10 @@ def rank_table(
     )
     everything, parts, entropy_mean = _means(table, part_of, trials)
     shape = everything.shape
+    if recipe.k > everything.size:
+        raise ValueError(
+            f"recipe.k must be at most {everything.size}, the model's heads, but got {recipe.k}"
+        )
     tallies = [_Tally(mean, recipe) for mean in (everything, *parts)]
     start = 0
     for sums, entropies in table.blocks("sums", "entropies"):
