@@ -230,7 +230,10 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
             table = gather(out, bad, max_bad=0.5)
         assert table.sample_ids.tolist() == [0, 1, 2, 8, 9, 10]
         assert [s[:2] for s in table.skipped] == [(3, 1), (4, 1), (5, 1), (6, 1), (7, 2)]
-        assert "none at" in table.skipped[0][2] and "broken.jpg" in table.skipped[4][2]
+        assert (
+            "missing.jpg' is not there" in table.skipped[0][2]
+            and "broken.jpg" in table.skipped[4][2]
+        )
     with pytest.raises(ValueError, match=r"5 of 11 were not; the first is sample_id 3, .*missing"):
         gather(tmp_path / "bad", bad)
     assert runs.load(tmp_path / "bad").num_samples == 6
