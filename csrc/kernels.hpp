@@ -49,9 +49,9 @@ struct Attention {
   float* out;  // [batch][queries][heads][value_dim]
 };
 
-// Which queries see which keys; strides count elements.
+// Which queries see which keys, not 0 being true; strides count elements.
 struct Mask {
-  const bool* data;
+  const std::uint8_t* data;
   int batch, queries, keys;
   std::int64_t stride_batch, stride_query, stride_key;
 };
