@@ -1,13 +1,13 @@
-"""Random calls of the native core, held to fastground.reference within the documented tolerance;
+"""Random calls of the native core, held to fastground.reference within the documented tolerance,
 attention to float64.
 
     python tests/fuzz_native.py [--seconds 120] [--seed SEED [--call NUMBER]]
 
 Every call draws all it needs from (seed, number): operation, instruction set, grid, dtype, strides
 (0 and negative ones too), values (any bits, NaN, infinity, sub-normal, huge, few levels), choices,
-heads, taps and valid cells, or tokens and who sees whom. Arrays end where their memory ends, so that under a sanitizer
-(.ci/fuzz) no byte beyond is touched unnoticed. The calls run in a child process; if it ends at any
-call, the parent prints how to repeat that one.
+heads, taps and valid cells, or tokens and who sees whom. Arrays end where their memory ends, so
+that under a sanitizer (.ci/fuzz) no byte beyond is touched unnoticed. The calls run in a child
+process; if it ends at any call, the parent prints how to repeat that one.
 
 Where a float64 sum depends on the order of its additions, cells within its error of the cut may
 fall on either side; what follows from the cut is then not compared.
