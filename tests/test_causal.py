@@ -1,6 +1,7 @@
 """A pack's attention by the native core is that of transformers' own function."""
 
 import math
+from contextlib import suppress
 from functools import wraps
 
 import pytest
@@ -143,7 +144,8 @@ def test_what_the_core_does_not_know_is_handed_on_as_it_is(calls, case, monkeypa
     if case == "position bias" and "position_bias" not in causal._others():
         pytest.skip("this transformers has no position_bias")
     layer = Layer(1)
-    with torch.autocast("cpu", enabled=case == "autocast"):
+    refusals = suppress(ValueError, RuntimeError)  # of transformers' own, from 5.24 on
+    with torch.autocast("cpu", enabled=case == "autocast"), refusals:
         CausalAttention().attend(own, layer, *given.values(), **keywords)
     [(arguments, passed)] = made
     assert passed == keywords
