@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <stdexcept>
 
 #include "exchange.hpp"
@@ -24,6 +25,7 @@ struct FourAxes {
       size[i] = static_cast<int>(tensor.shape[i]);
       stride[i] = tensor.strides[i];
     }
+    if (tensor.data == nullptr) throw std::invalid_argument("attention must hold data");
     data = reinterpret_cast<const T*>(static_cast<const char*>(tensor.data) + tensor.byte_offset);
   }
 
@@ -39,13 +41,29 @@ struct FourAxes {
   std::int64_t stride[4];
 };
 
+// A product of sizes; tensors of stride 0 have more numbers than memory.
+inline std::int64_t product(std::initializer_list<int> sizes) {
+  std::int64_t all = 1;
+  for (const int size : sizes) {
+    if (__builtin_mul_overflow(all, size, &all)) {
+      throw std::invalid_argument("attention must have fewer than 2^63 numbers");
+    }
+  }
+  return all;
+}
+
 // How many words a mask has.
 inline std::int64_t words_of(int batch, int queries, int keys) {
-  return std::int64_t{batch} * ((queries + Attention::block - 1) / Attention::block) * keys;
+  return product({batch, (queries + Attention::block - 1) / Attention::block, keys});
+}
+
+// How many numbers the output has.
+inline std::int64_t numbers_of(const Attention& a) {
+  return product({a.batch, a.queries, a.heads, a.value_dim});
 }
 
 inline Mask mask_of(const dlpack::Tensor& tensor) {
-  const FourAxes<bool> mask(tensor, {dlpack::boolean, 8, 1});
+  const FourAxes<std::uint8_t> mask(tensor, {dlpack::boolean, 8, 1});
   if (mask.size[1] != 1) throw std::invalid_argument("a mask must be for all heads");
   return {mask.data,      mask.size[0],   mask.size[2],  mask.size[3],
           mask.stride[0], mask.stride[2], mask.stride[3]};

@@ -361,15 +361,8 @@ double run_largest(py::handle source) {
   return largest(input.numbers());
 }
 
-dlpack::Tensor looked_at(py::handle source) {
-  if (!is_tensor(source)) throw py::type_error("attention is of tensors");
-  dlpack::Tensor tensor;
-  if (exchange->look(source.ptr(), &tensor) != 0) throw py::error_already_set();
-  return tensor;
-}
-
 void run_mask_words(py::handle source, py::handle words) {
-  const Mask mask = mask_of(looked_at(source));
+  const Mask mask = mask_of(look_at(source));
   const Output<std::uint32_t> to_words(words, words_of(mask.batch, mask.queries, mask.keys));
   const WithoutGil without(std::int64_t{mask.queries} * mask.keys);
   mask_words(mask, to_words.data());
@@ -377,13 +370,13 @@ void run_mask_words(py::handle source, py::handle words) {
 
 void run_attention(py::handle query, py::handle key, py::handle value, py::handle words,
                    float scale, int threads, py::handle out) {
-  Attention all = attention_of(looked_at(query), looked_at(key), looked_at(value), scale);
+  Attention all = attention_of(look_at(query), look_at(key), look_at(value), scale);
   const Output<std::uint32_t> seen(words, words_of(all.batch, all.queries, all.keys));
-  const Output<float> to_out(out,
-                             std::int64_t{all.batch} * all.queries * all.heads * all.value_dim);
+  const std::int64_t numbers = numbers_of(all);
+  const Output<float> to_out(out, numbers);
   all.seen = seen.data();
   all.out = to_out.data();
-  const WithoutGil without(std::int64_t{all.queries} * all.keys * all.heads);
+  const WithoutGil without(numbers);
   attention(all, threads);
 }
 

@@ -37,7 +37,7 @@ struct Vectors {
 
 // softmax(scale * Q K^T) V, of the keys that a query sees; 0 if that is none. Heads are a multiple
 // of key_heads, each of which serves successive ones. NaN comes out wherever one is seen; a value
-// that is not finite may also show in neighbouring queries that do not see it.
+// that is not finite may also show in neighbouring queries that do not see it (in PyTorch, in all).
 struct Attention {
   static constexpr int block = 32;  // queries, a bit each of a word
   int blocks() const { return queries / block + (queries % block != 0); }
@@ -49,9 +49,9 @@ struct Attention {
   float* out;  // [batch][queries][heads][value_dim]
 };
 
-// Which queries see which keys; strides count elements.
+// Which queries see which keys, not 0 being true; strides count elements.
 struct Mask {
-  const bool* data;
+  const std::uint8_t* data;
   int batch, queries, keys;
   std::int64_t stride_batch, stride_query, stride_key;
 };

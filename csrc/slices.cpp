@@ -182,14 +182,15 @@ void attention(const Attention& all, int threads) {
 void mask_words(const Mask& mask, std::uint32_t* words) {
   for (int batch = 0; batch < mask.batch; ++batch) {
     for (int query = 0; query < mask.queries; ++query) {
-      const bool* const row = mask.data + batch * mask.stride_batch + query * mask.stride_query;
+      const std::uint8_t* const row =
+          mask.data + batch * mask.stride_batch + query * mask.stride_query;
       const int bit = query % Attention::block;
       if (bit == 0) {
         if (query > 0) words += mask.keys;
         std::fill_n(words, mask.keys, 0);
       }
       for (int key = 0; key < mask.keys; ++key) {
-        words[key] |= std::uint32_t{row[key * mask.stride_key]} << bit;
+        words[key] |= std::uint32_t{row[key * mask.stride_key] != 0} << bit;
       }
     }
     words += mask.keys;

@@ -1,12 +1,13 @@
-"""Random calls of the native core, held to fastground.reference within the documented tolerance.
+"""Random calls of the native core, held to fastground.reference within the documented tolerance,
+attention to float64.
 
     python tests/fuzz_native.py [--seconds 120] [--seed SEED [--call NUMBER]]
 
 Every call draws all it needs from (seed, number): operation, instruction set, grid, dtype, strides
 (0 and negative ones too), values (any bits, NaN, infinity, sub-normal, huge, few levels), choices,
-heads, taps and valid cells. Arrays end where their memory ends, so that under a sanitizer
-(.ci/fuzz) no byte beyond is touched unnoticed. The calls run in a child process; if it ends at any
-call, the parent prints how to repeat that one.
+heads, taps and valid cells, or tokens and who sees whom. Arrays end where their memory ends, so
+that under a sanitizer (.ci/fuzz) no byte beyond is touched unnoticed. The calls run in a child
+process; if it ends at any call, the parent prints how to repeat that one.
 
 Where a float64 sum depends on the order of its additions, cells within its error of the cut may
 fall on either side; what follows from the cut is then not compared.
@@ -71,22 +72,26 @@ def values_of(kind, dtype, shape, rng):
     return torch.from_numpy(cells * scale).to(torch_dtype)
 
 
-def lay_out(cells, dtype, rng):
+def lay_out(cells, dtype, rng, tensor=False, together=False):
     """A view of the cells laid out at random in memory of its own, and the cells as they then are.
 
     Strides may overlap (0), leave gaps, take the axes in another order or, in NumPy, run backwards;
-    bfloat16 is torch's.
+    bfloat16 is torch's. With `together` the last axis is innermost.
     """
-    shape = np.array(cells.shape)
-    strides, step = np.zeros(3, np.int64), 1
-    for axis in rng.permutation(3) if rng.integers(2) else (2, 1, 0):
+    shape, tensor = np.array(cells.shape), tensor or dtype == "bfloat16"
+    last = len(shape) - 1
+    axes = list(rng.permutation(last + 1)) if rng.integers(2) else [*range(last + 1)][::-1]
+    if together:
+        axes.sort(key=lambda axis: axis != last)
+    strides, step = np.zeros(last + 1, np.int64), 1
+    for axis in axes:
         strides[axis] = step
         step *= max(shape[axis], 1)
         step += int(rng.integers(4)) if rng.integers(4) == 0 else 0
     if rng.integers(4) == 0:
-        strides[rng.integers(3)] = 0
-    if dtype != "bfloat16" and rng.integers(3) == 0:
-        strides *= rng.choice([1, -1], 3)
+        strides[rng.integers(last if together else last + 1)] = 0
+    if not tensor and rng.integers(3) == 0:
+        strides *= rng.choice([1, -1], last + 1)
     reach = (shape - 1).clip(min=0) * strides
     offset = int(rng.integers(5)) if rng.integers(2) else 0
     low = -reach.clip(max=0).sum() + offset
@@ -96,9 +101,9 @@ def lay_out(cells, dtype, rng):
     view = np.ndarray(cells.shape, kind, memory, int(low) * width, tuple(strides * width))
     view[...] = cells.view(getattr(torch, SIGNED[width].__name__)).numpy().view(kind)
     plain = torch.from_numpy(np.array(view).view(SIGNED[width])).view(cells.dtype)
-    if dtype != "bfloat16":
+    if not tensor:
         return view.view(dtype), plain
-    memory = torch.from_numpy(memory.view(np.int16)).view(torch.bfloat16)
+    memory = torch.from_numpy(memory.view(SIGNED[width])).view(cells.dtype)
     return memory.as_strided(cells.shape, tuple(map(int, strides)), int(low)), plain
 
 
@@ -243,8 +248,75 @@ def boxes(view, maps, rng, heads):
         hold(part, getattr(made, part), right, 1e-5 * np.abs(numbers(right)))
 
 
+def attention(query, key, value, mask, views, rng):
+    batch, heads, queries, dim = query.shape
+    keys = key.shape[2]
+    scale = float(np.float32(rng.choice([dim**-0.5, 1.0, -0.1])))
+    threads = int(rng.integers(1, 4))
+    seen = np.full((batch, -(-queries // 32), keys), 77, np.uint32)
+    found = out(torch.float32, batch, queries, heads, value.shape[-1])
+
+    def call():
+        _core.mask_words(views[3], seen)
+        _core.attention(*views[:3], seen, scale, threads, found.numpy())
+
+    yield call
+    bits = seen[:, :, None] >> np.arange(32, dtype=np.uint32)[:, None] & 1
+    bits = torch.from_numpy(bits.astype(bool)).reshape(batch, 1, -1, keys)
+    hold("words", bits[:, :, :queries], mask)
+    groups = heads // key.shape[1]
+    query, key, value = (
+        query.double(),
+        *(array.double().repeat_interleave(groups, 1) for array in (key, value)),
+    )
+    found = found.transpose(1, 2)
+    spoilt = (mask & (~value.isfinite()).any(-1)[:, :, None]).any(-1)
+    spoilt |= query.isnan().any(-1) | (mask & key.isnan().any(-1)[:, :, None]).any(-1)
+    spoilt &= mask.any(-1)
+    assert not found[spoilt].isfinite().all(-1).any(), "what is not finite is lost"
+    size = (abs(scale) * query.abs() @ key.abs().mT).masked_fill(~mask, 0).amax(-1, keepdim=True)
+    weights = (scale * query @ key.mT).masked_fill(~mask, -math.inf).softmax(-1)
+    weights = weights.nan_to_num(0)  # of rows that see nothing
+    most = mask.double() @ value.abs()
+    slack = 2e-6 + 1.2e-7 * (keys + (dim + 4) * size)
+    slack = slack * (weights @ value.abs()) + 2.0**-125 * most + 2e-45 * keys
+    # Scores that are rounded by less than a tenth, and numbers within float32.
+    clear = ((dim + 4) * size < 8e5) & value.isfinite().all(-1).all(-1)[..., None, None]
+    clear = clear & (most < 3e38) & (abs(scale) * query.abs().amax(-1, keepdim=True) < 2e38)
+    expected = weights @ value
+    hold("attention", found[clear], expected[clear], slack[clear].numpy())
+
+
+def drawn_attention(rng):
+    """What it is, its steps, and how many scores it has."""
+    batch, key_heads, groups = (int(n) for n in rng.integers(1, 4, 3))
+    queries, keys = side(rng), side(rng)
+    dim, value_dim = (int(rng.choice([1, 2, 3, 8, 15, 16, 17, 33, 64, 80])) for _ in range(2))
+    kinds = [str(rng.choice(VALUES if rng.integers(2) else ["uniform", "signed"])) for _ in "qkv"]
+    shapes = (
+        (batch, key_heads * groups, queries, dim),
+        (batch, key_heads, keys, dim),
+        (batch, key_heads, keys, value_dim),
+    )
+    laid = [
+        lay_out(values_of(kind, "float32", shape, rng), "float32", rng, True, True)
+        for kind, shape in zip(kinds, shapes, strict=True)
+    ]
+    cells = values_of("", "bool", (batch, 1, queries, keys), rng)
+    if rng.integers(2):
+        cells = cells | True
+    if rng.integers(2):
+        cells = cells.tril(keys - queries)
+    laid.append(lay_out(cells, "bool", rng, tensor=True))
+    views, plain = zip(*laid, strict=True)
+    plain = [*plain[:3], plain[3].bool()]
+    text = f"{batch} x {key_heads} x {groups} heads, {queries} x {keys} tokens, "
+    text += f"{dim} and {value_dim} numbers, {', '.join(kinds)}"
+    return text, attention(*plain, views, rng), batch * key_heads * groups * queries * keys
+
+
 OPERATIONS = {f.__name__: f for f in (head_stats, binarize, label, combine, boxes)}
-COSTLY = {"head_stats": 1, "binarize": 0.1, "label": 1, "combine": 1, "boxes": 20}
+COSTLY = {"head_stats": 1, "binarize": 0.1, "label": 1, "combine": 1, "boxes": 20, "attention": 0.1}
 
 
 def in_a_new_thread(call):
@@ -253,11 +325,8 @@ def in_a_new_thread(call):
         thread.submit(call).result()  # raises what the call raised
 
 
-def play(seed, number, names, words):
-    """One call, and its comparison; words takes what it is. Returns the operation's name."""
-    rng = np.random.default_rng([seed, number])
-    what = str(rng.choice(list(OPERATIONS)))
-    name = str(rng.choice(names))
+def drawn_maps(what, rng):
+    """What it is, its steps, and how many cells it has."""
     h, w = side(rng), side(rng)
     dtype = str(rng.choice(DTYPES if what == "label" else DTYPES[1:]))
     kind = str(rng.choice(VALUES))
@@ -265,14 +334,23 @@ def play(seed, number, names, words):
     heads = int(rng.integers(1, most)) if what in ("combine", "boxes") else 1
     cells = rng.choice([3_000, 20_000, 200_000], p=[0.89, 0.1, 0.01])  # few calls are for threads
     count = heads * int(rng.integers(0, max(2, min(cells // 100, cells // (h * w * heads)))))
-    words(f"{what} by {name}, {count} x {h} x {w} {dtype} {kind}, {heads} heads")
     view, maps = lay_out(values_of(kind, dtype, (count, h, w), rng), dtype, rng)
+    keywords = {"heads": heads} if what in ("combine", "boxes") else {}
+    text = f"{count} x {h} x {w} {dtype} {kind}, {heads} heads"
+    return text, OPERATIONS[what](view, maps, rng, **keywords), maps.numel()
+
+
+def play(seed, number, names, words):
+    """One call, and its comparison; words takes what it is. Returns the operation's name."""
+    rng = np.random.default_rng([seed, number])
+    what = str(rng.choice(list(COSTLY)))
+    name = str(rng.choice(names))
     _core.use(name)
     fg.set_num_threads(int(rng.integers(1, 4)))
-    keywords = {"heads": heads} if what in ("combine", "boxes") else {}
-    steps = OPERATIONS[what](view, maps, rng, **keywords)
+    text, steps, numbers = drawn_attention(rng) if what == "attention" else drawn_maps(what, rng)
+    words(f"{what} by {name}, {text}")
     in_a_new_thread(next(steps))
-    if count and rng.random() < 3000 / (1 + COSTLY[what] * maps.numel()):
+    if numbers and rng.random() < 3000 / (1 + COSTLY[what] * numbers):
         collections.deque(steps, maxlen=0)  # the comparison
         return f"{what}, compared"
     return what

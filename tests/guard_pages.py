@@ -139,8 +139,64 @@ def typed(arrays, results):
     return [array.view(kind) for array, (kind, _) in zip(arrays, results, strict=True)]
 
 
+def guarded_tensor(arena, values, together, at_end, rng):
+    """The numbers in a guarded piece, the axes in any order and with gaps; the last innermost."""
+    axes = [3, *rng.permutation(3)] if together else rng.permutation(4)
+    strides, step = [0] * 4, 1
+    for axis in map(int, axes):
+        strides[axis] = step
+        step = step * values.shape[axis] + int(rng.integers(3))
+    reach = sum((n - 1) * stride for n, stride in zip(values.shape, strides, strict=True))
+    raw = arena.piece((reach + 1) * values.itemsize, at_end)
+    raw[:] = 0xFF
+    tensor = torch.from_numpy(raw.view(values.dtype)).as_strided(values.shape, strides)
+    return tensor.copy_(torch.from_numpy(values))
+
+
+def attend(query, key, value, mask, words, out, threads):
+    _core.mask_words(mask, words)
+    _core.attention(query, key, value, words, 0.5, threads, out)
+
+
+def check_attention(number, names):
+    """Attention once, drawn from this number; the same bits as of the same set elsewhere."""
+    rng = np.random.default_rng([1, number])
+    batch, key_heads, groups = (int(n) for n in rng.integers(1, 4, 3))
+    queries, keys = (int(n) for n in rng.choice([1, 2, 31, 32, 33, 63, 64, 65, 100], 2))
+    dim, value_dim = (int(n) for n in rng.choice([1, 2, 3, 7, 8, 15, 16, 17, 33, 64], 2))
+    arrays = [
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in (
+            (batch, key_heads * groups, queries, dim),
+            (batch, key_heads, keys, dim),
+            (batch, key_heads, keys, value_dim),
+        )
+    ]
+    arrays.append(rng.random((batch, 1, queries, keys)) < rng.choice([0.02, 0.5, 1]))
+    sizes = 4 * batch * -(-queries // 32) * keys, 4 * arrays[0].size // dim * value_dim
+    at_end, threads = bool(rng.integers(4)), int(rng.integers(1, 3))
+    views = [
+        guarded_tensor(arena, array, array.dtype != bool, at_end, rng)
+        for arena, array in zip(ARENAS, arrays, strict=False)
+    ]
+    for name in names:
+        called = f"{number}: attention by {name}, {batch} x {key_heads} x {groups} heads, "
+        called += f"{queries} x {keys} tokens of {dim} and {value_dim}"
+        print(called.ljust(99), end="\r", file=sys.stderr, flush=True)
+        _core.use(name)
+        outs = [arena.piece(n, at_end) for arena, n in zip(ARENAS[4:], sizes, strict=False)]
+        expected = [np.full(size, 0xFF, np.uint8) for size in sizes]
+        attend(*map(torch.from_numpy, arrays), *(e.view("u4") for e in expected), 1)
+        for array in outs:
+            array[:] = 0xFF
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(attend, *views, *(array.view("u4") for array in outs), threads).result()
+        for found, right in zip(outs, expected, strict=True):
+            assert (found == right).all(), called
+
+
 def check(number, names):
-    """All operations once, on maps drawn from this number."""
+    """All operations on maps once, drawn from this number."""
     rng = np.random.default_rng(number)
     h, w = GRIDS[number % len(GRIDS)]
     dtype = list(WIDTHS)[number % len(WIDTHS)]
@@ -180,4 +236,5 @@ if __name__ == "__main__":
         if number >= least and time.monotonic() - begin > seconds:
             break
         check(number, names)
+        check_attention(number, names)
     print(f"{number} batches, {' and '.join(names)}, none left its memory")

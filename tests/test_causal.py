@@ -1,6 +1,7 @@
 """A pack's attention by the native core is that of transformers' own function."""
 
 import math
+from contextlib import suppress
 from functools import wraps
 
 import pytest
@@ -11,6 +12,7 @@ from fastground.causal import CausalAttention
 from fastground.types import Recipe
 from test_packing import TEXTS, eager_maps, make, picture
 from torch import nn
+from torch.autograd import forward_ad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NEAR = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -111,8 +113,13 @@ REFUSED = {
     "of each head": {"mask": lambda mask: mask.expand(-1, 2, -1, -1)},
     "float64": dict.fromkeys(("query", "key", "value"), torch.Tensor.double),
     "a class": {"value": lambda value: value.as_subclass(Turned)},
+    "keys of one batch for all": {name: lambda array: array[:1] for name in ("key", "value")}
+    | {"query": lambda query: query.repeat(2, 1, 1, 1)},
+    "values of one head for all": {"value": lambda value: value[:, :1]},
+    "no numbers": {"value": lambda value: value[..., :0]},
     "gradients": {"key": lambda key: key.clone().requires_grad_()},
     "dropout": {"dropout": lambda _: 0.5},
+    "softcap": {"softcap": lambda _: 5.0},
     "position bias": {"position_bias": lambda _: torch.zeros(1, 2, 67, 67)},
 }
 
@@ -137,12 +144,28 @@ def test_what_the_core_does_not_know_is_handed_on_as_it_is(calls, case, monkeypa
     if case == "position bias" and "position_bias" not in causal._others():
         pytest.skip("this transformers has no position_bias")
     layer = Layer(1)
-    with torch.autocast("cpu", enabled=case == "autocast"):
+    refusals = suppress(ValueError, RuntimeError)  # of transformers' own, from 5.24 on
+    with torch.autocast("cpu", enabled=case == "autocast"), refusals:
         CausalAttention().attend(own, layer, *given.values(), **keywords)
     [(arguments, passed)] = made
     assert passed == keywords
     pairs = zip(arguments, (layer, *given.values()), strict=True)
     assert all(mine is theirs for mine, theirs in pairs)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # by torch itself
+def test_forward_gradients_are_those_of_the_own_function(calls):
+    own, made = calls
+    query, key, value = arrays(1, 2, 2, 67)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(query, torch.ones_like(query))
+        # The only kernel of PyTorch's that knows them.
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            found, _ = CausalAttention().attend(
+                own, Layer(1), dual, key, value, pack_mask(1, 60, [4, 3])
+            )
+        assert forward_ad.unpack_dual(found).tangent.abs().max() > 0
+    assert len(made) == 1
 
 
 def test_numbers_that_do_not_lie_together_are_read_too(calls):

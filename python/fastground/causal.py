@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.forward_ad import unpack_dual
 
 from fastground import _core
 from fastground.dispatch import native
@@ -66,9 +67,9 @@ class CausalAttention:
             return own(module, query, key, value, mask, **keywords)
         batch, heads, tokens, head_dim = query.shape
         if self._mask is not mask:
-            self._words = np.empty((batch, -(-tokens // 32), mask.shape[-1]), np.uint32)
-            _core.mask_words(mask.expand(batch, -1, -1, -1), self._words)
-            self._mask = mask
+            words = np.empty((batch, -(-tokens // 32), mask.shape[-1]), np.uint32)
+            _core.mask_words(mask.expand(batch, -1, -1, -1), words)
+            self._mask, self._words = mask, words
         scale = keywords.get("scaling")
         scale = head_dim**-0.5 if scale is None else float(scale)
         shape = batch, tokens, heads, value.shape[-1]
@@ -93,10 +94,13 @@ def _is_plain(
         and mask.shape[0] in (1, len(query))
         and mask.shape[1:] == (1, query.shape[2], key.shape[2])
         and query.shape[1] == key.shape[1] * groups
+        and len(query) == len(key)
+        and key.shape[:3] == value.shape[:3]
         and query.dtype in _DTYPES
         and query.dtype == key.dtype == value.dtype
-        and query.numel() > 0
+        and all(array.numel() > 0 for array in arrays)
         and not (torch.is_grad_enabled() and any(array.requires_grad for array in arrays))
+        and all(unpack_dual(array).tangent is None for array in arrays)
         and not torch.is_autocast_enabled("cpu")
         and not keywords.get("dropout")
         and all(keywords.get(name) is None for name in _others())
@@ -105,8 +109,8 @@ def _is_plain(
 
 @cache
 def _others() -> frozenset[str]:
-    """What else transformers' function takes, in whatever version."""
-    return frozenset(inspect.signature(sdpa()).parameters) - _KNOWN
+    """What else transformers' function takes or refuses, in whatever version."""
+    return frozenset(inspect.signature(sdpa()).parameters) - _KNOWN | {"softcap"}
 
 
 def _read(array: torch.Tensor) -> torch.Tensor:

@@ -212,3 +212,29 @@ def test_what_is_no_attention_is_refused():
     for bad in (mask.float(), mask.expand(2, 3, 40, 40), mask[:1], mask[..., :0], mask[0]):
         with pytest.raises(ValueError):
             _core.mask_words(bad, words)
+
+
+def test_sizes_beyond_what_memory_holds_are_refused():
+    """Tensors of stride 0 have them, and 2^64 numbers would be none."""
+    zero, many = torch.zeros(1, 1, 1, 1), 1 << 24
+    query, value = zero.expand(1, many, many, 1), torch.zeros(1, 1, 1, 1 << 16)
+    words, out = np.zeros(many // 32, np.uint32), np.zeros(0, np.float32)
+    with pytest.raises(ValueError, match="fewer than 2\\^63"):
+        _core.attention(query, zero, value, words, 1.0, 1, out)
+
+
+def test_numbers_that_were_freed_are_refused():
+    query, key, value = torch.randn(3, 1, 2, 40, 8).clone().unbind()
+    freed = torch.randn(1, 2, 40, 8)
+    freed.untyped_storage().resize_(0)
+    words, out = np.zeros((1, 2, 40), np.uint32), np.zeros((1, 40, 2, 8), np.float32)
+    for arrays in ((freed, key, value), (query, freed, value), (query, key, freed)):
+        with pytest.raises(ValueError, match="hold data"):
+            _core.attention(*arrays, words, 1.0, 1, out)
+
+
+def test_any_byte_but_0_is_true_of_its_own_query():
+    mask = torch.tensor([[0, 2, 255], [4, 0, 0], [0, 0, 128]], dtype=torch.uint8).view(torch.bool)
+    words = np.zeros((1, 1, 3), np.uint32)
+    _core.mask_words(mask[None, None], words)
+    assert words.flatten().tolist() == [2, 1, 5]
