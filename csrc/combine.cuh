@@ -106,11 +106,11 @@ struct LaneFilter {
   int around[2 * radius + 1];
 };
 
-// Writes the smoothed sum, of maps as sum_heads has them, and asks for so many rows at once;
-// returns whether it is finite.
-template <int rows, int radius, class T>
-__device__ bool smooth_by_lanes(const LaneFilter<radius>& lane, const T* from, int heads,
-                                std::int64_t stride, int grid_h, int grid_w, float* out) {
+// Writes the smoothed sum, of maps as sum_heads has them: asks for so many rows at once, in a loop
+// that is unrolled so many times. Returns 0 in all lanes only if the sum is finite.
+template <int rows, int unrolled, int radius, class T>
+__device__ float smooth_by_lanes(const LaneFilter<radius>& lane, const T* from, int heads,
+                                 std::int64_t stride, int grid_h, int grid_w, float* out) {
   from += lane.column;
   out += lane.column;
   float window[2 * radius + rows];
@@ -121,7 +121,7 @@ __device__ bool smooth_by_lanes(const LaneFilter<radius>& lane, const T* from, i
     sum_heads(from, heads, stride, at, window);
   }
   float spoilt = 0;  // by infinity and NaN, which differ from themselves by NaN
-#pragma unroll 1
+#pragma unroll unrolled
   for (int begin = 0; begin < grid_h; begin += rows) {
     int at[rows];
     const int entering = begin + radius;
@@ -153,7 +153,7 @@ __device__ bool smooth_by_lanes(const LaneFilter<radius>& lane, const T* from, i
 #pragma unroll
     for (int t = 0; t < 2 * radius; ++t) window[t] = window[t + rows];
   }
-  return __all_sync(all_lanes, spoilt == 0);
+  return spoilt;
 }
 
 // The same by a warp's memory: from cells over lines to out, none of them the same.
@@ -162,7 +162,7 @@ __device__ __noinline__ void smooth_floats(const float* cells, int grid_h, int g
                                            const Filter& filter, float* lines, float* out) {
   if (fits_lanes(radius, grid_h, grid_w)) {
     const LaneFilter<radius> lane(filter, grid_w);
-    smooth_by_lanes<2>(lane, cells, 1, 0, grid_h, grid_w, out);
+    smooth_by_lanes<2, 1>(lane, cells, 1, 0, grid_h, grid_w, out);
     __syncwarp();
     return;
   }
@@ -345,9 +345,9 @@ __global__ void __launch_bounds__(256, 3)
   std::int64_t group = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   for (group /= warp_size; group < groups; group += warps) {
     float* to = combined + group * maps.grid_h * maps.grid_w;
-    const bool finite = smooth_by_lanes<ahead>(lane, maps.map<T>(group * heads), heads, maps.stride,
-                                               maps.grid_h, maps.grid_w, to);
-    if (finite) continue;
+    const float spoilt = smooth_by_lanes<ahead, 1>(lane, maps.map<T>(group * heads), heads,
+                                                   maps.stride, maps.grid_h, maps.grid_w, to);
+    if (__all_sync(all_lanes, spoilt == 0)) continue;
     __syncwarp();  // other lanes write what was written
     combine_exactly(maps, group * heads, heads, filter, to);
   }

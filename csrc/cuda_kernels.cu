@@ -1,5 +1,5 @@
 // How the kernels are started: which one, on how many blocks, with what memory.
-#include "boxes.cuh"
+#include "boxes_by_rows.cuh"
 #include "cuda_kernels.hpp"
 #include "large_stats.cuh"
 
@@ -101,6 +101,15 @@ Filter filter_of(const MapView& maps, int heads, const Taps& taps, const double*
   return {weights, taps.count, taps.border, floats_suffice(maps, heads, taps)};
 }
 
+template <class T, int Side>
+const char* launch_by_rows(const BoxesCall& boxes, std::int64_t groups, const CudaCall& call) {
+  const int warps = groups <= few_maps ? 1 : warps_a_block;
+  const std::size_t bytes = bytes_of<RowsMemory>(boxes.maps.grid_h, boxes.maps.grid_w);
+  return launch(boxes_by_rows<T, Side>, call.device, call.stream,
+                at_most((groups + warps - 1) / warps, most_of_lanes), warps * warp_size,
+                warps * bytes, boxes, groups, bytes);
+}
+
 }  // namespace
 
 std::size_t cuda_workspace_bytes(Operation operation, int grid_h, int grid_w, std::int64_t count) {
@@ -182,11 +191,19 @@ const char* cuda_boxes(const MapView& maps, int heads, const Taps& taps, const d
                        const MapView& valid, Keep keep, const CudaCall& call, Box* out,
                        bool* found) {
   if (maps.count == 0) return nullptr;
-  const std::size_t bytes = bytes_of(Operation::boxes, maps.grid_h, maps.grid_w, Weight::area);
-  const Room room(bytes, maps.count / heads, call);
+  const std::int64_t groups = maps.count / heads;
   const BoxesCall boxes = {maps_of(maps), heads,          filter_of(maps, heads, taps, weights),
                            keep,          maps_of(valid), out,
                            found};
+  if (fits_rows(boxes.filter, maps.grid_h, maps.grid_w)) {
+    return with_narrow_type(maps.dtype, [&](auto type) {
+      using T = decltype(type);
+      if (maps.grid_h == 24 && maps.grid_w == 24) return launch_by_rows<T, 24>(boxes, groups, call);
+      return launch_by_rows<T, 0>(boxes, groups, call);
+    });
+  }
+  const std::size_t bytes = bytes_of(Operation::boxes, maps.grid_h, maps.grid_w, Weight::area);
+  const Room room(bytes, groups, call);
   return with_words(maps.grid_w, [&](auto count) {
     return launch(boxes_by_warp<decltype(count)::words>, call.device, call.stream, room.blocks,
                   warp_size, room.shared_bytes, boxes, room.workspace, room.bytes);

@@ -12,7 +12,7 @@
 //                     of few maps
 //     foreground.cuh  binarize, label
 //     combine.cuh     combine
-//     boxes.cuh       boxes, with hull.cuh
+//     boxes.cuh       boxes, with hull.cuh; boxes_by_rows.cuh, rows.cuh: those of small grids
 #pragma once
 
 #include <cstddef>

@@ -68,13 +68,18 @@ class Arena {
   std::size_t most_ = 0;
 };
 
-// The same pointer, of which the compiler no longer knows where it comes from: addresses that are
-// made of it are made here, not kept in registers over all that lies before.
-__device__ inline void* met_anew(void* memory) {
+// The same pointer or number, of which the compiler no longer knows where it comes from: what is
+// made of it is made here, not kept in registers over all that lies before.
+template <class T>
+__device__ T met_anew(T value) {
 #if defined(__CUDA_ARCH__)
-  asm volatile("" : "+l"(memory));
+  if constexpr (sizeof(T) == 8) {
+    asm volatile("" : "+l"(value));
+  } else {
+    asm volatile("" : "+r"(value));
+  }
 #endif
-  return memory;
+  return value;
 }
 
 // A block's memory: in the workspace, if it was given one, else shared.

@@ -24,6 +24,9 @@
 #define __noinline__
 #define __launch_bounds__(...)
 
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 struct Index {
   unsigned x;
 };
@@ -184,11 +187,33 @@ T __shfl_up_sync(unsigned, T value, unsigned by) {
   const unsigned lane = threadIdx.x % 32;
   return shuffled(value, lane >= by ? lane - by : lane);
 }
+template <class T>
+T __shfl_down_sync(unsigned, T value, unsigned by) {
+  const unsigned lane = threadIdx.x % 32;
+  return shuffled(value, lane + by < 32 ? lane + by : lane);
+}
+inline int __reduce_add_sync(unsigned, int value) {
+  for (int half = 16; half > 0; half /= 2) value += __shfl_xor_sync(~0u, value, half);
+  return value;
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  for (int half = 16; half > 0; half /= 2) {
+    const unsigned other = __shfl_xor_sync(~0u, value, half);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+inline unsigned __reduce_or_sync(unsigned, unsigned value) {
+  for (int half = 16; half > 0; half /= 2) value |= __shfl_xor_sync(~0u, value, half);
+  return value;
+}
 
 inline void __syncwarp() { emulated::meet(emulated::Place::warp_barrier, 0); }
 inline void __syncthreads() { emulated::meet(emulated::Place::block_barrier, 0); }
 
 inline unsigned __popc(unsigned x) { return static_cast<unsigned>(__builtin_popcount(x)); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline unsigned __brev(unsigned x) {
   unsigned result = 0;
   for (int i = 0; i < 32; ++i) result |= (x >> i & 1u) << (31 - i);

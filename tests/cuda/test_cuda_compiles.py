@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 KERNELS = {
     "sums_by_warp", "stats_by_lane", "stats_by_warp", "stats_of_few", "binarize_by_warp",
-    "label_by_warp", "combine_by_lanes", "combine_by_warp", "boxes_by_warp",
+    "label_by_warp", "combine_by_lanes", "combine_by_warp", "boxes_by_warp", "boxes_by_rows",
 }  # fmt: skip
 
 ENTRY = re.compile(

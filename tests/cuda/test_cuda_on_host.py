@@ -75,6 +75,26 @@ def test_smoothing_with_a_lane_for_each_column_and_without(built, dtype, kernel_
                 assert prove_cuda.same(found, expected), grid
 
 
+@pytest.mark.parametrize("region", prove_cuda.REGIONS)
+def test_boxes_of_grids_that_a_warp_holds_in_registers_and_of_others(built, region):
+    """Few cells, so that many regions are equally large; mirrored, so that their sums are, too."""
+    rng = torch.Generator().manual_seed(0)
+    recipe = fg.Recipe(region=region, sigma=0.3)
+    with cuda_on_host.kernels(cuda_on_host.load(built)):
+        for grid in ((24, 24), (4, 4), (31, 32), (32, 31), (31, 4), (11, 32), (9, 33)):
+            maps = (torch.rand(12, 2, *grid, generator=rng) < 0.05).float()
+            maps[::2] += maps[::2].flip(-1)
+            maps[3] = torch.rand(2, *grid, generator=rng)
+            maps[4, 1, 0, 0] = torch.nan
+            maps[5] = 1
+            valid = torch.rand(12, *grid, generator=rng) < 0.8
+            valid[6] = False
+            for some in (None, valid, valid[0]):
+                found = gpu.boxes(maps, recipe=recipe, valid=some)
+                expected = fg.boxes(maps, recipe=recipe, valid=some, nan="propagate")
+                assert all(map(prove_cuda.same, found, expected)), grid
+
+
 def test_any_shape_and_layout(built):
     maps = torch.rand(2, 3, 4, 6, 5)
     with cuda_on_host.kernels(cuda_on_host.load(built)):
