@@ -1,6 +1,6 @@
 """Discovery by an actor of Ray beside the plain engine: the whole command, from start to end.
 
-    python benches/bench_engines.py      tiny, one thread; 3,000 shapes take about a minute
+    python benches/bench_engines.py      tiny, one thread; 3,700 shapes take about a minute
 
     plain     fastground discover tiny
     Ray       fastground discover tiny --engine ray --num-actors 1
@@ -69,7 +69,7 @@ def compare(samples: int, repeats: int) -> list[harness.Row]:
 
 def main() -> None:
     options = harness.parser("Discovery by Ray beside the plain engine.")
-    options.add_argument("--samples", type=int, default=3000)
+    options.add_argument("--samples", type=int, default=3700)
     options.set_defaults(repeats=2)
     given = options.parse_args()
     rows = compare(given.samples, given.repeats)
