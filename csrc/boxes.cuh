@@ -19,6 +19,18 @@ struct BoxesCall {
   Maps valid;  // of boolean cells; without data all cells are valid
   Box* out;
   bool* found;
+
+  __device__ const std::uint8_t* valid_of(std::int64_t group) const {
+    return valid.data == nullptr ? nullptr : valid.map<std::uint8_t>(group);
+  }
+
+  __device__ void answer(std::int64_t group, const Box& box) const {
+    if (this_lane() == 0) {
+      out[group] = box;
+      found[group] = box.area > 0;  // a region has one cell at least
+    }
+    __syncwarp();
+  }
 };
 
 // A warp's memory.
@@ -326,13 +338,7 @@ __global__ void __launch_bounds__(warp_size, 16)
     const double all = combiner.combine(call.maps, group * call.heads, call.heads, call.filter);
     Arena arena(met_anew(memory));
     BoxesMemory<Words> w(arena, call.maps.grid_h, call.maps.grid_w);
-    const auto* valid = call.valid.data == nullptr ? nullptr : call.valid.map<std::uint8_t>(group);
-    const Box box = box_of(w, all, call, valid);
-    if (this_lane() == 0) {
-      call.out[group] = box;
-      call.found[group] = box.area > 0;  // a region has one cell at least
-    }
-    __syncwarp();
+    call.answer(group, box_of(w, all, call, call.valid_of(group)));
   }
 }
 

@@ -206,13 +206,7 @@ __global__ void __launch_bounds__(256, Side > 0 ? 3 : 2)
       __syncwarp();
       all = sum_by_rows(w.cells, grid_h * grid_w);
     }
-    const auto* valid = call.valid.data == nullptr ? nullptr : call.valid.map<std::uint8_t>(group);
-    const Box box = box_by_rows<Side>(w, all, call, valid);
-    if (this_lane() == 0) {
-      call.out[group] = box;
-      call.found[group] = box.area > 0;  // a region has one cell at least
-    }
-    __syncwarp();
+    call.answer(group, box_by_rows<Side>(w, all, call, call.valid_of(group)));
   }
 }
 
