@@ -1,10 +1,12 @@
 """Discovery as a whole, from JPEG files to two numbers a head: what one waits for.
 
-    python benches/bench_discovery.py          tiny and a small LLaVA, float32, a CPU's thread
+    python benches/bench_discovery.py          tiny, a small LLaVA and a small Qwen3.5, float32, a
+                                               CPU's thread
     python benches/bench_discovery.py --gpu    LLaVA-1.5-7B's shape, bfloat16: a tenth of as many
                                                images and expressions as RefCOCO's training split
 
-    discover               an image's seven expressions packed, several images a forward
+    discover               an image's seven expressions packed, several images a forward; Qwen3.5's,
+                           whose layers are recurrent between, behind the image's cached keys
     discover, one by one   an expression a forward, its image read anew
     eager, SciPy           as published: so too, with output_attentions=True; SciPy, map by map
 
@@ -80,7 +82,8 @@ class Ways:
     def __init__(self, lvlm: LVLM, samples: list[Sample], recipe: Recipe) -> None:
         self.lvlm, self.samples, self.recipe = lvlm, samples, recipe
         self.apart = [replace(sample, image_id=sample.sample_id) for sample in samples]
-        self.maps = lvlm.architecture["num_layers"] * lvlm.architecture["num_heads"]
+        self.layers = list(lvlm.layers_with_heads)
+        self.maps = len(self.layers) * lvlm.architecture["num_heads"]
         self.calls: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
             DISCOVER: lambda: self.discover(self.samples),
             ONE_BY_ONE: lambda: self.discover(self.apart, max_tokens=1),
@@ -88,9 +91,10 @@ class Ways:
         }
 
     def discover(self, samples: list[Sample], **options: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Sums and entropies, (samples, layers * heads) each."""
+        """Sums and entropies, (samples, layers with heads * heads) each."""
         table = collect(self.lvlm, samples, recipe=self.recipe, **options)
-        return table.sums.reshape(-1, self.maps), table.entropies.reshape(-1, self.maps)
+        both = table.sums[:, self.layers], table.entropies[:, self.layers]
+        return both[0].reshape(-1, self.maps), both[1].reshape(-1, self.maps)
 
     @torch.no_grad()
     def published(self) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +109,7 @@ class Ways:
             attentions = model(
                 **inputs, use_cache=False, logits_to_keep=1, output_attentions=True
             ).attentions
-            asking = torch.cat([a[0, :, rows[0, 1]] for a in attentions])
+            asking = torch.cat([a[0, :, rows[0, 1]] for a in attentions if a is not None])
             maps = asking[:, list(encoded.layout.tokens)].float().cpu().numpy()
             sums.append(maps.sum(1))
             entropies.append(entropy_peers.scipy_per_map(maps.reshape(-1, *encoded.layout.grid)))
@@ -272,15 +276,14 @@ def once(
 
 
 def on_cpu(given: Any) -> Iterator[list[Row]]:
-    """tiny, and a LLaVA of the true token layout."""
+    """tiny, and others of the true token layouts."""
     harness.one_thread()
-    shape = random_lvlms.small(given.layers, given.width)["LLaVA"]
-    lvlms = {
-        "tiny": (models.load("tiny"), Recipe()),
-        "LLaVA": (
-            random_lvlms.build("LLaVA", shape, "cpu", torch.float32), Recipe(template="chat"),
-        ),
-    }  # fmt: skip
+    shapes = random_lvlms.small(given.layers, given.width)
+    of = {"LLaVA": shapes["LLaVA"], "Qwen3.5": shapes["Qwen2.5-VL"]}
+    lvlms = {"tiny": (models.load("tiny"), Recipe())} | {
+        name: (random_lvlms.build(name, shape, "cpu", torch.float32), Recipe(template="chat"))
+        for name, shape in of.items()
+    }
     with tempfile.TemporaryDirectory() as folder:
         samples = samples_of(photos(Path(folder), given.images or 2))
         for name, (lvlm, recipe) in lvlms.items():
@@ -290,6 +293,8 @@ def on_cpu(given: Any) -> Iterator[list[Row]]:
                 **harness.sampling(given),
             )  # fmt: skip
             yield ways.rates(compared)
+            if not lvlm.shares_prefix:  # the parts below are those of packs
+                continue
             images = len(samples) // len(EXPRESSIONS)
             yield where(ways, name, images, "cpu", **harness.sampling(given))
 

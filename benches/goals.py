@@ -26,6 +26,7 @@ STACK, THREE, PACKED_ROWS = "all heads", "three heads", "all heads, packed"
 BFLOAT16 = "all heads, bfloat16"
 ONE, SEVEN = "1 expression", "7 expressions"
 DISCOVER, ONE_BY_ONE = "discover", "discover, one by one"
+DISCOVERED = ("tiny", "LLaVA", "Qwen3.5")
 TEN_MINUTES = "RefCOCO in ten minutes"
 PLAIN_ENGINE, RAY_ENGINE = "plain engine", "Ray, one actor"
 
@@ -110,7 +111,7 @@ GOALS = (
     Goal("rows-gpu", THREE, within_us=15, ours=ROWS),
     Goal("rows-gpu", PACKED_ROWS, ONE, at_most=1.3, ours=SEVEN),
     *(Goal("calls", kind, within_us=5, ours=call) for kind in ("torch", "numpy") for call in CALLS),
-    *(Goal("discovery", model, ONE_BY_ONE, 5, ours=DISCOVER) for model in ("tiny", "LLaVA")),
+    *(Goal("discovery", model, ONE_BY_ONE, 5, ours=DISCOVER) for model in DISCOVERED),
     *(Goal("discovery", model, PUBLISHED, 15, ours=DISCOVER) for model in ("tiny", "LLaVA")),
     Goal("discovery-engines", "tiny", PLAIN_ENGINE, at_most=1.10, ours=RAY_ENGINE),
     Goal("discovery-gpu", "LLaVA", PUBLISHED, 100, ours=DISCOVER),

@@ -4,7 +4,8 @@
     small        8          512       32     32 / 4   4 / 2 layers    for a CPU
     full     32 / 28  4096 / 3584  32 / 28   32 / 4   the 7B's own    for a GPU, bfloat16
 
-LLaVA / Qwen2.5-VL. Each sees an image as 24 x 24 tokens, in prompts of the usual length: a system
+LLaVA / Qwen2.5-VL; a Qwen3.5 in the small size alone, of whose eight layers six are recurrent and
+two have heads. Each sees an image as 24 x 24 tokens, in prompts of the usual length: a system
 sentence, the image, the expression, the assistant's turn. Weights of queries and keys are drawn so
 that the logits of attention have a standard deviation of about 3 at any width: not flat, not one
 cell alone.
@@ -74,17 +75,19 @@ FULL = {"LLaVA": LLAVA_7B, "Qwen2.5-VL": QWEN_7B}
 
 
 def build(name: str, shape: Shape, device: str, dtype: torch.dtype) -> LVLM:
-    """ "LLaVA" or "Qwen2.5-VL" of this shape, made on the device, in evaluation mode."""
+    """ "LLaVA", "Qwen2.5-VL" or "Qwen3.5" of this shape, on the device, in evaluation mode."""
     from transformers import AutoModelForImageTextToText
 
-    config, processor = {"LLaVA": llava, "Qwen2.5-VL": qwen}[name](shape)
+    config, processor = {"LLaVA": llava, "Qwen2.5-VL": qwen, "Qwen3.5": qwen35}[name](shape)
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
-    for layer in model.get_decoder().layers:
-        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+    lvlm = wrap(model, processor, checkpoint=f"random {name}")
+    for index in lvlm.layers_with_heads:
+        attention = model.get_decoder().layers[index].self_attn
+        for projection in (attention.q_proj, attention.k_proj):
             torch.nn.init.normal_(projection.weight, std=(3 / shape.width) ** 0.5)
-    return wrap(model, processor, checkpoint=f"random {name}")
+    return lvlm
 
 
 def picture() -> Image.Image:
@@ -117,7 +120,7 @@ def llava(shape: Shape) -> tuple[Any, Any]:
 
 def qwen(shape: Shape) -> tuple[Any, Any]:
     """Configuration and processor; patches of 14 pixels, merged 2 x 2."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLProcessor
 
     tokenizer = tiny.processor(GRID).tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": QWEN_TOKENS})
@@ -138,11 +141,42 @@ def qwen(shape: Shape) -> tuple[Any, Any]:
         image_token_id=image, video_token_id=video,
         vision_start_token_id=start, vision_end_token_id=end,
     )  # fmt: skip
-    side = (GRID * 28) ** 2
+    return config, qwen_processor(Qwen2_5_VLProcessor, tokenizer, 14)
+
+
+def qwen35(shape: Shape) -> tuple[Any, Any]:
+    """Configuration and processor; patches of 16 pixels, merged 2 x 2."""
+    from transformers import Qwen3_5Config, Qwen3VLProcessor
+
+    tokenizer = tiny.processor(GRID).tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": QWEN_TOKENS})
+    start, image, end, video = tokenizer.convert_tokens_to_ids(QWEN_TOKENS)
+    head_dim = shape.width // shape.heads
+    recurrent = {
+        "linear_num_key_heads": shape.heads // 2, "linear_num_value_heads": shape.heads,
+        "linear_key_head_dim": head_dim, "linear_value_head_dim": head_dim, "head_dim": head_dim,
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 128, "intermediate_size": 384, "num_heads": 4,
+        "out_hidden_size": shape.width,
+    }  # fmt: skip
+    config = Qwen3_5Config(
+        vision_config=vision, text_config=shape.text() | recurrent,
+        image_token_id=image, video_token_id=video,
+        vision_start_token_id=start, vision_end_token_id=end,
+    )  # fmt: skip
+    return config, qwen_processor(Qwen3VLProcessor, tokenizer, 16)
+
+
+def qwen_processor(kind: Any, tokenizer: Any, patch: int) -> Any:
+    """Makes GRID x GRID tokens of 2 x 2 patches of a picture."""
+    from transformers import Qwen2VLImageProcessorPil
+
+    side = (GRID * 2 * patch) ** 2
     images = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": side // 4, "longest_edge": side}, patch_size=14, merge_size=2
+        size={"shortest_edge": side // 4, "longest_edge": side}, patch_size=patch, merge_size=2
     )
-    return config, without_video(Qwen2_5_VLProcessor)(
+    return without_video(kind)(
         image_processor=images, tokenizer=tokenizer,
         chat_template=CHAT % (QWEN_TOKENS[0] + QWEN_TOKENS[1] + QWEN_TOKENS[2]),
     )  # fmt: skip

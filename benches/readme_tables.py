@@ -21,6 +21,7 @@ import goals
 from goals import (
     CAPTURE,
     DISCOVER,
+    DISCOVERED,
     EAGER,
     GROUNDER,
     HALF,
@@ -200,8 +201,9 @@ def groundings(results: Results) -> Iterator[str]:
 
 def discoveries(results: Results) -> Iterator[str]:
     """Discovery from JPEG files to the table, and what the other ways take."""
-    measured = {model: rows_of(results, "discovery", model) for model in ("tiny", "LLaVA")}
-    if not all(measured.values()):
+    measured = {model: rows_of(results, "discovery", model) for model in DISCOVERED}
+    measured = {model: rows for model, rows in measured.items() if rows}
+    if not measured:
         return
     yield "| discovery, 7 expressions an image | samples/s | maps/s | one by one | published way |"
     yield "| --- | ---: | ---: | ---: | ---: |"

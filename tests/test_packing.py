@@ -1,5 +1,6 @@
 """Packed forwards equal separate ones, and the model's own eager attention."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -148,16 +149,64 @@ def test_a_gpu_gives_the_maps_of_the_cpu(monkeypatch):
     assert answers(lvlm, picture(), TEXTS) == answers(make(), picture(), TEXTS)
 
 
-def test_models_with_a_sliding_window_are_asked_separately():
+def with_window(window=12):
     from transformers import MistralConfig
 
-    model, processor = random_llava(0, text=MistralConfig, sliding_window=12)
-    lvlm = wrap(model, processor)
-    assert not lvlm.shares_prefix
-    found = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
-    want = eager_maps(lvlm, lvlm.encode(picture(), TEXTS, RECIPE))
-    torch.testing.assert_close(found.maps, want, atol=2e-6, rtol=0)
-    assert wrap(*random_llava(0, text=MistralConfig, sliding_window=None)).shares_prefix
+    return wrap(*random_llava(0, text=MistralConfig, sliding_window=window))
+
+
+@contextmanager
+def sequences(lvlm):
+    """A list that gets (sequences, tokens) of each forward of the language model."""
+    shapes: list[tuple[int, int]] = []
+    hook = lvlm.model.get_decoder().register_forward_pre_hook(
+        lambda _, args, given: shapes.append(tuple(given["inputs_embeds"].shape[:2])),
+        with_kwargs=True,
+    )
+    yield shapes
+    hook.remove()
+
+
+def test_models_with_a_sliding_window_are_asked_behind_the_image():
+    lvlm = with_window()
+    assert not lvlm.shares_prefix and with_window(None).shares_prefix
+    encoded = lvlm.encode(picture(), TEXTS, RECIPE)
+    want = eager_maps(lvlm, encoded)
+    behind = {5000: [(4, 11)], 60: [(2, 11), (2, 7)], 1: [(1, 4), (1, 11), (1, 2), (1, 7)]}
+    for budget, expected in behind.items():
+        with sequences(lvlm) as ran:
+            found = attention_maps(lvlm, encoded, TEXTS, recipe=RECIPE, max_tokens=budget)
+        assert ran == [(1, encoded.prefix_length), *expected]
+        torch.testing.assert_close(found.maps, want, atol=2e-6, rtol=0)
+        torch.testing.assert_close(found.sums, want.sum((-2, -1)), atol=2e-6, rtol=0)
+
+
+def test_behind_the_image_no_layer_after_the_deepest_runs():
+    lvlm = with_window()
+    whole = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
+    ran = []
+    hooks = [
+        layer.mlp.register_forward_hook(lambda *_, n=n: ran.append(n))
+        for n, layer in enumerate(lvlm.model.model.language_model.layers)
+    ]
+    found = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE, heads=[(1, 2), (0, 3)])
+    for hook in hooks:
+        hook.remove()
+    assert ran == [0, 0]  # of the image, and of what is behind it
+    torch.testing.assert_close(found.maps, whole.select(found.heads).maps, atol=1e-6, rtol=0)
+
+
+def test_images_of_one_expression_share_a_forward_beside_those_of_several():
+    lvlm = with_window()
+    counts = (1, 1, 3, 1, 2, 2)
+    asked = [(picture(seed), TEXTS[:count]) for seed, count in enumerate(counts)]
+    want = [attention_maps(lvlm, *pair, recipe=RECIPE) for pair in asked]
+    encoded = (lvlm.encode(*pair, RECIPE) for pair in asked)
+    with sequences(lvlm) as ran:
+        found = list(attention_of_encoded(lvlm, encoded, recipe=RECIPE))
+    assert [batch for batch, _ in ran] == [2, 1, 3, 1, 1, 2, 1, 2]
+    for maps, alone in zip(found, want, strict=True):
+        torch.testing.assert_close(maps.maps, alone.maps, atol=1e-5, rtol=0)
 
 
 def test_chosen_heads_stop_the_forward_after_the_deepest():

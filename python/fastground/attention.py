@@ -1,19 +1,23 @@
 """From an image and its expressions to attention maps, or to the model's answers.
 
 One forward an image, packed where the model allows it, left after the deepest layer that is asked
-for. Both discovery and grounding look at the model through this module only.
+for; where it does not, the image's keys are cached, and its expressions follow. Both discovery and
+grounding look at the model through this module only.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
 
 from fastground import packing
 from fastground.capture import capture
+from fastground.dispatch import in_host_memory
 from fastground.layers import checked_heads
 from fastground.models import LVLM
 from fastground.seam import cache_name
@@ -77,7 +81,25 @@ def attention_of_encoded(
     Yields:
         One AttentionMaps an image, in order; see `check_finite`.
     """
-    packed = packed and _packs(lvlm)
+    if packed and lvlm.caches_prefix and not _packs(lvlm):
+        for alone, run in groupby(images, lambda encoded: len(encoded.token_ids) == 1):
+            if alone:
+                yield from _attention(lvlm, run, recipe, heads, False, max_tokens)
+            else:
+                yield from (_behind_image(lvlm, e, recipe, heads, max_tokens) for e in run)
+        return
+    yield from _attention(lvlm, images, recipe, heads, packed and _packs(lvlm), max_tokens)
+
+
+def _attention(
+    lvlm: LVLM,
+    images: Iterable[Encoded],
+    recipe: Recipe,
+    heads: Sequence[HeadId | tuple[int, int]] | None,
+    packed: bool,
+    max_tokens: int,
+) -> Iterator[AttentionMaps]:
+    """By forwards that hold images and expressions: a sequence an image, or one an expression."""
     left: list[int] = []  # of each image begun, how many of its parts are still to come
 
     def parts() -> Iterator[Encoded]:
@@ -223,6 +245,38 @@ def _ask(
         mine = _joined([next(sequences) for _ in range(1 if packed else len(part.token_ids))])
         found.append(_mean(mine, [len(asks) for asks in part.asking]))
     return found
+
+
+@torch.no_grad()
+def _behind_image(
+    lvlm: LVLM,
+    encoded: Encoded,
+    recipe: Recipe,
+    heads: Sequence[HeadId | tuple[int, int]] | None,
+    max_tokens: int,
+) -> AttentionMaps:
+    """Of one image, whose keys are computed once, and each expression a sequence behind them."""
+    from transformers import DynamicCache
+
+    deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
+    name, layout = cache_name(lvlm.model), encoded.layout
+    image = DynamicCache(config=lvlm.model.config)
+    with in_host_memory():
+        inputs, rows = packing.prefix(encoded)
+    with capture(lvlm.model, [(deepest, 0)], rows, deepest, layout):  # no layer after it is needed
+        lvlm.model(**_prepared(lvlm, inputs), **{name: image}, use_cache=True)
+    found = []
+    for part in packing.split(encoded, packed=False, max_tokens=max_tokens):
+        if recipe.query == "first_generated":
+            [part] = _with_first_words(lvlm, [part], packed=False)
+        with in_host_memory():
+            inputs, rows = packing.branches(part)
+        keys: Any = copy.deepcopy(image)
+        keys.reorder_cache(torch.zeros(len(part.token_ids), dtype=torch.long, device=lvlm.device))
+        with capture(lvlm.model, heads, rows, deepest, layout) as captured:
+            lvlm.model(**_prepared(lvlm, inputs), **{name: keys}, use_cache=True)
+        found.append(_mean(captured.maps, [len(asks) for asks in part.asking]))
+    return _joined(found)
 
 
 def _joined(parts: list[AttentionMaps]) -> AttentionMaps:

@@ -278,6 +278,10 @@ class Capture:
             )
         if self._causal is not None and query.is_cpu:  # where heads lie in turns reading is slower
             key, value = key.contiguous(), value.contiguous()
+        places = keywords.get("position_ids")
+        if isinstance(places, torch.Tensor) and places.ndim == 3:
+            # By M-RoPE's axes flash attention takes one text for many (GLM-4.5V, Ernie 4.5-VL).
+            keywords = {**keywords, "position_ids": None}
         layer = getattr(module, "layer_idx", None)
         if layer is None:  # no layer of the decoder, but a part that shares its configuration
             return own(module, query, key, value, mask, **keywords)

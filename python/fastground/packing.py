@@ -10,8 +10,12 @@
     branch 2         all       .        causal
 
 Every token sees what it would see alone, at the same positions, so the numbers are the same and
-the image, which is nearly all of the sequence, is computed once. Valid where image tokens see
-nothing after them (`LVLM.shares_prefix`).
+the image, which is nearly all of the sequence, is computed once. Valid where a token may see any
+before it, whatever stands between, and no image token one after it (`LVLM.shares_prefix`).
+
+Where layers are recurrent, see the last so many tokens only, or let the image's tokens see each
+other, the image is computed once all the same (`LVLM.caches_prefix`): its prefix goes first, alone,
+and each expression is a sequence of its own behind a copy of the keys that are left in the cache.
 """
 
 from __future__ import annotations
@@ -103,6 +107,31 @@ def separate(*images: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
         positions = [_positions(encoded, len(x)) for encoded, x in zip(each, ids, strict=True)]
         inputs["position_ids"] = _in_batch(positions)
     return inputs, torch.tensor([(i, p) for i, asks in enumerate(asking) for p in asks])
+
+
+def prefix(encoded: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
+    """What `separate` returns, of the image and what stands before it; the last token asks."""
+    length = encoded.prefix_length
+    shared = encoded.token_ids[0][:length]
+    return separate(replace(encoded, token_ids=(shared,), asking=((length - 1,),)))
+
+
+def branches(encoded: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
+    """Model inputs of one sequence an expression, behind the cached keys of the prefix.
+
+    Returns:
+        (inputs, rows): input_ids (N, T) of what comes after the prefix, attention_mask (N, prefix +
+        T), position_ids (N, T) or (axes, N, T); rows (M, 2) int64 as in `pack`.
+    """
+    import torch
+
+    inputs, rows = separate(replace(encoded, image_inputs={}))
+    first, ids = encoded.prefix_length, inputs["input_ids"]
+    if "position_ids" not in inputs:
+        inputs["position_ids"] = torch.arange(ids.shape[1]).expand(len(ids), -1)
+    for name in ("input_ids", "position_ids"):
+        inputs[name] = inputs[name][..., first:]
+    return inputs, rows - torch.tensor([0, first])
 
 
 def next_position(encoded: Encoded, tokens: int) -> int:

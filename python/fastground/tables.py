@@ -158,20 +158,20 @@ def of_support(rows: Iterable[Any]) -> Table:
         ("model", "how", "packs", "in the paper", "remarks"),
         "how: as published (native), after fastground.models.convert (conversion), loaded by its "
         "authors' code (hooks), without an adapter of its own (generic), or not at all (refused)\n"
-        "packs: an image's tokens are computed once for all of its expressions, unless a layer of "
-        "the language model sees only the last so many tokens",
+        "packs: an image's tokens are computed once for all of its expressions, in their sequence or "
+        "(keys) before; so, too, where a layer of the language model sees the last so many tokens",
     )
     for column in table.columns:
         column.justify = "left"
         column.no_wrap = column.header in ("how", "packs")
     alike: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
-        alike.setdefault((row.how, row.packs, row.remarks), []).append(row)
-    for (how, packs, remarks), several in alike.items():
+        once = "" if row.packs is None else "yes" if row.packs else "keys" if row.caches else "no"
+        alike.setdefault((row.how, once, row.remarks), []).append(row)
+    for (how, once, remarks), several in alike.items():
         names = ", ".join(row.name for row in several)
         papers = ", ".join(paper for row in several for paper in row.paper)
-        said = {True: "yes", False: "no", None: ""}[packs]
-        table.add_row(names, how, said, papers, remarks)
+        table.add_row(names, how, once, papers, remarks)
     return table
 
 

@@ -22,7 +22,9 @@ class Family:
     build: Callable[[int], tuple[Any, Any]]
     """Makes (model, processor) from a seed; on the CPU, float32, in evaluation mode."""
     packs: bool = True
-    """Whether expressions may share the image's prefix."""
+    """Whether expressions may share a sequence with the image."""
+    caches: bool = True
+    """Whether they may otherwise share its keys."""
     blocks: tuple[str, ...] = ("base",)
     """The values of `recipe.blocks` that mean different things here."""
     sizes: tuple[tuple[int, int], ...] = ((97, 61), (61, 97), (9, 7), (160, 24))

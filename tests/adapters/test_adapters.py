@@ -1,6 +1,7 @@
 """The same questions to every supported family: tokens, maps, packs, early ends, geometry."""
 
 import re
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -161,15 +162,38 @@ def test_shifted_positions_would_be_seen(family):
     assert (other - want).abs().max() > 1e-3
 
 
+@contextmanager
+def counted(lvlm):
+    """A list that gets how many tokens each forward of the language model computes."""
+    tokens: list[int] = []
+
+    def count(module, args, keywords):
+        embedded = keywords.get("inputs_embeds")
+        given = keywords["input_ids"] if embedded is None else embedded[..., 0]
+        tokens.append(given.numel())
+
+    hook = lvlm.model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    yield tokens
+    hook.remove()
+
+
+@pytest.mark.parametrize("query", ["last_expression", "phrase_mean", "first_generated"])
 @pytest.mark.parametrize(("family", "blocks"), CASES)
-def test_packed_equals_separate(family, blocks):
+def test_together_equals_separate(family, blocks, query):
+    """Packed, or behind the image's cached keys: its tokens are computed once, where they may."""
     lvlm = made(family)
-    assert lvlm.shares_prefix == family.packs
-    recipe = Recipe(blocks=blocks)
-    apart = attention_maps(lvlm, picture(), TEXTS, recipe=recipe, packed=False)
-    together = attention_maps(lvlm, picture(), TEXTS, recipe=recipe)
+    assert lvlm.shares_prefix == family.packs and lvlm.caches_prefix == family.caches
+    recipe = Recipe(blocks=blocks, query=query)
+    encoded = lvlm.encode(picture(), TEXTS, recipe)
+    apart = attention_maps(lvlm, encoded, TEXTS, recipe=recipe, packed=False)
+    with counted(lvlm) as tokens:
+        together = attention_maps(lvlm, encoded, TEXTS, recipe=recipe)
     torch.testing.assert_close(together.maps, apart.maps, atol=1e-5, rtol=0)
     torch.testing.assert_close(together.sums, apart.sums, atol=1e-5, rtol=0)
+    if query != "first_generated":  # words are said by a forward of their own
+        longest = max(map(len, encoded.token_ids)) - encoded.prefix_length
+        once = encoded.prefix_length + len(TEXTS) * longest
+        assert (sum(tokens) <= once) == (family.packs or family.caches)
 
 
 @pytest.mark.parametrize(("family", "blocks"), CASES)

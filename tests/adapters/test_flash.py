@@ -12,7 +12,7 @@ from fastground.attention import attention_maps
 from fastground.capture import capture
 from fastground.models import wrap
 from fastground.types import Recipe
-from test_adapters import FAMILIES, TEXTS, asked, eager_rows, made, picture
+from test_adapters import FAMILIES, TEXTS, asked, counted, eager_rows, made, picture
 
 CAPS = ("paligemma2",)
 
@@ -32,14 +32,19 @@ def test_maps_equal_eager_attention(family, monkeypatch):
     want, sums = eager_rows(lvlm, inputs, rows, layouts)
     recipe = Recipe(query="phrase_mean")
     mean = attention_maps(lvlm, picture(), TEXTS, recipe=recipe)
+    alone = attention_maps(lvlm, picture(), TEXTS[:1], recipe=recipe)
     text = lvlm.model.config.get_text_config(decoder=True)
     monkeypatch.setattr(text, "_attn_implementation_internal", "flash_attention_2")
     with torch.no_grad(), capture(lvlm.model, rows=rows, layouts=layouts) as captured:
         lvlm.model(**inputs, use_cache=False)
     torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
     torch.testing.assert_close(captured.sums, sums, atol=2e-6, rtol=0)
-    found = attention_maps(lvlm, picture(), TEXTS, recipe=recipe)
+    with counted(lvlm) as tokens:
+        found = attention_maps(lvlm, picture(), TEXTS, recipe=recipe)
     torch.testing.assert_close(found.maps, mean.maps, atol=1e-5, rtol=0)
+    assert (len(tokens) == 2) == family.caches  # of the image, and of what is behind it
+    found = attention_maps(lvlm, picture(), TEXTS[:1], recipe=recipe)
+    torch.testing.assert_close(found.maps, alone.maps, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", [f for f in all_families() if not f.packs], ids=str)

@@ -174,6 +174,12 @@ FAMILIES = [
     Family("gemma3", gemma3, packs=False),
     Family("gemma3n", gemma3n, packs=False, loads=False, refusal="timm"),
     Family("gemma4", gemma4, packs=False),
-    Family("paligemma", paligemma, packs=False),
-    Family("paligemma2", lambda seed: paligemma(seed, capped=True), packs=False, row="paligemma"),
+    Family("paligemma", paligemma, packs=False, caches=False),
+    Family(
+        "paligemma2",
+        lambda seed: paligemma(seed, capped=True),
+        packs=False,
+        caches=False,
+        row="paligemma",
+    ),
 ]

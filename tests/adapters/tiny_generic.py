@@ -48,4 +48,4 @@ def exaone(seed):
     return sharpen(hf.Exaone4_5_ForConditionalGeneration(config), seed), processor
 
 
-FAMILIES = [Family("exaone4_5", exaone, packs=False)]
+FAMILIES = [Family("exaone4_5", exaone, packs=False, caches=False)]

@@ -117,6 +117,7 @@ class PaliGemma(Square):
 
     model_types = ("paligemma",)
     shares_prefix = False
+    caches_prefix = False
 
     def frame(self, size: tuple[int, int]) -> Frame:
         """The image squashed."""

@@ -60,6 +60,7 @@ class Generic(LVLM):
     model_types = ()
     how = "generic"
     shares_prefix = False
+    caches_prefix = False
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         super().__init__(model, processor, checkpoint)

@@ -65,7 +65,9 @@ class LVLM(ABC):
     family: ClassVar[str] = ""
     """The name of its row in the support table, where that is not each of the model_types."""
     shares_prefix: bool = True
-    """Whether image tokens see nothing after them, so that expressions may share them."""
+    """Whether image tokens see nothing after them, so that expressions may share a sequence."""
+    caches_prefix: ClassVar[bool] = True
+    """Whether their keys, at least, are the same before any expression, and computed once."""
     sees_tiles: ClassVar[bool] = False
     """Whether an image may be seen whole and in tiles, so that `recipe.blocks` is read."""
     needs_mask: ClassVar[bool] = False

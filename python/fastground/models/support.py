@@ -56,8 +56,10 @@ class Row:
     model_types: tuple[str, ...]
     """What its configuration may call it when fastground sees it."""
     packs: bool | None
-    """Whether the expressions of an image share its tokens, where no layer sees only the last so
-    many; None where there is nothing to share."""
+    """Whether the expressions of an image share a sequence with it, where no layer sees only the
+    last so many tokens; None where there is nothing to share."""
+    caches: bool | None
+    """Whether they otherwise share its keys, which then are computed once, too."""
     remarks: str
     paper: tuple[str, ...] = ()
     """Its models among the paper's ten."""
@@ -71,6 +73,7 @@ def table() -> list[Row]:
             how="conversion",
             model_types=(made,),
             packs=ADAPTERS[made].shares_prefix,
+            caches=ADAPTERS[made].caches_prefix,
             remarks=remarks,
         )
         for name, (made, remarks) in CONVERSIONS.items()
@@ -79,6 +82,7 @@ def table() -> list[Row]:
         told: dict[str, Any] = {
             "how": kind.how,
             "packs": kind.shares_prefix,
+            "caches": kind.caches_prefix,
             "remarks": _first_line(kind),
         }
         if kind.how == "native":
@@ -89,10 +93,13 @@ def table() -> list[Row]:
         elif kind.how != "conversion":
             rows.append(Row(name=kind.family, model_types=kind.model_types, **told))
     rows.append(
-        Row("any other", Generic.how, (), packs=Generic.shares_prefix, remarks=_first_line(Generic))
-    )
+        Row(
+            "any other", Generic.how, (), packs=Generic.shares_prefix,
+            caches=Generic.caches_prefix, remarks=_first_line(Generic),
+        )
+    )  # fmt: skip
     rows += [
-        Row(name, how="refused", model_types=(name,), packs=None, remarks=reason)
+        Row(name, "refused", (name,), packs=None, caches=None, remarks=reason)
         for name, reason in REFUSED.items()
     ]
     named = {row: tuple(n for n, family in PAPER.items() if family == row.name) for row in rows}
