@@ -94,7 +94,7 @@ def section(results: Results, name: str) -> str:
         "these tables.",
         "",
     ]
-    tables = (families, operations, regions, captures, groundings, discoveries)
+    tables = (families, operations, regions, captures, groundings, discoveries, rankings)
     for table in tables:
         if rows := list(table(results)):
             lines += [*rows, ""]
@@ -212,6 +212,22 @@ def discoveries(results: Results) -> Iterator[str]:
         others = [times(rows[way]["ratio"]) for way in (ONE_BY_ONE, PUBLISHED)]
         rates = f"{ours['expressions_per_s']:.3g} | {ours['maps_per_s']:,.0f}"
         yield f"| {model} | {rates} | {' | '.join(others)} |"
+
+
+def rankings(results: Results) -> Iterator[str]:
+    """Heads from a run's shards, and every ablation, at several sizes."""
+    rows = results.get("ranking", {"rows": ()})["rows"]
+    sizes = dict.fromkeys(row["workload"] for row in rows)
+    if not sizes:
+        return
+    yield "| heads from a run's shards, 1,024 a sample | ranking | with all ablations | memory |"
+    yield "| --- | ---: | ---: | ---: |"
+    for workload in sizes:
+        samples = int(workload.split()[0])
+        found = rows_of(results, "ranking", workload)
+        seconds = [f"{row['time_us'] * samples / 1e6:.3g} s" for row in found.values()]
+        most = max(row["peak_mb"] for row in found.values())
+        yield f"| {samples:,} samples | {' | '.join(seconds)} | {most:.0f} MB |"
 
 
 def named_in(readme: str) -> str:

@@ -158,8 +158,8 @@ def of_support(rows: Iterable[Any]) -> Table:
         ("model", "how", "packs", "in the paper", "remarks"),
         "how: as published (native), after fastground.models.convert (conversion), loaded by its "
         "authors' code (hooks), without an adapter of its own (generic), or not at all (refused)\n"
-        "packs: an image's tokens are computed once for all of its expressions, in their sequence or "
-        "(keys) before; so, too, where a layer of the language model sees the last so many tokens",
+        "packs: an image's tokens are computed once for all of its expressions, in one sequence or "
+        "(keys) before it; so, too, where some layer of the language model has a sliding window",
     )
     for column in table.columns:
         column.justify = "left"
