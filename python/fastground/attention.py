@@ -259,11 +259,12 @@ def _behind_image(
     from transformers import DynamicCache
 
     deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
+    last = [(deepest, head) for head in range(lvlm.architecture["num_heads"])]
     name, layout = cache_name(lvlm.model), encoded.layout
     image = DynamicCache(config=lvlm.model.config)
     with in_host_memory():
         inputs, rows = packing.prefix(encoded)
-    with capture(lvlm.model, [(deepest, 0)], rows, deepest, layout):  # no layer after it is needed
+    with capture(lvlm.model, last, rows, deepest, layout):  # no layer after it is needed
         lvlm.model(**_prepared(lvlm, inputs), **{name: image}, use_cache=True)
     found = []
     for part in packing.split(encoded, packed=False, max_tokens=max_tokens):
