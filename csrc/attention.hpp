@@ -1,14 +1,16 @@
 // Attention under a mask: softmax(scale * Q K^T) V, without the keys that none of a tile's queries
 // sees.
 //
-//               a tile's queries, one a lane
-//     key 0     s s s s s s s s s s s s s s     Scores, their maxima and sums and the output all
-//     lie key 1     s s s s s s s s s s s s s s     with their queries in lanes, so that softmax
-//     asks no key 2     . s s s s s s s s s s s s s     neighbour, and both products are one loop:
-//     numbers key 3     . . s s s s s s s s s s s s     of K or of V, broadcast, times registers of
-//     Q or of
-//      ...                                      the weights. K and V are read where they lie.
-//     key 9     . . . . . . . . . . . . . .  <- seen by none: left out
+//            a tile's queries, one a lane
+//     key 0    s s s s s s s s
+//     key 1    s s s s s s s s
+//     key 2    . s s s s s s s
+//     key 3    . . s s s s s s
+//     key 9    . . . . . . . .    seen by none: left out
+//
+// Scores, their maxima and sums and the output all lie with their queries in lanes, so that softmax
+// asks no neighbour, and both products are one loop: numbers of K or of V, broadcast, times
+// registers of Q or of the weights. K and V are read where they lie.
 //
 // Keys are taken some at a time. What was summed before is scaled down whenever a larger score
 // comes (Milakov and Gimelshein, arXiv 1805.02867). Exponentials are powers of two, log2(e) being

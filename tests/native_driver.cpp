@@ -1,5 +1,7 @@
-// Runs the kernels of a name (portable unless given) over drawn maps and writes all results to
-// standard output, so that what two processors or compilers write can be compared: .ci/aarch64.
+// Runs the kernels of a name over drawn maps, or attention over drawn vectors, and writes all
+// results to standard output, so that what two processors or compilers write can be compared:
+// .ci/aarch64.
+//     native_driver NAME maps | attention
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -133,12 +135,51 @@ void run(const char* name, Random& random, Dtype dtype, int h, int w, int count)
   }
 }
 
+// Every query sees itself and some of the keys before it.
+void attend(const char* name, Random& random, int head_dim, int tokens) {
+  const Kernels& kernels = *kernels_named(name);
+  constexpr int batch = 2, heads = 4, key_heads = 2;
+  const auto drawn = [&](int count) {
+    std::vector<float> numbers(static_cast<std::size_t>(batch) * count * tokens * head_dim);
+    for (float& number : numbers) number = static_cast<float>(4 * random.uniform() - 2);
+    return numbers;
+  };
+  const std::vector<float> query = drawn(heads), key = drawn(key_heads), value = drawn(key_heads);
+  const std::int64_t head = std::int64_t{tokens} * head_dim;
+  const Vectors queries{query.data(), heads * head, head, head_dim};
+  const Vectors keys{key.data(), key_heads * head, head, head_dim};
+  const Vectors values{value.data(), key_heads * head, head, head_dim};
+  Attention all{batch,   heads, key_heads, tokens,  tokens, head_dim, head_dim,
+                queries, keys,  values,    nullptr, 0.25f,  nullptr};
+  std::vector<std::uint32_t> seen(static_cast<std::size_t>(batch) * all.blocks() * tokens);
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    const int at = static_cast<int>(i % tokens);
+    const int first = static_cast<int>(i / tokens % all.blocks()) * Attention::block;
+    for (int lane = 0; lane < Attention::block && first + lane < tokens; ++lane) {
+      const bool sees = at == first + lane || (at < first + lane && random.below(3) > 0);
+      seen[i] |= std::uint32_t{sees} << lane;
+    }
+  }
+  std::vector<float> out(query.size());
+  std::vector<std::byte> work(kernels.attention_bytes(head_dim, head_dim) + 64);
+  void* scratch = work.data() + (64 - reinterpret_cast<std::uintptr_t>(work.data()) % 64) % 64;
+  all.seen = seen.data(), all.out = out.data();
+  kernels.attention(all, 0, std::int64_t{batch} * heads * all.blocks(), scratch);
+  write(out);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const char* name = argc > 1 ? argv[1] : "portable";
-  if (kernels_named(name) == nullptr) return 2;
+  if (argc != 3 || kernels_named(argv[1]) == nullptr) return 2;
+  const char* const name = argv[1];
   Random random{88172645463325252u};
+  if (std::strcmp(argv[2], "attention") == 0) {
+    for (const int head_dim : {1, 16, 64, 80, 128}) {
+      for (const int tokens : {1, 7, 33, 200}) attend(name, random, head_dim, tokens);
+    }
+    return 0;
+  }
   const int grids[][2] = {{1, 1},   {1, 24},  {24, 1},  {7, 5},   {14, 14}, {16, 16},
                           {24, 24}, {27, 27}, {28, 36}, {31, 32}, {32, 31}, {33, 33},
                           {64, 64}, {65, 65}, {3, 130}, {128, 90}};
