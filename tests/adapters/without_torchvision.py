@@ -28,7 +28,7 @@ def image_processor_class(module, name):
         made.__spec__, made.__path__ = ModuleSpec(made.__name__, None), []
         empty[made.__name__] = made
     functional = empty["torchvision.transforms.v2.functional"]
-    functional.pad = _pad
+    functional.pad, functional.resize, functional.InterpolationMode = _pad, _resize, object
     empty["torchvision.transforms.v2"].functional = functional
     with patch.dict(sys.modules, empty):
         kind = getattr(import_module(module), name)
@@ -41,6 +41,13 @@ def _pad(images, padding, fill=0):
     left, top, right, bottom = padding
     assert not np.any(fill)
     return torch.nn.functional.pad(images, (left, right, top, bottom))
+
+
+def _resize(image, size, interpolation=None, antialias=True):
+    resized = torch.nn.functional.interpolate(
+        image[None].float(), tuple(size), mode="bilinear", antialias=antialias
+    )[0]
+    return resized.round().clamp(0, 255).to(image.dtype)
 
 
 @cache

@@ -14,6 +14,8 @@ the image's pixels; whether expressions may share the image's prefix.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -70,6 +72,8 @@ class LVLM(ABC):
     """Whether an image may be seen whole and in tiles, so that `recipe.blocks` is read."""
     needs_mask: ClassVar[bool] = False
     """Whether image tokens see what comes after them by a mask, which flash attention ignores."""
+    pads_images: ClassVar[bool] = True
+    """Whether an image may be padded to a larger one's size, to share a forward with it."""
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         _settle_cosine()
@@ -168,17 +172,27 @@ class LVLM(ABC):
         Raises:
             ValueError: the processor cannot, as many cannot with what is 200 times as long as wide.
         """
-        try:
+        with self.reading(image):
             made = self.processor(
                 images=[image], text=[self.alone], add_special_tokens=False, return_tensors="pt"
             )
+        return made["input_ids"][0].tolist(), self.placed(made)
+
+    @contextmanager
+    def reading(self, image: Image) -> Iterator[None]:
+        """Around a processor's work on an image, to say where it fails.
+
+        Raises:
+            ValueError: it does.
+        """
+        try:
+            yield
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
             raise ValueError(
                 f"image must be one that the processor of {self.checkpoint!r} reads, but at "
                 f"{image.width} x {image.height} pixels it fails ({str(error).splitlines()[0]}); "
                 "where an image is very thin or small, pad or enlarge it"
             ) from error
-        return made["input_ids"][0].tolist(), self.placed(made)
 
     def placed(self, made: Any) -> dict[str, torch.Tensor]:
         """What a processor made of an image, in the model's dtype and the host's memory."""
@@ -296,6 +310,7 @@ class LVLM(ABC):
             prefix_positions=positions,
             counted=seen.counted or {},
             axes=seen.axes or {},
+            pads=self.pads_images,
         )
 
     def chat(self) -> tuple[str, str]:
@@ -330,7 +345,9 @@ class LVLM(ABC):
         before, _, after = prompt.partition(_MARK)
         return before, after
 
-    def _tokenize(self, prompts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    def _tokenize(
+        self, prompts: list[str], *, special: bool = True
+    ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
         tokenizer = self.processor.tokenizer
         if not tokenizer.is_fast:
             raise ValueError(
@@ -338,7 +355,8 @@ class LVLM(ABC):
                 f"letters), but {type(tokenizer).__name__} is not; load it with AutoTokenizer"
             )
         begins = bool(tokenizer.bos_token) and prompts[0].startswith(tokenizer.bos_token)
-        out = tokenizer(prompts, add_special_tokens=not begins, return_offsets_mapping=True)
+        special = special and not begins
+        out = tokenizer(prompts, add_special_tokens=special, return_offsets_mapping=True)
         return out["input_ids"], out["offset_mapping"]
 
     @cached_property
