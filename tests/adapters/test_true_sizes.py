@@ -88,7 +88,7 @@ TRUE = {  # family: side of a cell, vision configuration, image processor, confi
     ),
     "granite4_vision": (
         32, {"image_size": 384, "patch_size": 16},
-        square(384) | {"image_grid_pinpoints": GRANITE}, {"downsample_rate": "4/8"},
+        cropped(384) | {"image_grid_pinpoints": GRANITE}, {"downsample_rate": "4/8"},
         {"downsample_rate": "4/8", "patch_size": 16},
     ),
     "janus": (

@@ -118,7 +118,10 @@ class Gemma4(Square):
 
 
 class Gemma4Unified(Gemma4):
-    """As Gemma 4, without a tower: the language model reads the pixels of 3 x 3 patches."""
+    """As Gemma 4, without a tower: the language model reads the pixels of 3 x 3 patches.
+
+    Those are normalised cell by cell, so that to it plain black and plain white look the same.
+    """
 
     model_types = ("gemma4_unified",)
     pooled = 1

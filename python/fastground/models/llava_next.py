@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastground.models.lvlm import LVLM
 from fastground.types import ImageLayout, Recipe
@@ -132,6 +132,12 @@ class Granite(LlavaNext):
     def cell(self) -> int:
         """Side of a cell of the base in pixels."""
         return int(super().cell / Fraction(self.model.config.downsample_rate))
+
+    def empty_cache(self) -> Any:
+        """Of the text model, which makes none."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config.get_text_config(decoder=True))
 
 
 class _Kept(NamedTuple):

@@ -187,10 +187,11 @@ class LVLM(ABC):
         """
         try:
             yield
-        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        except (ValueError, RuntimeError, ZeroDivisionError, StopIteration) as error:
+            [reason, *_] = str(error).splitlines() or [type(error).__name__]
             raise ValueError(
                 f"image must be one that the processor of {self.checkpoint!r} reads, but at "
-                f"{image.width} x {image.height} pixels it fails ({str(error).splitlines()[0]}); "
+                f"{image.width} x {image.height} pixels it fails ({reason}); "
                 "where an image is very thin or small, pad or enlarge it"
             ) from error
 
@@ -215,6 +216,10 @@ class LVLM(ABC):
     def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """What else the model's forward takes token by token: (batch, tokens) each."""
         return {}
+
+    def empty_cache(self) -> Any:
+        """Where a forward puts its keys; None for models that make a cache themselves."""
+        return None
 
     def encode(self, image: Any, expressions: list[str], recipe: Recipe) -> Encoded:
         """One image and its expressions as token ids, with the tokens that ask.
