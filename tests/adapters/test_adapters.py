@@ -238,8 +238,8 @@ class _Seen(Exception):
 def embedded(lvlm, image, recipe):
     """(cells, width): what the language model gets of each cell, and the layout.
 
-    Chameleon's finds the words for an image itself; Granite's gets zeros, and adds in its layers what
-    it is to see.
+    Chameleon's finds the words for an image itself; Granite's gets zeros, and adds in its layers
+    what it is to see.
     """
     encoded = lvlm.encode(image, TEXTS[:1], recipe)
     inputs, _ = packing.separate(encoded)

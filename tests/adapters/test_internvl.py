@@ -179,7 +179,7 @@ def test_chart2table_has_the_cells_of_got_ocr():
 def test_a_chat_of_chart2table_must_say_the_words():
     image = "user <img>{% for _ in range(256) %}<imgpad>{% endfor %}</img>\n"
     own = wrap(*pp_chart2table(chat=f"{image}a chart of the mug"))
-    with pytest.raises(ValueError, match="says the words .* says them 0 times; use template='pl"):
+    with pytest.raises(ValueError, match=r"says the words .* says them 0 times; use"):
         own.encode(picture(), TEXTS, Recipe(template="chat"))
     said = wrap(*pp_chart2table(chat=image + "{{ messages[0]['content'][1]['text'] }}"))
     encoded = said.encode(picture(), TEXTS, Recipe(template="chat"))

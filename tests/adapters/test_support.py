@@ -33,7 +33,9 @@ def test_every_model_of_transformers_has_a_row_or_is_left_to_the_generic_adapter
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as LOADED,
     )
 
-    named = {kind.partition("+")[0] for row in ROWS.values() for kind in (row.name, *row.model_types)}
+    named = {
+        kind.partition("+")[0] for row in ROWS.values() for kind in (row.name, *row.model_types)
+    }
     assert set(LOADED) - named - GENERIC == set(), "neither a row nor in GENERIC"
     assert GENERIC & named == set(), "has a row"
 

@@ -59,16 +59,14 @@ def chameleon(seed):
     marks = {"image_token": "<image>", "boi_token": "<start>", "eoi_token": "<end>"}
     words = tokenizer([*marks.values(), "<sep>"], extra_special_tokens=marks, sep_token="<sep>")
     digits = dict(zip("0123456789", "ABCDEFGHIJ", strict=True))
-    named = ("".join(digits[d] for d in str(i)) for i in range(CODES))
+    named = {f"IMGIMG{''.join(digits[d] for d in str(i))}Z": FIRST + i for i in range(CODES)}
     config = hf.ChameleonConfig(
         **TEXT,
         vq_config=hf.ChameleonVQVAEConfig(
             embed_dim=16, num_embeddings=CODES, latent_channels=16, resolution=32,
             base_channels=32, channel_multiplier=[1, 1, 4], num_res_blocks=1,
         ),
-        vocabulary_map={
-            "<image>": words.image_token_id, **{f"IMGIMG{n}Z": FIRST + i for i, n in enumerate(named)}
-        },
+        vocabulary_map={"<image>": words.image_token_id, **named},
     )  # fmt: skip
     torch.manual_seed(seed)
     model = sharpen(hf.ChameleonForConditionalGeneration(config), seed)

@@ -2,6 +2,7 @@
 
 import torch
 from families import WORDS, Family, sharpen
+from without_torchvision import image_processor_class
 
 
 def sentence_pieces():
@@ -41,9 +42,8 @@ def fuyu(seed):
     with torch.no_grad():  # queries and keys are normalised
         for layer in model.get_decoder().layers:
             layer.self_attn.q_layernorm.weight.mul_(3)
-    images = hf.FuyuImageProcessorPil(
-        size={"height": 48, "width": 64}, patch_size={"height": 8, "width": 8}
-    )
+    kind = image_processor_class("fuyu.image_processing_fuyu", "FuyuImageProcessor")
+    images = kind(size={"height": 48, "width": 64}, patch_size={"height": 8, "width": 8})
     return model, hf.FuyuProcessor(images, words)
 
 

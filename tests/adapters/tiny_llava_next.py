@@ -138,12 +138,12 @@ def granite4_vision(seed=0, *, rate="2/4"):
 
     words = tokenizer(["<image>"])
     vision = SiglipVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         image_size=32, patch_size=4, vision_use_head=False,
     )  # fmt: skip
     windows = Blip2QFormerConfig(
-        hidden_size=32, encoder_hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=2, cross_attention_frequency=1, use_qformer_text_input=False,
+        hidden_size=64, encoder_hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=1, cross_attention_frequency=1, use_qformer_text_input=False,
     )  # fmt: skip
     language = Granite4VisionTextConfig(
         vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=6,

@@ -37,11 +37,6 @@ class Fuyu(LVLM):
 
     model_types = ("fuyu",)
 
-    @property
-    def alone(self) -> str:
-        """Nothing: the processor writes the mark itself."""
-        return ""
-
     def words(self, recipe: Recipe) -> tuple[str, str]:
         """Nothing around the expression, as the processor is given it.
 
@@ -59,11 +54,24 @@ class Fuyu(LVLM):
         return f"{self.mark}{_BEGIN}{before}", f"{after}{_ANSWER}"
 
     def read(self, image: Image) -> tuple[list[int], dict[str, torch.Tensor]]:
-        """As the processor makes them, up to the end of the last line."""
-        ids, inputs = super().read(image)
-        last = len(ids) - ids[::-1].index(self.processor.image_newline_id)
-        patches = inputs["image_patches"]  # of one, the processor drops an axis
-        return ids[:last], inputs | {"image_patches": patches.view(-1, patches.shape[-1])}
+        """The image processor's patches, and the tokens that the processor writes for them.
+
+        That itself, by transformers 5.24, makes no patches without torchvision.
+        """
+        import torch
+
+        images, patch = self.processor.image_processor, self.processor.image_processor.patch_size
+        with self.reading(image):
+            made = images(images=[image])
+            [[pixels]], [[height]], [[width]] = (
+                made[name] for name in ("images", "image_unpadded_heights", "image_unpadded_widths")
+            )
+            rows, columns = ceil(height / patch["height"]), ceil(width / patch["width"])
+            seen = pixels[None, :, : rows * patch["height"], : columns * patch["width"]]
+            patches = torch.as_tensor(images.patchify_image(seen, patch))
+        line = [self.processor.image_token_id] * columns + [self.processor.image_newline_id]
+        inputs = self.placed({"image_patches": patches.view(rows * columns, -1)})
+        return line * rows, inputs
 
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe

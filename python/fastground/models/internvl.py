@@ -161,9 +161,7 @@ class Chart2Table(GotOcr2):
     @property
     def mark(self) -> str:
         """One of the image's tokens."""
-        return str(
-            self.processor.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
-        )
+        return str(self.processor.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
 
     @property
     def marked(self) -> str:

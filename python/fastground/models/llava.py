@@ -114,7 +114,8 @@ class VideoLlava(Llava):
 
     def placed(self, made: Any) -> dict[str, torch.Tensor]:
         """The pixels, which its own image processor calls otherwise than one that pads."""
-        return {"pixel_values": pixels for pixels in super().placed(made).values()}
+        [pixels] = super().placed(made).values()
+        return {"pixel_values": pixels}
 
 
 class FastVLM(Llava):

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fastground.models.lvlm import LVLM
 from fastground.types import ImageLayout, Recipe
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 class LlavaNext(LVLM):
     """The base in raster order, then the tiles' lines, each with a newline token."""
 
-    model_types = ("llava_next", "llava_next_video", "llava_onevision")
+    model_types: ClassVar[tuple[str, ...]] = (
+        "llava_next", "llava_next_video", "llava_onevision",
+    )  # fmt: skip
     sees_tiles = True
 
     @property
