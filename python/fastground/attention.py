@@ -327,11 +327,14 @@ def _answer(
     rows = rows.to(lvlm.device)
     elements, places = rows.unbind(1)
     kept, where = places.unique(return_inverse=True)
-    out = lvlm.model(**_prepared(lvlm, inputs), use_cache=max_new_tokens > 1, logits_to_keep=kept)
+    cache, several = cache_name(lvlm.model), max_new_tokens > 1
+    empty = lvlm.empty_cache() if several else None
+    given = _prepared(lvlm, inputs) | ({} if empty is None else {cache: empty})
+    out = lvlm.model(**given, use_cache=several, logits_to_keep=kept)
     # Some families compute the logits of all tokens whatever they are asked to keep.
     logits = out.logits if out.logits.shape[1] == len(kept) else out.logits[:, kept]
     said = [logits[elements, where].argmax(-1)]
-    if max_new_tokens == 1:
+    if not several:
         return said[0][:, None]
     assert len(batch) == 1, "several images answer one word at a time"
     count = len(rows)
@@ -344,7 +347,6 @@ def _answer(
         device=rows.device,
     )
     shape = (1, count) if packed else (count, 1)
-    cache = cache_name(lvlm.model)
     axes = inputs["position_ids"].shape[:-2] if "position_ids" in inputs else ()
     for step in range(max_new_tokens - 1):
         visible = torch.cat([visible, own], dim=-1)

@@ -229,7 +229,8 @@ def batches(
 ) -> Iterator[list[Encoded]]:
     """Parts of one image or several, in order, as many at a time as the token budget allows.
 
-    A batch costs as many tokens as its sequences have, each padded to the longest.
+    A batch costs as many tokens as its sequences have, each padded to the longest. Images that may
+    not be padded to each other's size are in batches of their own.
     """
     batch: list[Encoded] = []
     sequences = longest = 0
@@ -239,13 +240,20 @@ def batches(
         length = max(lengths)
         if packed:
             length = part.prefix_length + sum(n - part.prefix_length for n in lengths)
-        if batch and (sequences + count) * max(longest, length) > max_tokens:
+        cost = (sequences + count) * max(longest, length)
+        if batch and (cost > max_tokens or not _fit(batch[-1], part)):
             yield batch
             batch, sequences, longest = [], 0, 0
         batch.append(part)
         sequences, longest = sequences + count, max(longest, length)
     if batch:
         yield batch
+
+
+def _fit(one: Encoded, other: Encoded) -> bool:
+    """Whether two images may share a forward."""
+    same = (x.shape == other.image_inputs[name].shape for name, x in one.image_inputs.items())
+    return one.pads or all(same)
 
 
 def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

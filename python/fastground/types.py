@@ -152,6 +152,8 @@ class Encoded:
     """Those that number patches, and of how many: other images' come before; negative: nothing."""
     axes: dict[str, int] = field(default_factory=dict)
     """Those of which another axis than the first counts these, and which."""
+    pads: bool = True
+    """Whether it may be padded to a larger image's size, to share a forward with that."""
 
 
 @dataclass(frozen=True)

@@ -261,17 +261,27 @@ class _Seen(Exception):
 
 @torch.no_grad()
 def embedded(lvlm, image, recipe):
-    """(cells, width): what the language model gets of each cell, and the layout."""
+    """(cells, width): what the language model gets of each cell, and the layout.
+
+    Chameleon's finds the words for an image itself; Granite's gets zeros, and adds in its layers
+    what it is to see.
+    """
     encoded = lvlm.encode(image, TEXTS[:1], recipe)
     inputs, _ = packing.separate(encoded)
     inputs |= lvlm.token_inputs(inputs["input_ids"])
     got = []
 
     def look(module, args, keywords):
-        got.append(keywords["inputs_embeds"])
+        states = args[0] if args else keywords["inputs_embeds"]
+        added = (keywords.get("deepstack_features") or {}).values()
+        mask = keywords.get("vision_mask")
+        parts = [torch.zeros_like(states).masked_scatter(mask, features) for features in added]
+        got.append(torch.cat([states, *parts], dim=-1))
         raise _Seen
 
-    hook = lvlm.model.get_decoder().register_forward_pre_hook(look, with_kwargs=True)
+    decoder = lvlm.model.get_decoder()
+    reader = decoder.layers[0] if hasattr(decoder, "vqmodel") else decoder
+    hook = reader.register_forward_pre_hook(look, with_kwargs=True)
     try:
         with pytest.raises(_Seen):
             lvlm.model(**inputs, use_cache=False)

@@ -7,7 +7,7 @@ from fastground.models import load, wrap
 from fastground.types import Recipe
 from PIL import Image
 from test_adapters import assert_answers_are_those_of_generate
-from tiny_gemma import gemma3, gemma4, paligemma
+from tiny_gemma import gemma3, gemma4, gemma4_unified, paligemma
 
 TEXTS = ["the red mug", "a dog on the left of the small blue mug"]
 
@@ -72,8 +72,9 @@ def test_paligemma_counts_from_one():
     assert encoded.prefix_positions.tolist() == [list(range(1, 26))]
 
 
-def test_a_cell_of_gemma_4_is_where_its_processor_says():
-    lvlm = wrap(*gemma4(0))
+@pytest.mark.parametrize("build", [gemma4, gemma4_unified])
+def test_a_cell_of_gemma_4_is_where_its_processor_says(build):
+    lvlm = wrap(*build(0))
     layout = lvlm.encode(Image.new("RGB", (160, 24)), TEXTS, Recipe()).layout
     # 70 cells of 8 x 8 pixels hold 4480: 160 x 24 grows by sqrt(4480 / 3840) to 172 x 25.9.
     assert layout.grid == (3, 21)
@@ -82,14 +83,14 @@ def test_a_cell_of_gemma_4_is_where_its_processor_says():
 
 
 @pytest.mark.parametrize(
-    "build", [gemma3, gemma4, paligemma, lambda seed: paligemma(seed, capped=True)]
+    "build", [gemma3, gemma4, gemma4_unified, paligemma, lambda seed: paligemma(seed, capped=True)]
 )
 def test_answers_are_those_of_generate(build):
     assert_answers_are_those_of_generate(wrap(*build(0)), picture(), TEXTS)
 
 
 @pytest.mark.parametrize("query", ["first_generated", "last_prompt", "phrase_mean"])
-@pytest.mark.parametrize("build", [gemma3, gemma4, paligemma])
+@pytest.mark.parametrize("build", [gemma3, gemma4, gemma4_unified, paligemma])
 def test_expressions_do_not_see_each_other(build, query):
     lvlm = wrap(*build(0))
     recipe = Recipe(query=query)

@@ -12,7 +12,7 @@ from fastground.types import Recipe
 from PIL import Image
 from random_llava import random_llava
 from tiny_gemma import paligemma
-from tiny_generic import exaone
+from tiny_qwen_vl import exaone
 from tiny_square import deepseek
 
 TEXTS = ["the red mug", "a dog on the left of the small blue mug"]
@@ -20,7 +20,7 @@ OWN = [pytest.param(family, id=str(family)) for family in all_families() if fami
 TOLD = {
     "deepseek_vl", "deepseek_vl_hybrid", "janus", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
     "glm4v", "glm46v", "glm_ocr", "glmga", "cosmos3_omni", "qwen2_5_omni_thinker",
-    "qwen3_omni_moe_thinker", "video_llama_3",
+    "qwen3_omni_moe_thinker", "video_llama_3", "cohere_compass", "exaone4_5",
 }  # fmt: skip
 """Families with an adapter that the generic one can read as well; others it must refuse."""
 
@@ -55,12 +55,21 @@ def test_the_generic_adapter_agrees_with_the_own_one_or_refuses(family):
     assert answers(generic, picture(), TEXTS) == answers(own, picture(), TEXTS, packed=False)
 
 
+def test_a_family_of_an_unknown_name_is_read_by_it():
+    model, processor = exaone(0)
+    own = wrap(model, processor).look(picture(), Recipe())
+    model.config.model_type = "new"
+    generic = wrap(model, processor)
+    assert type(generic) is Generic
+    assert generic.look(picture(), Recipe()).layout == own.layout
+
+
 def test_what_stands_around_an_image_is_read_off_the_configuration():
     model, processor = exaone(0)
-    assert wrap(model, processor).words(Recipe()) == ("<image>\n", "")
-    names = processor.tokenizer.convert_tokens_to_ids(["<start>", "<end>"])
-    model.config.vision_start_token_id, model.config.vision_end_token_id = names
-    assert wrap(model, processor).words(Recipe()) == ("<start><image><end>\n", "")
+    around = "<|vision_start|><|image_pad|><|vision_end|>\n"
+    assert Generic(model, processor, "named").words(Recipe()) == (around, "")
+    model.config.vision_start_token_id = None
+    assert Generic(model, processor, "unnamed").words(Recipe()) == ("<|image_pad|>\n", "")
 
 
 def test_an_image_that_lies_elsewhere_is_seen():
@@ -90,7 +99,7 @@ def test_patches_in_another_order_are_seen():
 
     processor.image_processor.__class__ = Columns
     with pytest.raises(ValueError, match="as a known image processor lays it, but Columns"):
-        wrap(model, processor)
+        Generic(model, processor, "columns")
 
 
 def test_positions_that_change_with_the_place_are_refused():

@@ -5,7 +5,15 @@ import torch
 from fastground.models import wrap
 from fastground.types import Recipe
 from PIL import Image
-from tiny_internvl import aya_vision, cohere2_vision, got_ocr2, internvl, llama4
+from test_adapters import TEXTS, assert_answers_are_those_of_generate, picture
+from tiny_internvl import (
+    aya_vision,
+    cohere2_vision,
+    got_ocr2,
+    internvl,
+    llama4,
+    pp_chart2table,
+)
 
 BASE, STITCH = Recipe(), Recipe(blocks="stitch")
 
@@ -160,3 +168,20 @@ def test_llama4_grows_to_the_canvas_where_told_so():
     layout = lvlm.layout(image, ids, inputs, STITCH)
     assert layout.cell_size == (8 * 60 / 64, 8 * 40 / 42)
     assert torch.equal(layout.valid().any(0), torch.ones(8, dtype=torch.bool))
+
+
+def test_chart2table_has_the_cells_of_got_ocr():
+    charts, got = (seen(build, (97, 61), BASE) for build in (pp_chart2table, got_ocr2))
+    assert charts.ids == got.ids and charts.layout == got.layout
+    assert_answers_are_those_of_generate(wrap(*pp_chart2table()), picture(), TEXTS[:2])
+
+
+def test_a_chat_of_chart2table_must_say_the_words():
+    image = "user <img>{% for _ in range(256) %}<imgpad>{% endfor %}</img>\n"
+    own = wrap(*pp_chart2table(chat=f"{image}a chart of the mug"))
+    with pytest.raises(ValueError, match=r"says the words .* says them 0 times; use"):
+        own.encode(picture(), TEXTS, Recipe(template="chat"))
+    said = wrap(*pp_chart2table(chat=image + "{{ messages[0]['content'][1]['text'] }}"))
+    encoded = said.encode(picture(), TEXTS, Recipe(template="chat"))
+    assert len(encoded.layout.tokens) == 256
+    assert encoded.prefix_length == encoded.layout.tokens[-1] + 1

@@ -5,7 +5,8 @@ import torch
 from fastground.models import wrap
 from fastground.types import Recipe
 from PIL import Image
-from tiny_llava_next import llava_next, llava_onevision
+from test_adapters import TEXTS, assert_answers_are_those_of_generate, picture
+from tiny_llava_next import granite4_vision, llava_next, llava_onevision
 
 BASE, STITCH = Recipe(), Recipe(blocks="stitch")
 
@@ -123,3 +124,15 @@ def test_tokens_of_another_selection_are_refused():
     processor.num_additional_image_tokens = 0  # as for a tower without a class token
     with pytest.raises(ValueError, match="16 tokens of the base and 6 lines of 8"):
         wrap(model, processor).look(Image.new("RGB", (97, 61)), BASE)
+
+
+@pytest.mark.parametrize("rate", ["1/2", "2/4", "4/8"])
+def test_a_cell_of_granite_is_two_by_two_patches_whatever_its_windows(rate):
+    # 80 x 40 on 1 x 2 tiles of 32 pixels: 4 x 8 cells of 8 pixels, 10 original ones.
+    built = granite4_vision(rate=rate)
+    stitch = layout(built, (80, 40), STITCH)
+    assert stitch.grid == (4, 8) and stitch.cell_size == (10, 10)
+    assert stitch.all_tokens == tuple(range(16 + 4 * 9))
+    base = layout(built, (80, 40), BASE)
+    assert base.grid == (4, 4) and base.cell_size == (20, 10)
+    assert_answers_are_those_of_generate(wrap(*built), picture(), TEXTS[:2])

@@ -1,11 +1,11 @@
 """A head planted in every family's own model, and the box that Grounder makes of it.
 
 The model's true forward runs, packed and stopped early as Grounder has it. In one layer queries and
-keys are replaced, so that the softmax itself looks where the picture is white:
+keys are replaced, so that the softmax itself looks where the picture is yellow:
 
-    a white rectangle on black -> processor, vision tower -> what the language model gets of a token
-      -> is that nearer to what it gets of white, or of black?
-      -> if of white, the token's key answers the query -> heads, box
+    a yellow rectangle on blue -> processor, vision tower -> what the language model gets of a token
+      -> is that nearer to what it gets of yellow, or of blue?
+      -> if of yellow, the token's key answers the query -> heads, box
 
 Where a token's place in the image is, the layout alone can tell. The rectangle's edges are those of
 cells, so the box must be the rectangle.
@@ -69,12 +69,12 @@ def plant(monkeypatch, layer, places):
 @pytest.mark.parametrize(("family", "blocks"), CASES)
 def test_a_planted_head_gives_its_rectangle(family, blocks, size, monkeypatch):
     lvlm, recipe = made(family), SHARP.replace(blocks=blocks)
-    black, white = (Image.new("RGB", size, shade) for shade in ("black", "white"))
-    dark, layout = embedded(lvlm, black, recipe)
-    bright, _ = embedded(lvlm, white, recipe)
+    blue, yellow = (Image.new("RGB", size, colour) for colour in ("blue", "yellow"))
+    dark, layout = embedded(lvlm, blue, recipe)
+    bright, _ = embedded(lvlm, yellow, recipe)
     box = rectangle(layout)
-    picture = black.copy()
-    picture.paste((255, 255, 255), box)
+    picture = blue.copy()
+    picture.paste((255, 255, 0), box)
     shown, _ = embedded(lvlm, picture, recipe)
     nearer = (shown - bright).norm(dim=1) < (shown - dark).norm(dim=1)
     places = [place for place, near in zip(layout.tokens, nearer.tolist(), strict=True) if near]

@@ -11,6 +11,7 @@ from families import all_families
 from fastground.models import wrap
 from fastground.types import Recipe
 from PIL import Image
+from transformers import ChameleonVQVAEConfig
 
 BUILD = {family.name: family.build for family in all_families()}
 SIZES = [(640, 480), (480, 640), (1920, 1080), (333, 500), (1000, 250)]
@@ -30,9 +31,12 @@ def edges(tile, count):
 
 NEXT = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 ONEVISION = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
+GRANITE = [[384 * rows, 384 * columns] for rows in range(1, 5) for columns in range(1, 5)]
 QWEN = {"size": {"shortest_edge": 56 * 56, "longest_edge": 12845056}, "patch_size": 14}
 TRUE = {  # family: side of a cell, vision configuration, image processor, configuration, processor
     "llava": (14, {"image_size": 336, "patch_size": 14}, cropped(336), {}, {}),
+    "chameleon": (16, {}, cropped(512), {"vq_config": ChameleonVQVAEConfig()}, {}),
+    "video_llava": (14, {"image_size": 224, "patch_size": 14}, cropped(224), {}, {}),
     "deepseek_vl": (
         16, {"image_size": 384, "patch_size": 16}, square(384) | {"min_size": 14}, {},
         {"num_image_tokens": 576},
@@ -82,6 +86,11 @@ TRUE = {  # family: side of a cell, vision configuration, image processor, confi
         {"vision_aspect_ratio": "anyres_max_9"},
         {"vision_aspect_ratio": "anyres_max_9", "num_image_tokens": 729},
     ),
+    "granite4_vision": (
+        32, {"image_size": 384, "patch_size": 16},
+        cropped(384) | {"image_grid_pinpoints": GRANITE}, {"downsample_rate": "4/8"},
+        {"downsample_rate": "4/8", "patch_size": 16},
+    ),
     "janus": (
         16, {"image_size": 384, "patch_size": 16}, square(384) | {"min_size": 14}, {},
         {"num_image_tokens": 576},
@@ -115,8 +124,10 @@ TRUE = {  # family: side of a cell, vision configuration, image processor, confi
         square(378) | {"patch_size": 14, "max_crops": 8, "overlap_margins": [4, 4]}, {}, {},
     ),
     "ernie4_5_vl_moe": (28, {"patch_size": 14}, QWEN, {}, {}),
+    "exaone4_5": (28, {"patch_size": 14}, QWEN, {}, {}),
     "glm4v": (28, {"patch_size": 14}, QWEN, {}, {}),
     "qwen2_5_vl": (28, {"patch_size": 14}, QWEN, {}, {}),
+    "cohere_compass": (32, {"patch_size": 16}, QWEN | {"patch_size": 16}, {}, {}),
     "qwen3_vl": (32, {"patch_size": 16}, QWEN | {"patch_size": 16}, {}, {}),
 }  # fmt: skip
 PREPARED = [
@@ -139,7 +150,7 @@ def published(name):
     processor.image_processor = type(processor.image_processor)(
         **{**processor.image_processor.to_dict(), **images}
     )
-    given(model.config.vision_config, vision)
+    given(getattr(model.config, "vision_config", None), vision)
     given(model.config, config)
     given(processor, words)
     model.config.get_text_config().max_position_embeddings = 1 << 20
@@ -158,7 +169,7 @@ def colours(lvlm, seen, cell):
     """(cells, 2) mean red and green of all image tokens, 0 to 1, in the processor's order."""
     images = getattr(lvlm, "image_processor", lvlm.processor.image_processor)
     pixels, mean, std = (
-        seen.inputs["pixel_values"],
+        seen.inputs[next(name for name in seen.inputs if name.startswith("pixel_values"))],
         *map(torch.tensor, (images.image_mean, images.image_std)),
     )
     if "image_grid_thw" in seen.inputs:  # patches of a cell follow each other
@@ -171,7 +182,7 @@ def colours(lvlm, seen, cell):
     else:
         tiles = pixels.flatten(0, -4)
         means = torch.nn.functional.avg_pool2d(tiles, cell).permute(0, 2, 3, 1).reshape(-1, 3)
-    return (means * std + mean)[:, :2]
+    return ((means * std + mean) / (255 * images.rescale_factor))[:, :2]
 
 
 def check(layout, found, size, share=0.1):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from families import Family, sharpen, tokenizer
 from stand_in_tower import stand_in
+from without_torchvision import image_processor_class
 
 CHAT = (
     "<s>{% for m in messages %}user\n{% for c in m['content'] %}"
@@ -142,6 +143,47 @@ def gemma4(seed, *, both_ways="vision"):
     return sharpen(model, seed), processor
 
 
+def gemma4_unified(seed):
+    """Up to 70 cells of 2 x 2 patches, whose pixels the language model reads."""
+    import transformers as hf
+    from fastground.models.processors import without_video
+
+    module = "gemma4_unified.image_processing_gemma4_unified"
+    kind = image_processor_class(module, "Gemma4UnifiedImageProcessor")
+    marks = {
+        "boi_token": "<start>", "image_token": "<image>", "eoi_token": "<end>",
+        "audio_token": "<audio>", "boa_token": "<hear>", "eoa_token": "<heard>",
+    }  # fmt: skip
+    words = tokenizer([*marks.values(), "<|video|>"], newlines=True, extra_special_tokens=marks)
+    start, image, end, audio = words.convert_tokens_to_ids(
+        ["<start>", "<image>", "<end>", "<audio>"]
+    )
+    text = {name: value for name, value in TEXT.items() if name != "query_pre_attn_scalar"}
+    config = hf.Gemma4UnifiedConfig(
+        text_config=hf.Gemma4UnifiedTextConfig(
+            **text, num_hidden_layers=4, sliding_window=40, global_head_dim=32,
+            layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2,
+        ),
+        vision_config=hf.Gemma4UnifiedVisionConfig(
+            patch_size=4, pooling_kernel_size=2, mm_embed_dim=32, mm_posemb_size=160,
+            output_proj_dims=32,
+        ),
+        audio_config=None, boi_token_id=start, eoi_token_id=end, image_token_id=image,
+        audio_token_id=audio, video_token_id=words.convert_tokens_to_ids("<|video|>"),
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = hf.Gemma4UnifiedForConditionalGeneration(config)
+    processor = without_video(hf.Gemma4UnifiedProcessor)(
+        feature_extractor=hf.Gemma4UnifiedAudioFeatureExtractor(),
+        image_processor=kind(patch_size=4, max_soft_tokens=70, pooling_kernel_size=2),
+        tokenizer=words, video_processor=None, chat_template=CHAT.replace("<start>", "<image>"),
+    )  # fmt: skip
+    with torch.no_grad():  # queries are normalised, and not scaled down by their width
+        for layer in model.get_decoder().layers:
+            layer.self_attn.q_norm.weight.mul_(0.5)
+    return sharpen(model, seed), processor
+
+
 def paligemma(seed, *, capped=False):
     """5 x 5 cells; with Gemma 2 the window of every second layer and the capped logits too."""
     import transformers as hf
@@ -174,6 +216,7 @@ FAMILIES = [
     Family("gemma3", gemma3, packs=False),
     Family("gemma3n", gemma3n, packs=False, loads=False, refusal="timm"),
     Family("gemma4", gemma4, packs=False),
+    Family("gemma4_unified", gemma4_unified, packs=False, loads=False),
     Family("paligemma", paligemma, packs=False, caches=False),
     Family(
         "paligemma2",

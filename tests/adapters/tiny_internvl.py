@@ -172,6 +172,20 @@ def got_ocr2(seed=0):
     return sharpen(model, seed), processor
 
 
+def pp_chart2table(seed=0, *, chat=None):
+    """GOT-OCR's model, with a processor that leaves the image's tokens to its chat template."""
+    import torch
+    import transformers as hf
+
+    like, processor = got_ocr2(seed)
+    config = hf.PPChart2TableConfig(**like.config.to_dict() | {"model_type": "pp_chart2table"})
+    torch.manual_seed(seed)
+    model = hf.GotOcr2ForConditionalGeneration(config)
+    images = hf.PPChart2TableImageProcessorPil(size={"height": 128, "width": 128})
+    whole = hf.PPChart2TableProcessor(images, processor.tokenizer, chat_template=chat)
+    return sharpen(model, seed), whole
+
+
 def llama4(seed=0):
     """Layers of chunks and of all tokens, experts; tiles with words between them."""
     import pytest
@@ -224,5 +238,6 @@ FAMILIES = [
     Family("aya_vision", aya_vision, packs=False, blocks=("base", "stitch")),
     Family("cohere2_vision", cohere2_vision, packs=False, loads=False, blocks=("base", "stitch")),
     Family("got_ocr2", got_ocr2),
+    Family("pp_chart2table", pp_chart2table),
     Family("llama4", llama4, packs=False, loads=False, blocks=("base", "stitch")),
 ]

@@ -1,8 +1,8 @@
 """LLaVA-1.5 and what loads as one."""
 
 import torch
-from families import Family, sharpen
-from random_llava import SPECIAL, image_processor, processor, random_llava
+from families import Family, sharpen, tokenizer
+from random_llava import CHAT, SPECIAL, image_processor, processor, random_llava
 from stand_in_tower import CELL, stand_in
 
 
@@ -49,8 +49,38 @@ def fast_vlm(seed):
     return model, whole
 
 
+def video_llava(seed):
+    """4 x 4 patches of an image squeezed to a square, by a tower beside that for videos."""
+    import transformers as hf
+    from fastground.models.processors import without_video
+
+    words = tokenizer(["<image>", "<video>"])
+    config = hf.VideoLlavaConfig(
+        vision_config=hf.CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            image_size=16, patch_size=4, projection_dim=32,
+        ),
+        text_config=hf.LlamaConfig(
+            vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        ),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        video_token_index=words.convert_tokens_to_ids("<video>"), vision_feature_layer=-1,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = sharpen(hf.VideoLlavaForConditionalGeneration(config), seed)
+    images = hf.VideoLlavaImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False)
+    processor = without_video(hf.VideoLlavaProcessor)(
+        image_processor=images, video_processor=None, tokenizer=words, patch_size=4,
+        chat_template=CHAT,
+    )  # fmt: skip
+    return model, processor
+
+
 FAMILIES = [
     Family("fast_vlm", fast_vlm, loads=False, refusal="timm"),
     Family("llava", lambda seed: random_llava(seed)),
+    Family("video_llava", video_llava),
     Family("vipllava", vipllava),
 ]

@@ -123,7 +123,60 @@ def llava_onevision(seed=0, *, tile=16, aspect="anyres_max_2"):
     return sharpen(model, seed), processor
 
 
+def granite4_vision(seed=0, *, rate="2/4"):
+    """Patches of 4, 2 x 2 of them a cell: 4 x 4 cells a tile, in windows of 2 x 2."""
+    import torch
+    from transformers import (
+        Blip2QFormerConfig,
+        Granite4VisionConfig,
+        Granite4VisionForConditionalGeneration,
+        Granite4VisionProcessor,
+        Granite4VisionTextConfig,
+        LlavaNextImageProcessorPil,
+        SiglipVisionConfig,
+    )
+
+    words = tokenizer(["<image>"])
+    vision = SiglipVisionConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        image_size=32, patch_size=4, vision_use_head=False,
+    )  # fmt: skip
+    windows = Blip2QFormerConfig(
+        hidden_size=64, encoder_hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=1, cross_attention_frequency=1, use_qformer_text_input=False,
+    )  # fmt: skip
+    language = Granite4VisionTextConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=6,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, attention_multiplier=0.25,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = Granite4VisionForConditionalGeneration(
+        Granite4VisionConfig(
+            vision_config=vision, text_config=language, qformer_config=windows,
+            image_token_index=words.convert_tokens_to_ids("<image>"), downsample_rate=rate,
+            image_grid_pinpoints=canvases(32, 2), vision_feature_select_strategy="full",
+            deepstack_layer_map=[[1, 0]], spatial_target_layers=[1, 2, 3, 4],
+        )
+    )  # fmt: skip
+    images = LlavaNextImageProcessorPil(
+        size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32},
+        image_grid_pinpoints=canvases(32, 2),
+    )  # fmt: skip
+    processor = Granite4VisionProcessor(
+        image_processor=images, tokenizer=words, patch_size=4, chat_template=CHAT,
+        vision_feature_select_strategy="full", downsample_rate=rate,
+    )  # fmt: skip
+    sharpen(model, seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "attention.output.dense.weight" in name:  # cells of a window mix little
+                weight.mul_(0.02)
+    return model, processor
+
+
 FAMILIES = [
+    Family("granite4_vision", granite4_vision, blocks=("base", "stitch")),
     Family("llava_next", llava_next, blocks=("base", "stitch")),
     Family("llava_next_video", llava_next_video, blocks=("base", "stitch")),
     Family("llava_onevision", llava_onevision, blocks=("base", "stitch")),

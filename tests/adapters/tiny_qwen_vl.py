@@ -12,6 +12,7 @@ CHAT = (
 )
 QWEN = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")
 GLM = ("<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "<|video|>")
+COMPASS = ("<|VISION_START|>", "<|IMAGE_PAD|>", "<|VISION_END|>", "<|VIDEO_PAD|>")
 TEXT = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
@@ -104,9 +105,8 @@ def build(name, vision, text, *made, config=None):
         import transformers
 
         whole = processor(*made)
-        start, image, end, video = whole.tokenizer.convert_tokens_to_ids(
-            list(GLM if GLM in made else QWEN)
-        )
+        tokens = next((each for each in (GLM, COMPASS) if each in made), QWEN)
+        start, image, end, video = whole.tokenizer.convert_tokens_to_ids(list(tokens))
         around = "image" if GLM in made or "Ernie" in name else "vision"
         ends = {f"{around}_start_token_id": start, f"{around}_end_token_id": end}
         if name == "VideoLlama3":  # knows no such tokens
@@ -136,6 +136,12 @@ LINEAR = {
     "num_hidden_layers": 4,
     "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
 }  # fmt: skip
+exaone = build(
+    "Exaone4_5_",
+    VISION | {"num_key_value_heads": 1, "window_size": 16, "fullatt_block_indexes": [1]},
+    {"model_type": "exaone4", "num_hidden_layers": 4, "sliding_window": 30},
+    "Exaone4_5_Processor", QWEN_IMAGES,
+)  # fmt: skip
 FAMILIES = [
     Family("qwen2_5_vl", build(
         "Qwen2_5_VL", VISION | {"window_size": 16, "fullatt_block_indexes": [1]}, rope(2, 3, 3),
@@ -177,6 +183,13 @@ FAMILIES = [
         {"model_type": "glm4v_text"} | rope(2, 3, 3),
         "Glm46VProcessor", "GlmgaImageProcessorPil", GLM, config="Glmga",
     )),
+    Family("cohere_compass", build(
+        "CohereCompass", QWEN3_VISION,
+        {"rope_parameters": {"full_attention": {
+            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2],
+        }}},
+        "CohereCompassProcessor", "CohereCompassImageProcessorPil", COMPASS,
+    )),
     Family("cosmos3_omni", build(
         "Cosmos3Omni", QWEN3_VISION, {"head_dim": 16} | rope(4, 2, 2),
         "Qwen3VLProcessor", QWEN_IMAGES,
@@ -208,6 +221,7 @@ FAMILIES = [
         } | rope(3, 3, 2),
         "Ernie4_5_VLMoeProcessor", "Ernie4_5_VLMoeImageProcessorPil",
     )),
+    Family("exaone4_5", exaone, packs=False),
     Family("paddleocr_vl", build(
         "PaddleOCRVL", SIGLIP | {"image_size": 32}, {"head_dim": 16} | rope(2, 3, 3),
         "PaddleOCRVLProcessor", "PaddleOCRVLImageProcessorPil",

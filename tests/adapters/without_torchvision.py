@@ -22,13 +22,14 @@ def image_processor_class(module, name):
     module = f"transformers.models.{module}"
     if find_spec("torchvision") is not None:
         return getattr(import_module(module), name)
+    import_module("transformers.image_processing_backends")  # not under the stand-ins
     empty = {}
     for part in ("", ".transforms", ".transforms.v2", ".transforms.v2.functional"):
         made = ModuleType(f"torchvision{part}")
         made.__spec__, made.__path__ = ModuleSpec(made.__name__, None), []
         empty[made.__name__] = made
     functional = empty["torchvision.transforms.v2.functional"]
-    functional.pad = _pad
+    functional.pad, functional.resize, functional.InterpolationMode = _pad, _resize, object
     empty["torchvision.transforms.v2"].functional = functional
     with patch.dict(sys.modules, empty):
         kind = getattr(import_module(module), name)
@@ -41,6 +42,13 @@ def _pad(images, padding, fill=0):
     left, top, right, bottom = padding
     assert not np.any(fill)
     return torch.nn.functional.pad(images, (left, right, top, bottom))
+
+
+def _resize(image, size, interpolation=None, antialias=True):
+    resized = torch.nn.functional.interpolate(
+        image[None].float(), tuple(size), mode="bilinear", antialias=antialias
+    )[0]
+    return resized.round().clamp(0, 255).to(image.dtype)
 
 
 @cache
@@ -61,8 +69,10 @@ def _by_torch():
             mean, std = (torch.as_tensor(x).view(-1, 1, 1) for x in (mean, std))
             return (image - mean) / std
 
-        def pad(self, images, pad_size=None, **keywords):
+        def pad(self, images, pad_size=None, fill_value=0, is_nested=False, **keywords):
+            if is_nested:
+                return [[self.pad(image, pad_size, fill_value) for image in own] for own in images]
             more = (0, pad_size.width - images.shape[-1], 0, pad_size.height - images.shape[-2])
-            return torch.nn.functional.pad(images, more)
+            return torch.nn.functional.pad(images, more, value=fill_value or 0)
 
     return ByTorch

@@ -24,16 +24,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastground.models import processors, yi_vl
+from fastground.models.codes import Chameleon, Emu3
 from fastground.models.conversion import NEWER, convert, refuse_unconverted
-from fastground.models.gemma import Gemma3, Gemma3n, Gemma4, PaliGemma
+from fastground.models.fuyu import Fuyu
+from fastground.models.gemma import Gemma3, Gemma3n, Gemma4, Gemma4Unified, PaliGemma
 from fastground.models.generic import Generic
 from fastground.models.hunyuan import HunYuan
 from fastground.models.idefics import Idefics
-from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4, QianfanOCR
+from fastground.models.internvl import AyaVision, Chart2Table, GotOcr2, InternVL, Llama4, QianfanOCR
 from fastground.models.kimi import Kimi
 from fastground.models.lfm2_vl import Lfm2Vl
-from fastground.models.llava import FastVLM, Llava
-from fastground.models.llava_next import LlavaNext
+from fastground.models.llava import FastVLM, Llava, VideoLlava
+from fastground.models.llava_next import Granite, LlavaNext
 from fastground.models.lvlm import LVLM
 from fastground.models.mini_gemini import MiniGemini
 from fastground.models.minicpm import MiniCPM
@@ -54,16 +56,17 @@ __all__ = ["ADAPTERS", "LVLM", "REFUSED", "convert", "load", "wrap"]
 ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
-        Llava, FastVLM,
+        Llava, FastVLM, VideoLlava,
+        Chameleon, Emu3, Fuyu,
         YiVL,
         MiniGemini,
-        InternVL, AyaVision, GotOcr2, Llama4, QianfanOCR,
-        LlavaNext,
+        InternVL, AyaVision, GotOcr2, Chart2Table, Llama4, QianfanOCR,
+        LlavaNext, Granite,
         HunYuan, Idefics, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis,
         PerceptionLM, Pixtral,
         QwenVL, Qwen35, Ernie,
         DeepseekVL, Janus,
-        Gemma3, Gemma3n, Gemma4, PaliGemma,
+        Gemma3, Gemma3n, Gemma4, Gemma4Unified, PaliGemma,
     )
     for name in kind.model_types
 }  # fmt: skip

@@ -2,7 +2,8 @@
 
 The module tree they expect:
 
-    model.vision_tower            SiglipVisionModel; Gemma 4 its own, which also pools; in Gemma 3n
+    model.vision_tower            SiglipVisionModel; Gemma 4 its own, which also pools, or none in
+                                  the unified kind (model.embed_vision); in Gemma 3n
                                   TimmWrapperModel, (batch, channels, grid_h, grid_w)
     model.multi_modal_projector   one token a patch; in Gemma 3 the mean of 4 x 4 patches; in
                                   Gemma 3n model.embed_vision
@@ -93,13 +94,17 @@ class Gemma4(Square):
     needs_mask = True
     frills = 1
 
+    @property
+    def pooled(self) -> int:
+        """How many of the patches that the processor places become a cell, along a side."""
+        return int(self.model.config.vision_config.pooling_kernel_size)
+
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
     ) -> ImageLayout:
         """One cell an image token; the processor says where each patch was."""
-        pooled = self.model.config.vision_config.pooling_kernel_size
         columns, rows = (inputs["image_position_ids"][0].amax(0) + 1).tolist()
-        grid = rows // pooled, columns // pooled
+        grid = rows // self.pooled, columns // self.pooled
         return ImageLayout(
             grid=grid,
             tokens=self.cells(ids, grid),
@@ -110,6 +115,16 @@ class Gemma4(Square):
     def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """1 where a token is the image's: in larger models those see each other."""
         return {"mm_token_type_ids": (input_ids == self.model.config.image_token_id).long()}
+
+
+class Gemma4Unified(Gemma4):
+    """As Gemma 4, without a tower: the language model reads the pixels of 3 x 3 patches.
+
+    Those are normalised cell by cell, so that to it plain black and plain white look the same.
+    """
+
+    model_types = ("gemma4_unified",)
+    pooled = 1
 
 
 class PaliGemma(Square):

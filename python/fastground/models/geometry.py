@@ -115,6 +115,19 @@ def crops_sides(image_processor: Any) -> bool:
     )
 
 
+def refuse_lines(image: Image.Image) -> None:
+    """Nothing; for image processors of the older kind, which guess where an array's colours are.
+
+    Raises:
+        ValueError: the image is 1 or 3 pixels high, which they would take for its colours.
+    """
+    if image.height in (1, 3):
+        raise ValueError(
+            "image must be 2 or more than 3 pixels high, or its processor takes its lines for "
+            f"colours, but is {image.width} x {image.height}; enlarge it"
+        )
+
+
 def read_image(image: Any) -> Image.Image:
     """The image in RGB.
 

@@ -153,6 +153,38 @@ class GotOcr2(InternVL):
         return f"{self.processor.img_start_token}{self.mark}{self.processor.img_end_token}"
 
 
+class Chart2Table(GotOcr2):
+    """As GOT-OCR, but its processor writes no image tokens, and its chat none of the words."""
+
+    model_types = ("pp_chart2table",)
+
+    @property
+    def mark(self) -> str:
+        """One of the image's tokens."""
+        return str(self.processor.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
+
+    @property
+    def marked(self) -> str:
+        """All of them, with the two around them."""
+        return f"<img>{self.mark * self.cells}</img>"
+
+    @property
+    def cells(self) -> int:
+        """How many tokens the tower makes of an image."""
+        vision = self.model.config.vision_config
+        return int((vision.image_size // vision.patch_size // 4) ** 2)
+
+    def spelled(self, before: str, after: str) -> tuple[str, str]:
+        """One mark in the place of all."""
+        return before.replace(self.mark * self.cells, self.mark), after
+
+    def read(self, image: Image) -> tuple[list[int], dict[str, torch.Tensor]]:
+        """As many tokens as the tower makes, and the image processor's pixels."""
+        with self.reading(image):
+            made = self.processor.image_processor(images=[image], return_tensors="pt")
+        return [self.model.config.image_token_id] * self.cells, self.placed(made)
+
+
 class Llama4(InternVL):
     """Tiles keep the aspect: what is left of them on the right and below is empty.
 

@@ -1,9 +1,10 @@
-"""LLaVA-1.5 and its kin: ViP-LLaVA with a CLIP-like vision tower, FastVLM with convolutions.
+"""LLaVA-1.5 and its kin: ViP-LLaVA, Video-LLaVA with a CLIP-like tower, FastVLM with convolutions.
 
 The module tree it expects:
 
     model.vision_tower            CLIPVisionModel, SiglipVisionModel or InternVLVisionModel; in
-                                  FastVLM TimmWrapperModel, (batch, channels, grid_h, grid_w)
+                                  FastVLM TimmWrapperModel, (batch, channels, grid_h, grid_w);
+                                  image_tower in Video-LLaVA
     model.multi_modal_projector   one image token a patch, nothing merged
     model.language_model          LlamaModel or Qwen2Model, causal
     lm_head
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastground.models.geometry import crops_sides, frame
+from fastground.models.geometry import crops_sides, frame, refuse_lines
 from fastground.models.lvlm import LVLM, Seen
 from fastground.types import ImageLayout, Recipe
 
@@ -86,7 +87,8 @@ class Llava(LVLM):
 
     def look(self, image: Image, recipe: Recipe) -> Seen:
         """Pixel values, and one token a patch: the processor's own text has no part in it."""
-        made = self.image_processor(images=image, return_tensors="pt")
+        with self.reading(image):
+            made = self.image_processor(images=image, return_tensors="pt")
         inputs = self.placed(made)
         layout = self.layout(image, [], inputs, recipe)
         mark = self.processor.tokenizer.convert_tokens_to_ids(self.mark)
@@ -97,6 +99,23 @@ class Llava(LVLM):
     ) -> ImageLayout:
         """One cell a patch of the vision tower."""
         return of_patches(self.image_processor, image, inputs, self.patch, self.class_tokens)
+
+
+class VideoLlava(Llava):
+    """As LLaVA to an image, which has a tower of its own."""
+
+    model_types = ("video_llava",)
+
+    def look(self, image: Image, recipe: Recipe) -> Seen:
+        """As LLaVA, by the name that the model knows an image by."""
+        refuse_lines(image)
+        seen = super().look(image, recipe)
+        return seen._replace(inputs={"pixel_values_images": seen.inputs["pixel_values"]})
+
+    def placed(self, made: Any) -> dict[str, torch.Tensor]:
+        """The pixels, which its own image processor calls otherwise than one that pads."""
+        [pixels] = super().placed(made).values()
+        return {"pixel_values": pixels}
 
 
 class FastVLM(Llava):

@@ -1,9 +1,10 @@
-"""LLaVA-NeXT and LLaVA-OneVision: the whole image, then its tiles without what only pads them.
+"""LLaVA-NeXT, LLaVA-OneVision, Granite 4 Vision: the whole image, then its tiles without padding.
 
 The module tree it expects:
 
     model.vision_tower            CLIPVisionModel or SiglipVisionModel
-    model.multi_modal_projector   one image token a patch
+    model.multi_modal_projector   one image token a patch; Granite has layerwise_projectors and
+                                  spatial_projectors, one token 2 x 2 patches
     model.image_newline           the token after each line of the tiles
     model.language_model          causal
     lm_head
@@ -19,13 +20,16 @@ tokens side by side again and drops the lines that hold padding only:
                        tokens:  0000 0000 0000 0000 aaaaaaaa| bbbbbbbb|
 
 LLaVA-OneVision averages the lines and columns where the canvas holds far more than nine bases
-("anyres_max_9"), so that cells are larger then.
+("anyres_max_9"), so that cells are larger then. Granite's projectors have queries of their own, but
+each begins as its own 2 x 2 patches and looks no further than a window of 8 x 8; what they see is
+added to the image's tokens, which begin as zeros, before some of the layers, each its own.
 """
 
 from __future__ import annotations
 
+from fractions import Fraction
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fastground.models.lvlm import LVLM
 from fastground.types import ImageLayout, Recipe
@@ -38,8 +42,15 @@ if TYPE_CHECKING:
 class LlavaNext(LVLM):
     """The base in raster order, then the tiles' lines, each with a newline token."""
 
-    model_types = ("llava_next", "llava_next_video", "llava_onevision")
+    model_types: ClassVar[tuple[str, ...]] = (
+        "llava_next", "llava_next_video", "llava_onevision",
+    )  # fmt: skip
     sees_tiles = True
+
+    @property
+    def cell(self) -> int:
+        """Side of a cell of the base in pixels."""
+        return int(self.model.config.vision_config.patch_size)
 
     def layout(
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
@@ -51,7 +62,7 @@ class LlavaNext(LVLM):
                 thin that the model drops all of its tiles' lines.
         """
         vision, size = self.model.config.vision_config, (image.height, image.width)
-        tile, patch = vision.image_size, vision.patch_size
+        tile, patch = vision.image_size, self.cell
         side = tile // patch
         canvas = self._canvas(size, inputs["pixel_values"])
         down, across = _kept(size, canvas, tile, patch)
@@ -112,6 +123,23 @@ class LlavaNext(LVLM):
                 f"and it made {pixels.shape[1]} tiles with the base; set them to the model's"
             )
         return height, width
+
+
+class Granite(LlavaNext):
+    """As LLaVA-NeXT, its cells of 2 x 2 patches; layers are given what they see one by one."""
+
+    model_types = ("granite4_vision",)
+
+    @property
+    def cell(self) -> int:
+        """Side of a cell of the base in pixels."""
+        return int(super().cell / Fraction(self.model.config.downsample_rate))
+
+    def empty_cache(self) -> Any:
+        """Of the text model, which makes none."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config.get_text_config(decoder=True))
 
 
 class _Kept(NamedTuple):

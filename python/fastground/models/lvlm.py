@@ -14,6 +14,8 @@ the image's pixels; whether expressions may share the image's prefix.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -72,6 +74,8 @@ class LVLM(ABC):
     """Whether an image may be seen whole and in tiles, so that `recipe.blocks` is read."""
     needs_mask: ClassVar[bool] = False
     """Whether image tokens see what comes after them by a mask, which flash attention ignores."""
+    pads_images: ClassVar[bool] = True
+    """Whether an image may be padded to a larger one's size, to share a forward with it."""
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         _settle_cosine()
@@ -170,17 +174,28 @@ class LVLM(ABC):
         Raises:
             ValueError: the processor cannot, as many cannot with what is 200 times as long as wide.
         """
-        try:
+        with self.reading(image):
             made = self.processor(
                 images=[image], text=[self.alone], add_special_tokens=False, return_tensors="pt"
             )
-        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        return made["input_ids"][0].tolist(), self.placed(made)
+
+    @contextmanager
+    def reading(self, image: Image) -> Iterator[None]:
+        """Around a processor's work on an image, to say where it fails.
+
+        Raises:
+            ValueError: it does.
+        """
+        try:
+            yield
+        except (ValueError, RuntimeError, ZeroDivisionError, StopIteration) as error:
+            [reason, *_] = str(error).splitlines() or [type(error).__name__]
             raise ValueError(
                 f"image must be one that the processor of {self.checkpoint!r} reads, but at "
-                f"{image.width} x {image.height} pixels it fails ({str(error).splitlines()[0]}); "
+                f"{image.width} x {image.height} pixels it fails ({reason}); "
                 "where an image is very thin or small, pad or enlarge it"
             ) from error
-        return made["input_ids"][0].tolist(), self.placed(made)
 
     def placed(self, made: Any) -> dict[str, torch.Tensor]:
         """What a processor made of an image, in the model's dtype and the host's memory."""
@@ -203,6 +218,10 @@ class LVLM(ABC):
     def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """What else the model's forward takes token by token: (batch, tokens) each."""
         return {}
+
+    def empty_cache(self) -> Any:
+        """Where a forward puts its keys; None for models that make a cache themselves."""
+        return None
 
     def encode(self, image: Any, expressions: list[str], recipe: Recipe) -> Encoded:
         """One image and its expressions as token ids, with the tokens that ask.
@@ -298,6 +317,7 @@ class LVLM(ABC):
             prefix_positions=positions,
             counted=seen.counted or {},
             axes=seen.axes or {},
+            pads=self.pads_images,
         )
 
     def chat(self) -> tuple[str, str]:
@@ -332,7 +352,9 @@ class LVLM(ABC):
         before, _, after = prompt.partition(_MARK)
         return before, after
 
-    def _tokenize(self, prompts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    def _tokenize(
+        self, prompts: list[str], *, special: bool = True
+    ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
         tokenizer = self.processor.tokenizer
         if not tokenizer.is_fast:
             raise ValueError(
@@ -340,7 +362,8 @@ class LVLM(ABC):
                 f"letters), but {type(tokenizer).__name__} is not; load it with AutoTokenizer"
             )
         begins = bool(tokenizer.bos_token) and prompts[0].startswith(tokenizer.bos_token)
-        out = tokenizer(prompts, add_special_tokens=not begins, return_offsets_mapping=True)
+        special = special and not begins
+        out = tokenizer(prompts, add_special_tokens=special, return_offsets_mapping=True)
         return out["input_ids"], out["offset_mapping"]
 
     @cached_property

@@ -43,7 +43,7 @@ class QwenVL(LVLM):
     model_types: ClassVar[tuple[str, ...]] = (
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker",
         "qwen3_omni_moe_thinker", "glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr",
-        "cosmos3_omni", "paddleocr_vl", "video_llama_3",
+        "cohere_compass", "cosmos3_omni", "exaone4_5", "paddleocr_vl", "video_llama_3",
     )  # fmt: skip
 
     @property
