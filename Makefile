@@ -14,8 +14,8 @@ PY := python kernels benches tests
 # What asks transformers for something; the rest cannot break by another version of it.
 NEWEST := .venv-newest
 ASKING := tests/adapters $(wildcard tests/test_capture*.py) $(addprefix tests/test_, \
-  bad_input.py causal.py geometry.py grounder.py hybrids.py images.py layouts.py models.py \
-  packing.py segmentation.py)
+  bad_input.py causal.py geometry.py grounder.py hub.py hybrids.py images.py layouts.py \
+  models.py packing.py segmentation.py)
 
 .PHONY: help demo test test-newest test-cuda rehearse-gpu-check test-exhaustive sanitize fuzz \
   lint format bench gpu-check clean
