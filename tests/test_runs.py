@@ -238,6 +238,9 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
     assert runs.load(tmp_path / "bad").num_samples == 6
     with pytest.raises(ValueError, match="5 of 5 were not"):
         gather(None, bad[3:8], max_bad=1)
+    for wrong in (float("nan"), -0.1, 5):
+        with pytest.raises(ValueError, match="max_bad must be a share, 0 to 1, but got"):
+            gather(None, bad, max_bad=wrong)
 
 
 @pytest.mark.parametrize("stop", [None, 5])
