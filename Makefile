@@ -14,11 +14,11 @@ PY := python kernels benches tests
 # What asks transformers for something; the rest cannot break by another version of it.
 NEWEST := .venv-newest
 ASKING := tests/adapters $(wildcard tests/test_capture*.py) $(addprefix tests/test_, \
-  bad_input.py causal.py geometry.py grounder.py hybrids.py images.py layouts.py models.py \
-  packing.py segmentation.py)
+  bad_input.py causal.py geometry.py grounder.py hub.py hybrids.py images.py layouts.py \
+  models.py packing.py segmentation.py)
 
-.PHONY: help demo test test-newest test-cuda rehearse-gpu-check test-exhaustive sanitize fuzz \
-  lint format bench gpu-check clean
+.PHONY: help demo test test-newest test-cuda test-kernels rehearse-gpu-check test-exhaustive \
+  sanitize fuzz lint format bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test-newest  those that touch transformers, with its newest release"
 	@echo "make test-cuda  compare the CUDA kernels, run on the CPU, with the native core on"
 	@echo "                $(CUDA_MAPS) maps"
+	@echo "make test-kernels  those of the CUDA kernels, rehearse-gpu-check too; part of make test"
 	@echo "make rehearse-gpu-check  all of gpu-check's steps on a stand-in of a GPU; part of make test"
 	@echo "make test-exhaustive  that, and the native core with SciPy on $(EXHAUSTIVE_MAPS) maps"
 	@echo "make sanitize   run its tests under the address and undefined-behaviour sanitizers"
@@ -49,6 +50,9 @@ test-newest: $(NEWEST)/ready
 
 test-cuda: .venv/ready
 	$(BIN)/python tests/cuda/prove_cuda.py --maps $(CUDA_MAPS)
+
+test-kernels: .venv/ready
+	$(BIN)/pytest tests/cuda
 
 rehearse-gpu-check: .venv/ready
 	$(BIN)/pytest tests/cuda/test_rehearsal.py

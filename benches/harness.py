@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastground.strict_json import dumps
 from rich.console import Console
 from rich.table import Table
 
@@ -314,6 +315,6 @@ def _save(name: str, description: str, card: dict[str, str], rows: list[Row], th
     }
     RESULTS.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+    part.write_text(dumps(dict(sorted(kept.items()))) + "\n")
     part.replace(path)
     return path

@@ -135,6 +135,7 @@ py::object plain_shape(py::handle maps, int least_axes) {
       PyErr_Clear();
       return py::none();
     }
+    if (tensor.data == nullptr) return py::none();  // empty, or without numbers
     const auto device = tensor.device.type;
     if (device != dlpack::cpu && device != dlpack::cuda) return py::none();
     return shape_of(dtype_of(tensor), tensor.ndim, tensor.shape);

@@ -197,8 +197,8 @@ def test_the_callers_random_numbers_are_left_alone():
 def test_how_many_workers():
     assert default_workers(torch.device("cpu")) == 0
     assert 1 <= default_workers(torch.device("cuda")) <= 8
-    for wrong in (-1, 1.5, "two"):
-        with pytest.raises(ValueError, match="workers must be an integer >= 0, but got"):
+    for wrong in (-1, 1.5, "two", True, 10**9):
+        with pytest.raises(ValueError, match="workers must be an integer from 0 to 1,024, but got"):
             gather(None, workers=wrong)
 
 

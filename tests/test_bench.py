@@ -43,6 +43,7 @@ def test_maps_are_like_attention(dtype):
         ({"count": 2}, "count must be at least 3"),
         ({"grid": (0, 4)}, "grid must be 1 to 256 cells"),
         ({"grid": (24, 257)}, "grid must be 1 to 256 cells"),
+        ({"count": 10**12}, "at most 1,000,000,000 cells together, but got 10+ of 24 x 24"),
         ({"dtype": "int8"}, "dtype must be one of float32"),
         ({"device": "meta"}, "device must be cpu, or cuda where torch sees one"),
     ],

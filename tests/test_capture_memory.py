@@ -5,10 +5,14 @@ import weakref
 
 import pytest
 import torch
+from fastground import packing
 from fastground.capture import Capture, capture
+from fastground.causal import CausalAttention
+from fastground.types import Recipe
 from random_llava import random_llava
 from test_capture import inputs_of
 from test_capture_attention import registered, rescaled, sdpa, turned, unmasked, use
+from test_packing import TEXTS, make, picture
 from transformers import AttentionInterface
 
 
@@ -63,3 +67,25 @@ def test_neither_model_nor_function_is_kept():
     del model, attend, captured
     gc.collect()
     assert [kept() for kept in gone] == [None, None]
+
+
+def test_of_a_pack_only_its_maps_are_kept(monkeypatch):
+    """Neither its mask of tokens x tokens, nor the words that the native core makes of it."""
+    lvlm, seen = make(seed=0), []
+    inputs, rows = packing.pack(lvlm.encode(picture(), TEXTS, Recipe()))
+    attend = CausalAttention.attend
+
+    def noted(self, own, module, query, key, value, mask, **keywords):
+        found = attend(self, own, module, query, key, value, mask, **keywords)
+        assert self._words.size
+        seen.extend((weakref.ref(mask), weakref.ref(self._words)))
+        return found
+
+    monkeypatch.setattr(CausalAttention, "attend", noted)
+    with torch.no_grad(), capture(lvlm.model, rows=rows, packed=True) as captured:
+        lvlm.model(**inputs)
+        assert len(seen) == 6, "the core would not have been taken"
+    del inputs
+    gc.collect()
+    assert [kept() for kept in seen] == [None] * 6
+    assert captured.maps.maps.isfinite().all() and len(captured.each) == 1

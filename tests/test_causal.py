@@ -191,3 +191,21 @@ def test_capture_of_a_long_pack_equals_eager_attention_and_the_plain_forward():
     torch.testing.assert_close(logits, plain, atol=1e-5, rtol=0)
     assert not torch.equal(logits, plain), "the core would not have been taken"
     torch.testing.assert_close(captured.maps.maps, eager_maps(lvlm, encoded), atol=2e-6, rtol=0)
+
+
+def test_a_pack_that_torch_only_follows_is_left_to_the_own_function(calls):
+    own, made = calls
+    mask = pack_mask(1, 60, [4, 3])
+    given = arrays(3, 2, 2, 67)
+
+    def attend(query, key, value):
+        one = (array[None] for array in (query, key, value))
+        return CausalAttention().attend(own, Layer(1), *one, mask)[0][0]
+
+    want, _ = sdpa_attention_forward(Layer(1), *given, mask)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # knows vmap
+        found = torch.func.vmap(attend)(*given)
+        torch.testing.assert_close(found, want, atol=2e-6, rtol=0)
+        slope = torch.func.grad(lambda q: attend(q, given[1][0], given[2][0]).sum())(given[0][0])
+    assert slope.abs().max() > 0
+    assert len(made) == 2

@@ -44,9 +44,11 @@ def test_actors_leave_a_cpu_free(resources, asked, actors, share):
     assert actors * share.get("num_cpus", 0) <= max(resources["CPU"] - 1, 0.5)
 
 
-def test_more_actors_than_gpus_would_wait_for_ever():
+def test_more_actors_than_there_is_room_for_are_refused():
     with pytest.raises(ValueError, match="num_actors must be at most 2, the cluster's GPUs, but"):
         cluster._shares({"CPU": 16.0, "GPU": 2.0}, 3)
+    with pytest.raises(ValueError, match="num_actors must be at most 10, 10 for each free CPU"):
+        cluster._shares({"CPU": 2.0}, 11)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,14 @@ def test_an_evaluation_that_was_interrupted_goes_on(tmp_path, stop):
     assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
 
 
+def test_a_folder_asked_for_fewer_samples_keeps_its_scores(tmp_path):
+    first = gather(tmp_path)
+    with pytest.warns(UserWarning, match="the 11 that .* but were 5; what is told is of all 11"):
+        assert same(gather(tmp_path, small_world.samples()[:5]), first)
+    told = json.loads((tmp_path / "scores.json").read_text())
+    assert told["num_samples"] == 11 and same(evaluation.load(tmp_path), first)
+
+
 def test_nothing_is_asked_again_of_what_is_done(tmp_path, monkeypatch):
     first = gather(tmp_path)
     monkeypatch.setattr(Grounder, "__call__", None)

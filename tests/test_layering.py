@@ -19,8 +19,8 @@ PACKAGE = ROOT / "python" / "fastground"
 
 ROWS = (
     # layer 0, nouns and binary
-    {"recipe", "regions", "english", "_core", "_cuda"},
-    {"types"},
+    {"recipe", "regions", "english", "strict_json", "counts", "_core", "_cuda"},
+    {"types", "core"},
     # layer 1, implementations
     {"reference", "kernels"},
     # layer 2, the doors
@@ -28,7 +28,7 @@ ROWS = (
     {"gpu", "rows"},
     {"ops"},
     # layer 3, stages
-    {"layouts", "layers", "visibility", "seam", "figures", "chunks"},
+    {"layouts", "layers", "visibility", "seam", "hub", "figures", "chunks"},
     {"asking", "causal", "elbow", "objects", "phrases", "published", "result", "table"},
     {"election", "metrics"},
     {
@@ -49,6 +49,7 @@ ROWS = (
 
 ONLY_IN = {
     "transformers": {"models", "seam", "tiny", "sam"},
+    "huggingface_hub": {"hub", "models"},
     "segment_anything": {"sam"},
     "cv2": {"segmentation"},
     "tokenizers": {"tiny"},
@@ -138,6 +139,22 @@ def test_heavy_packages_are_imported_where_they_belong_and_on_use(unit, path):
         if at_the_top and package not in sys.stdlib_module_names | {"fastground"}:
             allowed = AT_THE_TOP | ({"triton"} if unit == "kernels" else set())
             assert package in allowed, f"{path} must import {package} inside the function using it"
+
+
+def test_json_is_written_in_one_place():
+    writing = {
+        path.name for _, path in units() for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("json.dump", "json.dumps")
+    }  # fmt: skip
+    assert writing == {"strict_json.py"}, "its dumps writes no NaN, which JSON lacks"
+
+
+def test_the_native_core_is_told_of_tensors_before_any_call():
+    importing = {
+        unit for unit, path in units() for module, names, _ in imports(path)
+        if module == "fastground._core" or (module == "fastground" and "_core" in names)
+    }  # fmt: skip
+    assert importing == {"core"}, "take it from fastground.core, which tells it"
 
 
 def test_the_public_module_loads_nothing():

@@ -172,7 +172,7 @@ def test_a_missing_image(data):
         ({"split": "dev"}, "got 'dev'$"),
         ({"sentences": "last"}, "sentences must be all or first, but got 'last'"),
         ({"variant": "refcoco2"}, "dataset must be one of"),
-        ({"num_samples": -1}, "num_samples must be >= 0, but got -1"),
+        ({"num_samples": -1}, "num_samples must be an integer >= 0, but got -1"),
         ({"colour": 3}, "must have options .*sentences.* not colour"),
     ],
 )

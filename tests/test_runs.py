@@ -77,8 +77,9 @@ def test_a_run_that_was_interrupted_or_ended_early_goes_on(run, tmp_path, stop):
         yield from small_world.samples()[:stop]
         raise KeyboardInterrupt
 
-    for samples in (interrupted(), small_world.samples()[:stop]):
-        out = tmp_path / f"again{stop}"
+    ways = {"interrupted": interrupted(), "ended": small_world.samples()[:stop]}
+    for name, samples in ways.items():
+        out = tmp_path / name
         with pytest.raises((KeyboardInterrupt, ValueError)):
             gather(out, samples)
             raise KeyboardInterrupt
@@ -101,15 +102,13 @@ def test_finished_shards_are_not_done_again(run, monkeypatch):
     assert same(gather(folder), table)
 
 
-def test_fewer_samples_are_the_first_of_a_run(run):
+@pytest.mark.parametrize("count", [1, 3, 5, 9])
+def test_a_folder_asked_for_fewer_samples_tells_of_all_and_says_so(run, count):
     folder, table = run
-    for count in (1, 3, 5, 9):
-        some = gather(folder, small_world.samples()[:count])
-        assert some.num_samples == count
-        assert all(
-            np.array_equal(a, b[:count]) for a, b in zip(content(some), content(table), strict=True)
-        )
-    assert runs.load(folder).num_samples == 11
+    before = [p.stat().st_mtime_ns for p in shards(folder)]
+    with pytest.warns(UserWarning, match=f"the 11 that .* holds, but were {count}; .* of all 11"):
+        assert same(gather(folder, small_world.samples()[:count]), table)
+    assert [p.stat().st_mtime_ns for p in shards(folder)] == before
 
 
 @pytest.mark.parametrize("end", [4, 6])
@@ -239,6 +238,9 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
     assert runs.load(tmp_path / "bad").num_samples == 6
     with pytest.raises(ValueError, match="5 of 5 were not"):
         gather(None, bad[3:8], max_bad=1)
+    for wrong in (float("nan"), -0.1, 5):
+        with pytest.raises(ValueError, match="max_bad must be a share, 0 to 1, but got"):
+            gather(None, bad, max_bad=wrong)
 
 
 @pytest.mark.parametrize("stop", [None, 5])
@@ -276,6 +278,16 @@ def test_skipped_images_are_taken_again_when_asked(tmp_path, stop):
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, False]
     again = [p.stat().st_mtime_ns for p in shards(out)]
     assert same(gather(out, samples, **options), clean) and again == after
+
+
+def test_what_is_not_asked_for_is_not_lost_where_skipped_images_are_taken_again(tmp_path):
+    files = small_world.in_files(tmp_path)
+    with pytest.warns(UserWarning, match="1 of 11 were not"):
+        whole = gather(tmp_path / "run", files, max_bad=0.5)
+    with pytest.warns(UserWarning) as told:  # sample 7 lies in the shard of sample 9
+        some = gather(tmp_path / "run", files[:9], max_bad=0.5, retry_skipped=True)
+    assert "the 11 that" in str(told[-1].message) and "but were 9" in str(told[-1].message)
+    assert same(some, whole) and some.skipped == whole.skipped
 
 
 def test_other_versions_of_libraries_are_told_and_the_run_goes_on(run):
@@ -358,13 +370,19 @@ def test_what_is_no_run_is_refused(tmp_path, monkeypatch):
 
 def test_discover_goes_on_and_ranks_the_whole(tmp_path):
     lvlm, options = small_world.lvlm(), {"recipe": small_world.RECIPE, "trials": 3}
-    for count in (5, 11):
-        ranking = discover(
+
+    def found(count):
+        return discover(
             lvlm.model, lvlm.processor, small_world.samples()[:count], checkpoint="random",
             dataset="small", split="train", out=tmp_path, **options,
         )  # fmt: skip
-        assert HeadRanking.load(tmp_path / "ranking.json") == ranking
-    assert ranking == small_world.ranking()
+
+    for count in (5, 11):
+        assert found(count) == HeadRanking.load(tmp_path / "ranking.json")
+    with pytest.warns(UserWarning, match="were 5; what is told is of all 11"):
+        assert found(5) == small_world.ranking()  # no better one is lost
+    assert HeadRanking.load(tmp_path / "ranking.json") == small_world.ranking()
+    assert rank_table(runs.load(tmp_path), trials=3) == small_world.ranking()
 
 
 @pytest.mark.slow

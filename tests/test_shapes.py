@@ -111,8 +111,18 @@ def test_splits_and_seeds_share_no_scene():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="split must be one of train, val, test, but got 'dev'"):
         next(datasets.shapes("dev"))
-    with pytest.raises(ValueError, match="num_samples must be >= 0, but got -1"):
-        next(datasets.shapes(num_samples=-1))
+    for options in (
+        {"num_samples": -1},
+        {"num_samples": 10**23},
+        {"num_samples": 2.5},
+        {"seed": -1},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be an integer"):
+            datasets.shapes(**options)
+    with pytest.raises(
+        ValueError, match=r"0 to 10,000,000, .* are drawn without end, so ask for few"
+    ):
+        datasets.load("shapes", num_samples=10**23, several=True)
     with pytest.raises(
         ValueError, match=r"dataset must be one of shapes, refcoco, .* but got 'coco'"
     ):

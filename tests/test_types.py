@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from fastground.strict_json import dumps
 from fastground.types import (
     CHOICES,
     PROFILES,
@@ -158,3 +159,17 @@ def test_maps_of_some_heads():
     assert some.maps.equal(maps[:, [2, 0]]) and some.sums.equal(attention.sums[:, [2, 0]])
     with pytest.raises(ValueError, match="L9 H9 were not"):
         attention.select([(9, 9)])
+
+
+def test_what_json_lacks_is_null_and_read_back(tmp_path):
+    path = tmp_path / "ranking.json"
+    ranking(tau=float("nan")).save(path)
+    told = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert told["tau"] is None and told["heads"][3]["entropy"] is None
+    read = HeadRanking.load(path)
+    assert np.isnan(read.tau) and read.heads == ranking().heads
+    odd = {"a": [float("nan"), {"b": (np.float64("-inf"), 1.5)}], "c": None}
+    assert json.loads(dumps(odd), parse_constant=pytest.fail) == {
+        "a": [None, {"b": [None, 1.5]}],
+        "c": None,
+    }

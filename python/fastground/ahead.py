@@ -26,12 +26,15 @@ import torch
 from PIL.Image import DecompressionBombError, Image, fromarray
 from torch.utils.data import DataLoader, Dataset
 
+from fastground.counts import check_whole
 from fastground.datasets.images import unopened
 from fastground.datasets.photos import Photo
 from fastground.models import LVLM
 from fastground.models.geometry import read_image
 from fastground.types import Encoded, Recipe, Sample
 
+WORKERS = 1024
+"""Most of them."""
 AHEAD = 4
 """Images that a worker reads before they are asked for, at most; memory grows with it."""
 MOST_WORKERS = 8
@@ -125,8 +128,7 @@ def read_ahead(
         RuntimeError: something else went wrong with an image, named likewise, or a worker was
             killed.
     """
-    if not isinstance(workers, int) or workers < 0:
-        raise ValueError(f"workers must be an integer >= 0, but got {workers!r}")
+    check_whole("workers", workers, 0, WORKERS)
     if workers and FORK not in multiprocessing.get_all_start_methods():
         raise ValueError(f"workers must be 0 where processes cannot be forked, but got {workers}")
     given: deque[tuple[Tag, list[Sample]]] = deque()

@@ -19,7 +19,7 @@ from numpy import ndarray
 from torch import Tensor, from_numpy, strided
 from torch.utils.dlpack import from_dlpack
 
-from fastground import _core
+from fastground.core import _core
 from fastground.types import CHOICES, HeadStats
 
 Array = ndarray | Tensor
@@ -41,7 +41,7 @@ DTYPES: dict[Any, str] = {
 
 MASKS = (torch.bool, np.dtype("bool"))
 
-_core.use_tensors(Tensor)
+_is_traced = torch._C._is_tracing  # by torch.jit
 
 
 class Choice(dict):
@@ -107,6 +107,24 @@ def _take_numpy(array: ndarray, name: str) -> ndarray:
     return array
 
 
+def holds_numbers(array: Tensor) -> bool:
+    """Whether its numbers are in memory: torch may only follow what is done with it."""
+    try:
+        return not _is_traced() and (array.data_ptr() != 0 or array.numel() == 0)
+    except RuntimeError:
+        return False
+
+
+def check_held(array: Array, name: str) -> None:
+    """Refuses a tensor that torch transforms or traces: the native core reads numbers."""
+    if isinstance(array, Tensor) and not holds_numbers(array):
+        raise TypeError(
+            f"{name} must hold numbers in memory, but has none, since torch only follows what is "
+            "done (torch.func.vmap and grad, torch.jit.trace, torch.export, FakeTensorMode); "
+            "call it outside of them: one call takes a batch, and results carry no gradient"
+        )
+
+
 def take_maps(
     maps: Any, nan: str, *, masks: bool = False, heads: bool = False
 ) -> tuple[Array, Shape, bool]:
@@ -115,7 +133,7 @@ def take_maps(
     Maps are floating, with `masks` also bool; `heads` is one axis more.
     """
     shape = _core.plain_shape(maps, 2 + heads)
-    if shape is None or (isinstance(maps, Tensor) and maps.is_neg()):
+    if shape is None or (isinstance(maps, Tensor) and (maps.is_neg() or _is_traced())):
         maps, shape = _take_others(maps, masks, heads)
     try:
         return maps, shape, NAN[nan]
@@ -126,6 +144,7 @@ def take_maps(
 def _take_others(maps: Any, masks: bool, heads: bool) -> tuple[Array, Shape]:
     """Maps that are refused, or that the native core for the CPU cannot read as they are."""
     maps = take(maps, "maps")
+    check_held(maps, "maps")
     shape = tuple(maps.shape)
     if maps.dtype not in DTYPES and not (masks and maps.dtype in MASKS):
         kinds = [*dict.fromkeys(DTYPES.values()), *(["bool"] if masks else [])]
@@ -162,6 +181,7 @@ def take_valid(valid: Any, maps: Array, shape: Shape) -> Tensor:
             f"valid must be {shape[-2:]} or {shape} for maps of shape {tuple(maps.shape)}, "
             f"but got shape {tuple(valid.shape)}"
         )
+    check_held(valid, "valid")
     return tensor(valid).to("cpu" if isinstance(maps, ndarray) else maps.device)
 
 

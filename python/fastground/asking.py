@@ -100,6 +100,11 @@ class Asking:
             known = self._visible[kind] = None if mask is None else ref(mask), visible
         return known[1]
 
+    def forget(self) -> None:
+        """Keep only what says whose each row is: the forward has ended."""
+        self._there.clear()
+        self._visible.clear()
+
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """The N asking rows, in order, of (batch, R, ...)."""
         if self._full:

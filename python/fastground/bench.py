@@ -11,6 +11,8 @@ project's own benchmarks (`benches/`); this one needs nothing but fastground.
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,8 +24,12 @@ from fastground import dispatch, ops, reference
 from fastground.types import Recipe
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+MOST_CELLS = 10**9
+"""Of all maps of a call: 4 GB in float32, of which there are some at a time."""
 SOME = 64
 """So many maps the reference is asked, which takes its time."""
+BLOCK, LEAST_BLOCKS = 1e-3, 5
+"""Seconds of one call, repeated so often; and how often that is timed, at least."""
 HEADS, KEYS, HEAD_DIM = 32, 640, 128
 """A layer of LLaVA-1.5-7B: what attention_rows is timed on."""
 
@@ -39,7 +45,7 @@ class Speed(NamedTuple):
     spread: float
     """Interquartile range over median."""
     of_copy: float
-    """The time of a copy of what it reads, over its own."""
+    """The time of a copy of what it reads, over its own: the least of each, measured in turns."""
     error: float
     """Largest absolute difference from the definition; of whole numbers, how many differ."""
 
@@ -72,7 +78,7 @@ def measure(
     """Every operation, as it is done.
 
     Args:
-        count: maps of a call, at least 3.
+        count: maps of a call, at least 3; of all of them `MOST_CELLS` cells at most.
         grid: (grid_h, grid_w), 1 to 256 each.
         dtype: of the maps and keys.
         device: "cpu" or "cuda".
@@ -86,6 +92,11 @@ def measure(
         raise ValueError(f"count must be at least 3, one box's maps, but got {count}")
     if len(grid) != 2 or not all(1 <= side <= 256 for side in grid):
         raise ValueError(f"grid must be 1 to 256 cells a side, but got {grid}")
+    if count * math.prod(grid) > MOST_CELLS:
+        raise ValueError(
+            f"count maps must have at most {MOST_CELLS:,} cells together, but got {count} of "
+            f"{grid[0]} x {grid[1]}; time fewer"
+        )
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
     kind = torch.device(device).type
@@ -117,17 +128,32 @@ def _timed(
     some: torch.Tensor,
     seconds: float,
 ) -> Speed:
-    def timed(call: Callable[[], Any]) -> tuple[float, float]:
-        timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-        taken = timer.blocked_autorange(min_run_time=seconds)
-        return taken.median, taken.iqr / taken.median
-
-    time, spread = timed(partial(ours, given))
     copied = torch.zeros_like(given)  # written once: memory that is there
-    copy, _ = timed(partial(copied.copy_, given))
+    own, copy = _in_turns(partial(ours, given), partial(copied.copy_, given), seconds=seconds)
+    median = statistics.median(own)
+    low, _, high = statistics.quantiles(own, n=4)
     count = math.prod(given.shape[:-2])
     error = _apart(ours(some), theirs(some))
-    return Speed(name, implementation, 1e9 * time / count, spread, copy / time, error)
+    of_copy = min(copy) / min(own)
+    return Speed(name, implementation, 1e9 * median / count, (high - low) / median, of_copy, error)
+
+
+def _in_turns(*calls: Callable[[], Any], seconds: float) -> list[list[float]]:
+    """Seconds of each call, again and again, a block of one after a block of the other.
+
+    So what else the machine does meanwhile is met by all of them.
+    """
+    timers = [
+        Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+        for call in calls
+    ]
+    numbers = [max(1, int(BLOCK / timer.timeit(1).mean)) for timer in timers]
+    taken: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + seconds * len(calls)
+    while len(taken[0]) < LEAST_BLOCKS or time.perf_counter() < end:
+        for timer, number, times in zip(timers, numbers, taken, strict=True):
+            times += timer.timeit(number).times
+    return taken
 
 
 def _apart(ours: Any, theirs: Any) -> float:

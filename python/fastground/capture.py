@@ -263,8 +263,12 @@ class Capture:
         self._running = set()
 
     def end(self) -> None:
-        """It has ended; called by the seam."""
+        """It has ended; called by the seam. What only its layers read is not kept."""
         self._running = None
+        if self._causal is not None:
+            self._causal = CausalAttention()
+        for asking, _ in self._forwards[-1:]:
+            asking.forget()
 
     def attend(
         self, own: Callable[..., Any], module: Any, query: Any, key: Any, value: Any, mask: Any,

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch.autograd.forward_ad import unpack_dual
 
-from fastground import _core
+from fastground.arguments import holds_numbers
+from fastground.core import _core
 from fastground.dispatch import native
 from fastground.seam import sdpa
 
@@ -90,6 +91,7 @@ def _is_plain(
     return (
         own is sdpa()
         and all(type(array) is torch.Tensor and array.is_cpu for array in (*arrays, mask))
+        and all(holds_numbers(array) for array in (*arrays, mask))
         and mask.dtype == torch.bool
         and mask.shape[0] in (1, len(query))
         and mask.shape[1:] == (1, query.shape[2], key.shape[2])

@@ -47,6 +47,8 @@ READER = 0
 """What is begun beside jobs, which count from one: the reading of the desk."""
 ON_THE_WAY = 2
 """Jobs on their way, for each actor: that which it works on, and the next."""
+MOST_A_CPU = 10
+"""Actors without a GPU, each a process with a model of its own."""
 RETRIES = 3
 """Of a job whose actor's process ends. One that no model fits into would start for ever."""
 WAIT, ROOMLESS = 600, 60
@@ -307,6 +309,11 @@ def _shares(resources: dict[str, float], num_actors: int | None) -> tuple[int, d
         return num_actors or gpus, {"num_gpus": 1}
     free = max(resources.get("CPU", 0) - 1, 0.5)
     actors = num_actors or max(int(free), 1)
+    if actors > MOST_A_CPU * free:
+        raise ValueError(
+            f"num_actors must be at most {int(MOST_A_CPU * free)}, {MOST_A_CPU} for each free CPU "
+            f"of the cluster, but got {actors}"
+        )
     return actors, {"num_cpus": min(1, int(1000 * free / actors) / 1000)}
 
 

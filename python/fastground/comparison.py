@@ -22,6 +22,7 @@ import torch
 
 from fastground import settings, sinks
 from fastground.attention import attention_maps, right_answers
+from fastground.counts import check_whole
 from fastground.election import greedy
 from fastground.gathering import Way, gathered, of_model
 from fastground.grounding import cell_coverage, ground
@@ -137,6 +138,7 @@ def compare(
             folder with a run of something else.
         OSError, RuntimeError: as `evaluation.evaluate`.
     """
+    check_whole("seed", seed, 0)
     table.check(ranking.recipe)
     chosen = settings.of_heads(table, ranking, draws=draws, seed=seed)
     way = Way(**how)
@@ -183,6 +185,7 @@ def paper_table(
             many unreadable images, or a folder with a run of something else.
         OSError, RuntimeError: as `evaluation.evaluate`.
     """
+    check_whole("seed", seed, 0)
     if number not in TABLES[1:]:
         raise ValueError(f"number must be one of {', '.join(TABLES[1:])}, but got {number!r}")
     if number == "5":

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastground import cluster, packing, runs
+from fastground.counts import check_whole
 from fastground.manifest import identity
-from fastground.ranking import rank_table
+from fastground.ranking import MOST_TRIALS, rank_table
 from fastground.shards import Measured
 from fastground.table import HeadTable, installed_versions
 from fastground.types import RANKING_FILE, HeadRanking, Recipe, Sample
@@ -97,6 +98,8 @@ def discover(
             the cluster has no room for one.
         RuntimeError: a worker was killed, or failed; says at which samples.
     """
+    check_whole("seed", seed, 0)
+    check_whole("trials", trials, 1, MOST_TRIALS)
     lvlm: LVLM | str = model
     if not (engine == "ray" and isinstance(model, str)):
         from fastground import models
@@ -149,6 +152,8 @@ def collect(
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, but got {engine!r}")
     if engine != "ray" and num_actors is not None:
         raise ValueError(f"num_actors must be None unless engine is 'ray', but got {num_actors}")
+    check_whole("max_tokens", max_tokens, 1)
+    check_whole("shard_samples", shard_samples, 1)
     if not isinstance(recipe, Recipe):
         raise ValueError(
             f"recipe must be a Recipe, but got {type(recipe).__name__}; give Recipe(top_n=5), say"
@@ -194,6 +199,7 @@ def collect(
             for index, shard in made:
                 run.write(index, shard.keys, shard.skipped, **shard.matrices)
         watch.end()
+        run.keep_rest(watch.done)
         return run.table(recipe)
 
 

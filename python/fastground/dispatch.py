@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastground import _core
+from fastground.core import _core
 
 cuda_core: Any
 """The CUDA kernels; None in a build without."""

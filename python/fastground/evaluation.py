@@ -21,6 +21,7 @@ import numpy as np
 
 from fastground import gathering, runs
 from fastground.attention import right_answers
+from fastground.counts import check_whole
 from fastground.election import kept_of
 from fastground.gathering import SCORES_FILE, SHARD_SAMPLES, Way
 from fastground.manifest import fingerprint
@@ -103,6 +104,7 @@ def evaluate(
             f"grounder must be a fastground.Grounder where out, baseline or workers are given, but "
             f"got {type(grounder).__name__}; leave them out"
         )
+    check_whole("seed", seed, 0)
     recipe = getattr(grounder, "recipe", Recipe())
     if plurals == "union" and lvlm is not None and recipe.objects is None:
         raise ValueError(

@@ -11,7 +11,6 @@ same as of a run that never stopped, with workers and without.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -25,9 +24,11 @@ import numpy as np
 
 from fastground import manifest, runs, sinks
 from fastground.ahead import Unreadable, default_workers, opened, read_ahead
+from fastground.counts import check_whole
 from fastground.datasets.images import unopened
 from fastground.scoring import Columns
 from fastground.shards import Key, Skipped, key, write_whole
+from fastground.strict_json import dumps
 from fastground.table import installed_versions
 from fastground.types import Recipe, Sample
 from fastground.watch import MAX_BAD, Watch
@@ -60,6 +61,7 @@ class Way:
     progress: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
+        check_whole("shard_samples", self.shard_samples, 1)
         runs.needs_folder(self.out, resume=not self.resume)
 
     def about(self, lvlm: LVLM, recipe: Recipe, **more: Any) -> dict[str, Any]:
@@ -74,12 +76,10 @@ class Way:
             **more,
         }
 
-    def save(self, told: Mapping[str, Any]) -> None:
+    def save(self, told: dict[str, Any]) -> None:
         """Write the scores into the folder, if there is one; what JSON lacks, nan, becomes null."""
         if self.out is not None:
-            plain = json.loads(json.dumps(told), parse_constant=lambda _: None)
-            content = json.dumps(plain, indent=1).encode() + b"\n"
-            write_whole(Path(self.out) / SCORES_FILE, content)
+            write_whole(Path(self.out) / SCORES_FILE, f"{dumps(told)}\n".encode())
 
 
 def gathered(
@@ -118,6 +118,7 @@ def gathered(
                 keys, skipped, columns = _shard(several, measure, watch)
                 run.write(index, keys, skipped, **columns)
         watch.end()
+        run.keep_rest(watch.done)
         return run.columns(), len(run.left_out())
 
 

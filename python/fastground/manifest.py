@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastground.shards import write_whole
+from fastground.strict_json import dumps
 from fastground.table import DECIDED_BY
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def fingerprint(parameters: Iterable[tuple[str, Any]]) -> str:
 
 def write(folder: Path, about: dict[str, Any]) -> None:
     """Say in a new folder what its run is."""
-    content = json.dumps({"format": FORMAT, **about}, indent=1)
-    write_whole(folder / MANIFEST, content.encode() + b"\n")
+    content = dumps({"format": FORMAT, **about})
+    write_whole(folder / MANIFEST, f"{content}\n".encode())
 
 
 def read(folder: Path, command: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from numpy import empty as new_array
 from numpy import float32
 from torch import Tensor
 
-from fastground import _core, gpu, reference
+from fastground import gpu, reference
 from fastground.arguments import (
     ANY,
     BORDER,
@@ -50,6 +50,7 @@ from fastground.arguments import (
     tensor,
     unhashable,
 )
+from fastground.core import _core
 from fastground.dispatch import implementations, native, native_on_gpu
 from fastground.regions import Boxes
 from fastground.rows import attention_rows

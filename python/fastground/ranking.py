@@ -15,11 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from fastground.counts import check_whole
 from fastground.elbow import elbow
 from fastground.election import check_values, checked, elect, in_order, kept_heads
 from fastground.metrics import spearman
 from fastground.table import HeadTable
 from fastground.types import HeadId, HeadRanking, RankedHead, Recipe
+
+MOST_TRIALS = 1000
+"""Each of them is a ranking of its own."""
 
 
 def rank(
@@ -71,8 +75,10 @@ def rank_table(
     """
     recipe = table.recipe if recipe is None else recipe
     table.check(recipe)
+    check_whole("seed", seed, 0)
+    check_whole("trials", trials, 1, MOST_TRIALS)
     n = table.num_samples
-    if not 1 <= trials <= n:
+    if trials > n:
         raise ValueError(f"trials must be 1 to the {n} samples given, but got {trials}")
     part_of = np.full(n, trials)  # what is left over is in no part
     part_of[np.random.default_rng(seed).permutation(n)[: n // trials * trials]] = np.repeat(

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fastground import reference
-from fastground.arguments import DTYPES, Array, dtype_name, give, take, tensor
+from fastground.arguments import DTYPES, Array, dtype_name, give, holds_numbers, take, tensor
 from fastground.dispatch import forced
 
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -274,8 +274,10 @@ def _integers(
 
 
 def _check_range(index: torch.Tensor, name: str, low: int, high: int, need: str) -> None:
-    """Refuses indices out of range, where they can be read without waiting for a GPU."""
-    if index.is_cpu and index.numel() and not low <= int(index.min()) <= int(index.max()) <= high:
+    """Refuses indices out of range, where they are in the host's memory to be read."""
+    if not (index.is_cpu and index.numel() and holds_numbers(index)):
+        return
+    if not low <= int(index.min()) <= int(index.max()) <= high:
         wrong = index[(index < low) | (index > high)][0]
         raise ValueError(f"{name} must lie in {need}, but got {int(wrong)}")
 

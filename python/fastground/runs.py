@@ -15,6 +15,7 @@ goes on: each shard is held to their ids and expressions.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,6 +86,9 @@ class Run:
         """
         self.shards[index] = Held(keys, skipped, columns)
 
+    def keep_rest(self, asked: int) -> None:
+        """Take in what an earlier run holds beyond the samples that were asked for, so many."""
+
     def left_out(self) -> list[Skipped]:
         """The samples whose image could not be read, of those written or kept."""
         return [skipped for shard in self._in_order for skipped in shard.skipped]
@@ -150,7 +154,8 @@ class Folder(Run):
         """As `Run.kept`.
 
         A shard of fewer samples, which an earlier run ended with, is to be done anew; likewise,
-        under `retry_skipped`, one of which some were skipped.
+        under `retry_skipped`, one of which some were skipped, unless that would lose samples of it
+        that are not asked for.
 
         Raises:
             ValueError: the shard is of other samples, or its file is damaged.
@@ -170,13 +175,12 @@ class Folder(Run):
                 )
         if len(asked) > len(there):  # whether or not later ones are there: Ray's come in any order
             return None
-        shard.rows = len(asked)
-        ids = {sample.sample_id for sample in samples}
-        shard.skipped = [skipped for skipped in shard.skipped if skipped[0] in ids]
-        if shard.skipped and self.retry_skipped:
+        whole = len(samples) == shard.rows + len(shard.skipped)
+        if shard.skipped and self.retry_skipped and whole:
             return None
         self.shards[index] = shard
-        return shard.skipped
+        ids = {sample.sample_id for sample in samples}
+        return [skipped for skipped in shard.skipped if skipped[0] in ids]
 
     def write(
         self, index: int, keys: Sequence[Key], skipped: Sequence[Skipped], **columns: np.ndarray
@@ -197,6 +201,22 @@ class Folder(Run):
                 "are kept: make room and run again with the same folder",
             ) from error
         self.shards[index] = shard
+
+    def keep_rest(self, asked: int) -> None:
+        """As `Run.keep_rest`: a folder tells of all that it holds, and says so.
+
+        Warns:
+            UserWarning: it holds more samples than were asked for.
+        """
+        while self.holds(index := len(self.shards)):
+            self.shards[index] = Shard.open(_path(self.folder, index), self.needed)
+        held = sum(shard.rows + len(shard.skipped) for shard in self.shards.values())
+        if held > asked:
+            warnings.warn(
+                f"samples should be at least the {held:,} that {self.folder} holds, but were "
+                f"{asked:,}; what is told is of all {held:,}: for fewer choose another folder",
+                stacklevel=4,
+            )
 
 
 def left(

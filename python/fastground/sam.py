@@ -31,6 +31,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from fastground.hub import reached
+
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Mean and standard deviation of R, G, B, 0-255."""
 HALF = (127.5,) * 3, (127.5,) * 3
@@ -281,14 +283,15 @@ def load(checkpoint: str | Path, *, device: Any = None, dtype: Any = None) -> Tr
     elif name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise FileNotFoundError(f"segmenter must be {wanted}; there is no {name!r}")
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
+        where = reached(name)
+        config = transformers.AutoConfig.from_pretrained(name, **where)
         family = FAMILIES.get(config.model_type)
         if family is None:
             raise ValueError(
                 f"its model_type must be one of {', '.join(FAMILIES)}, but is {config.model_type!r}"
             )
         model = getattr(transformers, family.model).from_pretrained(
-            name, dtype=dtype or torch.float32
+            name, dtype=dtype or torch.float32, **where
         )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"segmenter must be {wanted}; {name!r} is not: {error}") from error

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastground.phrases import Phrase
+from fastground.strict_json import dumps
 from fastground.table import Columns
 from fastground.types import Sample
 
@@ -53,7 +54,7 @@ def key(sample: Sample) -> Key:
 
 @dataclass
 class Shard:
-    """A shard's file, and how many of its rows count."""
+    """A shard's file, and what is in it."""
 
     path: Path
     rows: int
@@ -115,7 +116,7 @@ class Shard:
                 flat = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
             arrays[name] = flat
         table = pa.table(arrays).replace_schema_metadata(
-            {**{k: json.dumps(v) for k, v in about.items()}, "skipped": json.dumps(skipped)}
+            {k: dumps(v, indent=None) for k, v in (about | {"skipped": skipped}).items()}
         )
         sink = pa.BufferOutputStream()
         parquet.write_table(
@@ -131,11 +132,11 @@ class Shard:
         return list(zip(*(there[name] for name in names), strict=True))
 
     def columns(self, names: Sequence[str]) -> Columns:
-        """These columns of the rows that count: (rows,) each, (rows, size) where it is of lists."""
+        """These columns: (rows,) each, (rows, size) where it is of lists."""
 
         def take(file: Any) -> Columns:
             there = file.read(columns=list(dict.fromkeys(names)))
-            return tuple(_array(there[name].combine_chunks())[: self.rows] for name in names)
+            return tuple(_array(there[name].combine_chunks()) for name in names)
 
         return read(self.path, take)
 

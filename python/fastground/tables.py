@@ -139,7 +139,7 @@ def of_speeds(rows: Iterable[Any], title: str) -> Table:
     table = _table(
         title, ("operation", "runs as", "time a map", "+-", "of a copy", "off by"),
         "time a map: median; of attention_rows, of a head's row over 640 keys\n"
-        "of a copy: the time in which torch copies the same bytes, over its own\n"
+        "of a copy: the time in which torch copies the same bytes, over its own; least times\n"
         "off by: the largest difference from the definition in PyTorch, or how many cells differ",
     )  # fmt: skip
     for row in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import warnings
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fastground.strict_json import dumps
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +27,12 @@ def say(line: str) -> None:
 
 def print_json(**content: Any) -> None:
     """The content as JSON alone on stdout; null for infinity and NaN, which JSON lacks."""
-    print(_json(content))
+    print(dumps(content))
 
 
 def write_json(path: Path, **content: Any) -> None:
     """The same into a file."""
-    path.write_text(_json(content) + "\n")
+    path.write_text(dumps(content) + "\n")
 
 
 def show(table: Table) -> None:
@@ -167,17 +168,3 @@ def progress(
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
-
-
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(_finite(content), indent=1, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and value - value != 0:
-        return None
-    return value

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastground.recipe import CHOICES, PROFILES, Recipe
+from fastground.strict_json import dumps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -277,10 +278,7 @@ class HeadRanking:
 
     def save(self, path: str | Path) -> None:
         """Write the ranking as JSON, whole or not at all; an infinite entropy is null."""
-        content = asdict(self)
-        for head in content["heads"]:
-            head["entropy"] = None if head["entropy"] == float("inf") else head["entropy"]
-        text = json.dumps(content, indent=1, allow_nan=False)
+        text = dumps(asdict(self))
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(path.suffix + ".part")
@@ -308,7 +306,8 @@ class HeadRanking:
             trials = tuple(tuple(HeadId(*h) for h in t) for t in data.pop("trials"))
             recipe = Recipe(**data.pop("recipe"))
             curve = tuple(data.pop("curve"))
-            return cls(heads=heads, trials=trials, recipe=recipe, curve=curve, **data)
+            tau = float("nan") if (tau := data.pop("tau")) is None else tau
+            return cls(heads=heads, trials=trials, recipe=recipe, curve=curve, tau=tau, **data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"ranking must be a JSON file written by fastground discover, but {path} is not "

@@ -33,6 +33,10 @@ class Watch:
     skipped: list[Skipped] = field(default_factory=list)
     _kept: deque[tuple[int, int, list[Skipped]]] = field(default_factory=deque)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad <= 1:  # nor nan, which nothing is larger than
+            raise ValueError(f"max_bad must be a share, 0 to 1, but got {self.max_bad!r}")
+
     def kept(self, index: int, count: int, skipped: list[Skipped]) -> None:
         """An earlier run's shard, found ahead of its turn."""
         self._kept.append((index, count, skipped))

@@ -36,9 +36,10 @@ def model(name):
 
 @cache
 def black(name, blocks, size):
-    """How red each cell is of a black image, whose padding may be grey."""
+    """A black image's layout, and how red each cell is of it, whose padding may be grey."""
     lvlm, cell = model(name)
-    return seen_colours(lvlm, Image.new("RGB", size), blocks, cell)[1][..., 0]
+    layout, colours = seen_colours(lvlm, Image.new("RGB", size), blocks, cell)
+    return layout, colours[..., 0]
 
 
 def iou(boxes, others):
@@ -108,7 +109,7 @@ def test_heads_that_look_at_a_square_give_its_box(name, blocks, size, monkeypatc
 
     def planted(lvlm, image, expressions, *, recipe, heads):
         layout, colours = seen_colours(lvlm, image, recipe.blocks, cell)
-        white = looked_at((colours[..., 0] - black(name, blocks, size))[None])
+        white = looked_at((colours[..., 0] - black(name, blocks, size)[1])[None])
         maps = 0.1 * white + 1e-4 * torch.arange(1, 4)[:, None, None]
         return AttentionMaps(maps[None], maps.sum((-2, -1))[None], heads, layout)
 
@@ -159,7 +160,7 @@ def boxes(layout, squares, recipe, padded=True):
 @pytest.mark.parametrize("size", SIZES, ids=["landscape", "portrait"])
 @pytest.mark.parametrize(("name", "blocks"), PREPARED)
 def test_every_square_gets_the_best_box_of_cells(name, blocks, size):
-    layout = model(name)[0].look(Image.new("RGB", size), Recipe(blocks=blocks)).layout
+    layout, _ = black(name, blocks, size)
     for squares in every_square(size).split(2000):
         found = boxes(layout, squares, SHARP, padded=name != "molmo2")
         got, best = iou(found, squares), best_of_cells(layout, squares)

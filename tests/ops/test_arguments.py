@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fastground import _core, arguments, dispatch, ops
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 OPERATIONS = [fg.attention_sum, fg.binarize, fg.label, fg.entropy, fg.head_stats, fg.smooth]
 OPERATIONS += [ops.combine, fg.boxes]
@@ -176,7 +177,7 @@ def test_sums_between_float32_and_float64(implementation):
 
 @each_operation
 def test_tensors_without_memory(operation):
-    with pytest.raises(ValueError, match="maps hold no data"):
+    with pytest.raises(TypeError, match="maps must hold numbers in memory"):
         operation(torch._efficientzerotensor((1, 4, 4)))
 
 
@@ -398,3 +399,50 @@ def test_every_operation_tells_its_implementation():
     told = dispatch.implementations()
     assert set(told) == {f.__name__ for f in OPERATIONS} | {"attention_rows"}
     assert all({"cpu", "cuda", "why"} <= set(row) for row in told.values())
+
+
+def traced_by_jit(call, maps):
+    with pytest.warns(DeprecationWarning):  # torch.jit is on its way out
+        torch.jit.trace(call, (maps,), check_trace=False)
+
+
+def exported(call, maps):
+    class Module(torch.nn.Module):
+        def forward(self, maps):
+            return call(maps)
+
+    torch.export.export(Module(), (maps,))
+
+
+def faked(call, maps):
+    with FakeTensorMode() as mode:
+        call(mode.from_tensor(maps))
+
+
+FOLLOWED = {
+    "vmap": lambda call, maps: torch.func.vmap(call)(maps),
+    "grad": lambda call, maps: torch.func.grad(lambda m: call(m).float().sum())(maps),
+    "jvp": lambda call, maps: torch.func.jvp(call, (maps,), (maps,)),
+    "jit": traced_by_jit,
+    "export": exported,
+    "fake": faked,
+}
+"""What torch does with functions, of whose tensors there are no numbers to be read meanwhile."""
+
+
+@each_operation
+@pytest.mark.parametrize("way", FOLLOWED)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # by torch itself
+def test_what_torch_only_follows_is_refused_and_never_taken_for_a_constant(operation, way):
+    with pytest.raises(TypeError, match=r"maps must hold numbers in memory, .* outside"):
+        FOLLOWED[way](lambda maps: arrays(operation(maps))[0], torch.rand(4, 3, 6, 6))
+
+
+def test_valid_that_torch_only_follows_is_refused():
+    maps = torch.rand(3, 6, 6)
+
+    def call(valid):
+        return fg.boxes(maps, valid=valid).xyxy
+
+    with pytest.raises(TypeError, match="valid must hold numbers in memory"):
+        torch.func.vmap(call)(torch.ones(2, 6, 6, dtype=torch.bool))

@@ -18,7 +18,7 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of the native core and of torch; all, if not given.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.001, help="For each operation.")] = 0.3,
+    seconds: Annotated[float, typer.Option(min=0.001, max=3600, help="For each operation.")] = 0.3,
     as_json: Json = False,
 ) -> None:
     """Time every operation on this machine, and hold its answers to their definition."""

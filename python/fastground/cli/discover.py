@@ -59,6 +59,11 @@ def discover(
     as_json: Json = False,
 ) -> None:
     """Find a model's localization heads on training expressions; no box is read."""
+    if trials > num_samples:
+        raise ValueError(
+            f"--trials must be at most --num-samples, {num_samples:,}, since each has samples of "
+            f"its own, but got {trials:,}"
+        )
     chosen = recipe_of(Recipe(), profile, recipe)
     from fastground import datasets, discovery
 

@@ -29,12 +29,13 @@ Options = Annotated[
 NumSamples = Annotated[
     int, typer.Option(min=1, help="How many expressions; more than there are: all.")
 ]
-Trials = Annotated[int, typer.Option(min=1, help="Disjoint parts to repeat it on.")]
+Trials = Annotated[int, typer.Option(min=1, max=1000, help="Disjoint parts to repeat it on.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the samples and of their parts.")]
 Workers = Annotated[
     int | None,
     typer.Option(
         min=0,
+        max=1024,
         help="Processes that read images ahead; 0: none. If not given, one a core beside a GPU.",
     ),
 ]

@@ -36,7 +36,8 @@ def report(
         str, typer.Option(help="Of the charts' files: png, svg or pdf; the page holds its own.")
     ] = "png",
     examples: Annotated[
-        int, typer.Option(min=0, help="Images shown with the heads' maps; runs the model.")
+        int,
+        typer.Option(min=0, max=1000, help="Images shown with the heads' maps; runs the model."),
     ] = 0,
     model: Annotated[str | None, typer.Option(help="Where it lies now; the run's if not.")] = None,
     data: Data = None,

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fastground.counts import check_whole
 from fastground.datasets.masks import Drawn, box_of
 from fastground.datasets.photos import Photo, Stored
 from fastground.types import Sample
@@ -185,10 +186,12 @@ def stream(
             it is asked for.
 
     Raises:
-        ValueError: a negative number of samples, a seed without one, or an empty expression.
+        ValueError: a number of samples or a seed that cannot be, a seed without a number, or an
+            empty expression.
     """
-    if num_samples is not None and num_samples < 0:
-        raise ValueError(f"num_samples must be >= 0, but got {num_samples}")
+    if num_samples is not None:
+        check_whole("num_samples", num_samples, 0)
+    check_whole("seed", seed, 0)
     if num_samples is None and seed != 0:
         raise ValueError(
             f"seed draws num_samples of them, but without that all come in the files' order; leave "

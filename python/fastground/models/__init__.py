@@ -23,6 +23,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastground.hub import reached
 from fastground.models import processors, yi_vl
 from fastground.models.codes import Chameleon, Emu3
 from fastground.models.conversion import NEWER, convert, refuse_unconverted
@@ -131,23 +132,24 @@ def load(
         if name == "tiny":
             source = str(stack.enter_context(_embedded()))
             stack.enter_context(_without_progress())
-        refuse_unconverted(source)
+        where = reached(source)
+        refuse_unconverted(source, **where)
         yi_vl.classes()
         config = _read(
-            AutoConfig.from_pretrained, source, name, "config.json of a transformers model"
+            AutoConfig.from_pretrained, source, name, "config.json of a transformers model", **where
         )
         _adapter(config)
         processor = _read(
             partial(processors.load, config=config), source, name,
             "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
-            "files); save it there with processor.save_pretrained",
+            "files); save it there with processor.save_pretrained", **where,
         )  # fmt: skip
         if not _is_whole(processor):
             raise ValueError(
                 f"checkpoint must hold a processor with images and a tokenizer, but {name!r} has "
                 f"only a {type(processor).__name__}; save one there with processor.save_pretrained"
             )
-        settings: dict[str, Any] = {"dtype": dtype or "auto"}
+        settings: dict[str, Any] = {"dtype": dtype or "auto", **where}
         if _caps_logits(config):
             settings["attn_implementation"] = {"text_config": "eager"}
         if getattr(config, "quantization_config", None) is not None:

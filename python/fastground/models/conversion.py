@@ -24,7 +24,6 @@ to a square with the mean colour, as LLaVA-1.5: what is cropped away could never
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +32,7 @@ from fastground.models import towers, yi_vl
 from fastground.models.llava import SYSTEM
 from fastground.models.mini_gemini import MiniGemini
 from fastground.models.weights import names, opened, read_json, tensor_of, weight_files
+from fastground.strict_json import dumps
 
 if TYPE_CHECKING:
     import torch
@@ -101,8 +101,12 @@ def convert(folder: str | Path, out: str | Path, *, vision_tower: str | Path | N
     return out
 
 
-def refuse_unconverted(checkpoint: str) -> None:
+def refuse_unconverted(checkpoint: str, **keywords: Any) -> None:
     """Raise the way out where a folder, or a name on the hub, is a model in its authors' layout.
+
+    Args:
+        checkpoint: the folder or name.
+        keywords: as `from_pretrained` takes them.
 
     Raises:
         ValueError: it is, or its authors' code comes with it and transformers has none.
@@ -110,7 +114,7 @@ def refuse_unconverted(checkpoint: str) -> None:
     from transformers import CONFIG_MAPPING, PreTrainedConfig, __version__
 
     try:
-        given, _ = PreTrainedConfig.get_config_dict(checkpoint)
+        given, _ = PreTrainedConfig.get_config_dict(checkpoint, **keywords)
     except (OSError, ValueError):  # who loads it next says what is missing
         return
     kind = str(given.get("model_type"))
@@ -333,7 +337,7 @@ def _write_weights(parts: _Parts, out: Path) -> None:
     parts.config.text_config.vocab_size = rows
     _check_whole(parts.config, shapes)
     index = {"metadata": {"total_size": size}, "weight_map": where}
-    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    (out / "model.safetensors.index.json").write_text(dumps(index))
     parts.config.dtype = dtypes.pop()
     parts.config.save_pretrained(out)
 

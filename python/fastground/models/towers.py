@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastground.hub import reached
 from fastground.models.weights import read_json
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def find(source: Path, name: str, given: str | Path | None, trained: bool) -> Pa
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+        wanted = ["*.json", "*.safetensors", "*.bin"]
+        return Path(snapshot_download(name, allow_patterns=wanted, **reached(name)))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"vision_tower must be given: the configuration names {name!r}, which is neither a "

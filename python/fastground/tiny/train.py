@@ -14,7 +14,6 @@ Two things make it feasible on two CPU cores: twenty questions share one image p
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from fastground.datasets.shapes import COUNTS, KINDS
+from fastground.strict_json import dumps
 from fastground.tiny.model import PATCH, TOKENS, build, regrid, save
 from fastground.tiny.questions import GROUPS, SLOTS, TEXT, Questions, Stage, branch_mask
 
@@ -316,9 +316,9 @@ def run(
                             strict=True))  # fmt: skip
             line |= {"stage": stage.name, "step": step + 1, "pressure": round(pressure, 3)}
             line |= {"seconds_a_step": round((time.perf_counter() - clock) / 20, 3)}
-            print(json.dumps(line), flush=True)
+            print(dumps(line, indent=None), flush=True)
             with (out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
+                log.write(dumps(line, indent=None) + "\n")
             clock, seen = time.perf_counter(), []
         if (step + 1) % WRITE_EVERY == 0 or step + 1 == stage.steps:
             write(out / "running.safetensors", model, tuners, number, step + 1)

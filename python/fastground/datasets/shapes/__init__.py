@@ -19,6 +19,7 @@ from itertools import product
 
 import numpy as np
 
+from fastground.counts import check_whole
 from fastground.types import Sample
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
@@ -286,6 +287,8 @@ def _relate(
 _CYCLE = ("attribute",) * 4 + ("location",) * 3 + ("relation",) * 3
 PER_IMAGE = 7
 """Expressions, at most."""
+MOST_SAMPLES = 10_000_000
+"""Of a stream without end: more take weeks, and 80 GB of discovery's table at 1,024 heads."""
 
 
 def shapes(
@@ -300,22 +303,26 @@ def shapes(
         seed: another world of the same kind.
         several: expressions that mean all objects of a class, at least two, instead of one.
 
-    Yields:
+    Returns:
         Samples with a 192 x 192 image, box, mask, kind and the answer (texture, colour, shape).
 
     Raises:
-        ValueError: an unknown split, or a negative number of samples.
+        ValueError: an unknown split, or a number of samples or a seed that cannot be.
     """
-    from PIL import Image
-
-    if num_samples < 0:
-        raise ValueError(f"num_samples must be >= 0, but got {num_samples}")
+    way_out = "shapes are drawn without end, so ask for fewer"
+    check_whole("num_samples", num_samples, 0, MOST_SAMPLES, way_out)
+    check_whole("seed", seed, 0)
     scene(split, seed, 0)
     if several:
         from fastground.datasets.shapes import several as plural
 
-        yield from plural.several(split, num_samples, seed)
-        return
+        return plural.several(split, num_samples, seed)
+    return _single(split, num_samples, seed)
+
+
+def _single(split: str, num_samples: int, seed: int) -> Iterator[Sample]:
+    from PIL import Image
+
     made = index = 0
     while made < num_samples:
         this, rng = scene(split, seed, index)

@@ -11,7 +11,6 @@ its order; testA and testB are the even and the odd scenes of its test.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastground.datasets.shapes import SHAPES, SIDE, expressions, mask_box, render, said, scene
+from fastground.strict_json import dumps
 
 SHARES = {"val": 0.075, "testA": 0.0375, "testB": 0.0375}
 """Of the images; train has the rest."""
@@ -92,8 +92,8 @@ def export(
                 sentences += len(texts)
                 made += len(texts)
         sizes[split] = (count, len(refs) - before[0], sentences - before[1])
-    (refs_path.parent / "instances.json").write_text(json.dumps(instances))
-    (refs_path.parent / "sizes.json").write_text(json.dumps({refs_path.name: sizes}, indent=1))
+    (refs_path.parent / "instances.json").write_text(dumps(instances, indent=None))
+    (refs_path.parent / "sizes.json").write_text(dumps({refs_path.name: sizes}))
     refs_path.write_bytes(python2_pickle(refs))
     return sizes
 
