@@ -15,7 +15,7 @@ from fastground import gpu
 ROOT = Path(__file__).parent.parent.parent
 HERE = ROOT / "tests" / "cuda"
 FLAGS = [
-    *("-std=c++20", "-O2", "-g", "-fPIC", "-shared", "-ffp-contract=off"),
+    *("-std=c++20", "-O2", "-g", "-fPIC", "-ffp-contract=off"),
     *("-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
 ]
 """Without _FORTIFY_SOURCE: it takes a jump from one fiber's stack to another's for an error."""
@@ -26,16 +26,27 @@ def compiler():
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 
 
-def build(folder):
-    """The path of the extension, made as fastground._cuda would be."""
+def build(folder, find_races=False):
+    """The path of the extension, made as fastground._cuda would be.
+
+    Args:
+        folder: where it is made.
+        find_races: whether it tells of races, by the functions at the end of races.cpp.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [HERE, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
     csrc = ROOT / "csrc"
-    command = [compiler(), *FLAGS, *(f"-I{path}" for path in includes), "-o", made]
-    command += ["-x", "c++", csrc / "cuda_kernels.cu", "-x", "none"]
-    command += [csrc / "cuda_bindings.cpp", csrc / "fixed_point.cpp"]
-    subprocess.run(command, check=True)
+    command = [compiler(), *FLAGS, *(f"-I{path}" for path in includes)]
+    kernels, others = folder / "kernels.o", [csrc / "cuda_bindings.cpp", csrc / "fixed_point.cpp"]
+    watched = []
+    if find_races:  # before what is compiled so touches memory, it calls races.cpp
+        command += ["-O1", "-DFIND_RACES"]
+        watched += ["-fsanitize=thread"]
+        others += [HERE / "races.cpp"]
+    source = ["-x", "c++", "-c", csrc / "cuda_kernels.cu"]
+    subprocess.run([*command, *watched, *source, "-o", kernels], check=True)
+    subprocess.run([*command, "-shared", kernels, *others, "-o", made], check=True)
     return made
 
 
