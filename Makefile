@@ -103,7 +103,7 @@ clean:
 	 the headers of Python, but $(PYTHON) has none; Debian, Ubuntu: apt install python3-dev")'
 	@echo "setting up .venv (a few minutes the first time)"
 	$(PYTHON) -m venv .venv
-	$(PIP) install -c constraints.txt "scikit-build-core>=1.1,<2" "pybind11>=3,<4" cmake ninja
+	$(PIP) install -c constraints.txt "scikit-build-core>=0.11,<2" "pybind11>=3,<4" cmake ninja
 	@touch $@
 
 .venv/ready: .venv/tools pyproject.toml CMakeLists.txt $(CPP)

@@ -119,7 +119,7 @@ __device__ void each_region(const Regions<Words>& regions, F&& f) {
 template <int Words>
 __device__ void write_rows(const BoxesMemory<Words>& w, int region) {
   const Regions<Words>& regions = w.regions;
-  __syncwarp();
+  __syncwarp();  // spare
   for (int i = this_lane(); i < 2 * regions.strips; i += warp_size) {
     Bits<Words>{}.write(&w.kept[i * Words]);
   }
@@ -166,8 +166,9 @@ __device__ inline LargestPlace largest_of(const double* sizes, int places) {
 // Returns the region whose hull was taken last.
 template <int Words>
 __device__ int take_hulls(BoxesMemory<Words>& w) {
-  const LargestPlace most = largest_of(w.sizes, w.regions.places());  // by cells
-  __syncwarp();
+  // The one of most cells first.
+  const LargestPlace most = largest_of(w.sizes, w.regions.places());
+  __syncwarp();  // spare
   for (int i = this_lane(); i < w.regions.places(); i += warp_size) w.sizes[i] = -INFINITY;
   double largest = 0;
   int last = -1;
@@ -231,7 +232,7 @@ __device__ KeptRegion keep_all(BoxesMemory<Words>& w) {
   int right = 0;
   int bottom = 0;
   int cells = 0;
-  __syncwarp();
+  __syncwarp();  // spare
   for (int i = this_lane(); i < grid_h; i += warp_size) {
     const auto row = row_of<Words>(w.stream, i, w.regions.grid_w);
     row.write(&w.kept[i * Words]);

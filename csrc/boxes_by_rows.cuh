@@ -153,7 +153,7 @@ __device__ Box box_by_rows(const RowsMemory& w, double all, const BoxesCall& cal
   }
   if (valid != nullptr) {  // what does not count is 0 from here on
     inner &= counted;
-    __syncwarp();
+    __syncwarp();  // spare
     for (int i = lane; i < count; i += warp_size) {
       if (valid[i] == 0) w.cells[i] = 0;
     }
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(256, Side > 0 ? 3 : 2)
     __syncwarp();
     double all = sum_by_rows(w.cells, grid_h * grid_w);
     if (!is_finite(all)) {
-      __syncwarp();
+      __syncwarp();  // spare
       combine_exactly(call.maps, index, call.heads, call.filter, w.cells);
       __syncwarp();
       all = sum_by_rows(w.cells, grid_h * grid_w);

@@ -128,7 +128,7 @@ FASTGROUND_ANYWHERE constexpr int stream_words(int cells) { return (cells + 63) 
 template <class IsSet>
 __device__ void write_stream(int count, std::uint64_t* stream, IsSet&& is_set) {
   auto* words = reinterpret_cast<std::uint32_t*>(stream);
-  __syncwarp();
+  __syncwarp();  // spare
   for (int begin = 0, w = 0; w < 2 * stream_words(count); begin += warp_size, ++w) {
     const int i = begin + this_lane();
     const std::uint32_t bits = __ballot_sync(all_lanes, i < count && is_set(i));

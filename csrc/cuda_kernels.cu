@@ -7,9 +7,6 @@ namespace fastground {
 namespace {
 
 constexpr std::size_t most_shared = 48 * 1024;  // a block has that on every GPU, without asking
-constexpr std::int64_t most_blocks = 1 << 20;
-constexpr std::int64_t most_in_workspace = 512;  // blocks whose memory is not shared
-constexpr std::int64_t most_of_lanes = 4096;     // blocks whose warps prepare for more than one map
 constexpr int warps_a_block = 8;
 
 // Calls f with the number of words that a row has, as Count<1> or Count<4>.
@@ -66,7 +63,7 @@ unsigned blocks_of_warps(std::int64_t count) {
 }
 
 // How many maps a warp loads: a few where there would be too few warps.
-int share_of(std::int64_t count) { return count <= 16384 ? 4 : warp_size; }
+int share_of(std::int64_t count) { return count <= many_maps ? 4 : warp_size; }
 
 template <class T, int Strips, int Side = 0>
 const char* launch_by_lane(const StatsCall& stats, const CudaCall& call) {

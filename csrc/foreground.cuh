@@ -46,7 +46,7 @@ __device__ void find_firsts(const Regions<Words>& regions, int* firsts) {
   regions.each_run([&](int strip, int place, const Bits<Words>& run) {
     atomicMin(&firsts[regions.roots[place]], regions.first_cell(strip, run));
   });
-  __syncwarp();
+  __syncwarp();  // spare
 }
 
 // Counts the bits before each word of a stream.
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(warp_size, 16)
       }
       to[i] = number;
     }
-    __syncwarp();
+    __syncwarp();  // spare
   }
 }
 

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(warp_size, 16)
       call.entropies[index] = is_finite(sum) ? entropy : NAN;
       if (call.sums != nullptr) call.sums[index] = rounded_sum(sum);
     }
-    __syncwarp();
+    __syncwarp();  // spare
   }
 }
 

@@ -11,6 +11,12 @@ namespace {
 
 // So many maps can each have a warp at once: an H200 holds 16 such blocks a multiprocessor, 2,112.
 constexpr std::int64_t few_maps = 2048;
+// More than so many leave no warp idle if each loads 32.
+constexpr std::int64_t many_maps = 16384;
+
+constexpr std::int64_t most_blocks = 1 << 20;
+constexpr std::int64_t most_in_workspace = 512;  // blocks whose memory is not shared
+constexpr std::int64_t most_of_lanes = 4096;     // blocks whose warps prepare for more than one map
 
 __device__ inline void* shared_memory() {
   extern __shared__ int4 memory[];

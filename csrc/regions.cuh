@@ -52,7 +52,7 @@ class Regions {
     });
     __syncwarp();
     each_run([&](int, int place, const Row&) { roots[place] = root(place); });
-    __syncwarp();
+    __syncwarp();  // spare
   }
 
   // Calls f(strip, place, run) for each run of this lane's strips.

@@ -2,7 +2,9 @@
 //
 // Every kernel is written for warps: a map belongs to a warp, or 32 maps to one. The sums of
 // floating numbers are those of cells.hpp: cell i goes to lane i % 32, and lanes are folded in
-// halves.
+// halves. A ballot or a shuffle orders no memory: what other lanes wrote or will write takes a
+// barrier. Without any one of them there is a race (tests/cuda/test_cuda_races.py), but of those
+// marked spare, whose work others do as well today.
 #pragma once
 
 #include <cstddef>

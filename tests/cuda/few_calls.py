@@ -1,33 +1,72 @@
-"""One small call of every CUDA kernel, for compute-sanitizer: .ci/gpu-check.
+"""Small calls of every CUDA kernel, for compute-sanitizer: .ci/gpu-check.
 
 compute-sanitizer --tool memcheck | racecheck python tests/cuda/few_calls.py
+
+Without a GPU test_cuda_races.py makes them.
 """
 
-import fastground as fg
-import torch
-from fastground import ops
+from collections.abc import Iterator
 
-GRIDS = [(24, 24), (14, 14), (27, 30), (1, 1), (33, 20), (3, 70), (80, 80)]
+import torch
+from fastground import Recipe, ops
+
+GRIDS = [(24, 24), (14, 14), (27, 30), (1, 1), (33, 20), (3, 70), (66, 66), (130, 130)]
 """Rows of one word and of four, in shared memory and not."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def calls(of, device: str, few: int, counts: tuple[int, int]) -> Iterator[None]:
+    """Calls every operation of `ops`, or of `gpu`; some of them before each step.
+
+    Args:
+        of: where the operations are.
+        device: where they get their maps.
+        few: maps of each grid, a multiple of 3.
+        counts: maps of which a warp loads four, and 32, one after another.
+    """
+    torch.manual_seed(0)
+    for h, w in GRIDS:
+        large = h * w > 1500
+        valid = (torch.rand(h, w) > 0.2).to(device)
+        for dtype in DTYPES[:: 3 if large else 1]:
+            maps = torch.rand(3 if large else few, h, w).pow(3).to(device, dtype)
+            odd = torch.rand(len(maps), h * w + 1).to(device, dtype)[:, 1:].unflatten(1, (h, w))
+            for some in (maps, maps[:3], odd):  # in which no vector of cells is aligned
+                of.head_stats(some)
+                of.label(some)
+                of.combine(some[:, None], recipe=Recipe())
+                of.combine(some[:, None], recipe=Recipe(kernel_size=15, border="reflect"))
+                of.boxes(some[:, None], recipe=Recipe())
+                yield
+            of.attention_sum(maps)
+            of.label(of.binarize(maps))
+            of.head_stats(maps, weight="mass", cut="2mean+eps")
+            yield
+            groups = maps.unflatten(0, (-1, 3))
+            huge = groups * (1 if dtype == torch.float16 else 1e25)  # on the way beyond float32
+            dots = (groups[:, :1] < 1e-4).to(dtype)  # many regions, several of them the largest
+            of.combine(huge, recipe=Recipe())
+            for region in ("hull", "component", "mass", "all"):
+                of.boxes(groups, recipe=Recipe(region=region), valid=valid)
+                of.boxes(huge, recipe=Recipe(region=region))
+                of.boxes(dots, recipe=Recipe(region=region, sigma=0.3))
+                yield
+    for count in counts:
+        many = count > 10_000
+        for side in (8, 20, 24, 32):
+            for dtype in DTYPES[: 2 if many else 4]:
+                some = torch.rand(count, side, side).to(device, dtype)
+                of.head_stats(some)
+                if not many:
+                    of.combine(some[:, None], recipe=Recipe())
+                    of.boxes(some[:, None], recipe=Recipe())
+                yield
 
 
 def main() -> None:
-    for h, w in GRIDS:
-        for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-            maps = torch.rand(36, h, w).pow(3).to(dtype).cuda()
-            valid = torch.rand(h, w) > 0.2
-            fg.head_stats(maps)
-            fg.head_stats(maps, weight="mass", cut="2mean+eps")
-            fg.attention_sum(maps)
-            fg.label(maps)
-            fg.label(fg.binarize(maps))
-            groups = maps.unflatten(0, (-1, 3))
-            ops.combine(groups, recipe=fg.Recipe(kernel_size=15, border="reflect"))
-            for region in ("hull", "component", "mass", "all"):
-                fg.boxes(groups, recipe=fg.Recipe(region=region), valid=valid)
-    for count in (2_500, 16_500):  # four maps, and 32, to a warp
-        for side in (8, 20, 24, 32):
-            fg.entropy(torch.rand(count, side, side).cuda())
+    for _ in calls(ops, "cuda", 36, (2_500, 16_500)):
+        pass
     torch.cuda.synchronize()
     print("every kernel was called")
 

@@ -3,9 +3,9 @@
 //
 // A block's threads are fibers of one thread. One runs until it waits for others, at a ballot, a
 // shuffle or a barrier; then the next runs, and when all of a warp (or of a block) have come, the
-// first goes on. Lanes must meet at the same kind of place, or the run ends with a message. Kernels
-// are run one block after another; what several warps do at once is done in some order, which
-// FIBER_ORDER changes.
+// first goes on. Lanes must meet at the same line of the source, or the run ends with a message.
+// Kernels are run one block after another; what several warps do at once is done in some order,
+// which FIBER_ORDER changes. What they touch without a barrier between, races.cpp finds.
 #pragma once
 
 #include <setjmp.h>
@@ -15,8 +15,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <vector>
+
+#include "races.hpp"
 
 #define __device__
 #define __global__
@@ -47,8 +50,8 @@ struct Fiber {
   bool started = false;
   bool done = false;
   Place place = Place::none;
-  std::uint64_t value = 0;   // given to the others
-  std::uint64_t number = 0;  // how many meetings this fiber has left behind
+  races::Site site;
+  std::uint64_t value = 0;  // given to the others
 };
 
 inline std::vector<Fiber> fibers;
@@ -61,30 +64,35 @@ inline std::vector<std::uint64_t> gathered;  // of each thread, at its last meet
 alignas(64) inline std::byte shared[shared_room];
 inline std::size_t shared_bytes;
 
-inline void fail(const char* what) {
+NOT_WATCHED inline void fail(const char* what) {
   std::fprintf(stderr, "block %u, thread %u: %s\n", blockIdx.x, current, what);
   std::exit(3);
 }
 
-inline void enter() {
+NOT_WATCHED inline void enter() {
   body();
   fibers[current].done = true;
   _longjmp(scheduler, 1);
 }
 
 // Gives a value and waits until all of the warp, or of the block, have given theirs.
-inline void meet(Place place, std::uint64_t value) {
+NOT_WATCHED inline void meet(Place place, std::uint64_t value, const races::Site& site) {
   Fiber& fiber = fibers[current];
   fiber.place = place;
+  fiber.site = site;
   fiber.value = value;
   if (_setjmp(fiber.here) == 0) _longjmp(scheduler, 1);
 }
 
-inline void resume(unsigned thread) {
+NOT_WATCHED inline void resume(unsigned thread) {
   current = thread;
   threadIdx.x = thread;
   Fiber& fiber = fibers[thread];
-  if (_setjmp(scheduler) != 0) return;
+  races::resume(thread, fiber.stack.data(), fiber.stack.size());
+  if (_setjmp(scheduler) != 0) {
+    races::suspend();
+    return;
+  }
   if (fiber.started) _longjmp(fiber.here, 1);
   fiber.started = true;
   getcontext(&fiber.begin);
@@ -95,32 +103,35 @@ inline void resume(unsigned thread) {
   setcontext(&fiber.begin);
 }
 
-// Whether the threads [begin, end) wait at one place; those that are done do not count.
-inline bool all_wait(unsigned begin, unsigned end, Place& place) {
-  place = Place::none;
+// The fiber that stands for the threads [begin, end), which wait at one place; null if all are
+// done.
+NOT_WATCHED inline const Fiber* waiting(unsigned begin, unsigned end) {
+  const Fiber* first = nullptr;
   for (unsigned t = begin; t < end; ++t) {
-    if (fibers[t].done) continue;
-    if (place != Place::none && fibers[t].place != place) {
+    const Fiber& fiber = fibers[t];
+    if (fiber.done) continue;
+    if (first == nullptr) first = &fiber;
+    if (fiber.place != first->place || fiber.site.line() != first->site.line() ||
+        std::strcmp(fiber.site.file_name(), first->site.file_name()) != 0) {
       current = t;
-      fail("waits elsewhere than another lane of its warp");
+      fail("waits elsewhere than another lane");
     }
-    place = fibers[t].place;
   }
-  return place != Place::none;
+  return first;
 }
 
-inline void release(unsigned begin, unsigned end) {
+NOT_WATCHED inline void release(unsigned begin, unsigned end) {
   for (unsigned t = begin; t < end; ++t) gathered[t] = fibers[t].value;
 }
 
-inline void run_warp(unsigned begin, bool backwards) {
+NOT_WATCHED inline void run_warp(unsigned begin, bool backwards) {
   for (unsigned i = 0; i < lanes; ++i) {
     const unsigned t = begin + (backwards ? lanes - 1 - i : i);
     if (!fibers[t].done) resume(t);
   }
 }
 
-inline void run_block(bool backwards) {
+NOT_WATCHED inline void run_block(bool backwards) {
   for (unsigned t = 0; t < threads; ++t) {
     fibers[t].started = fibers[t].done = false;
     fibers[t].place = Place::none;
@@ -128,90 +139,101 @@ inline void run_block(bool backwards) {
   const unsigned warps = threads / lanes;
   while (true) {
     unsigned done = 0;
-    unsigned at_barrier = 0;
     for (unsigned w = 0; w < warps; ++w) {
       const unsigned begin = (backwards ? warps - 1 - w : w) * lanes;
       while (true) {  // as far as this warp comes alone
         run_warp(begin, backwards);
-        Place place;
-        if (!all_wait(begin, begin + lanes, place)) break;
+        const Fiber* fiber = waiting(begin, begin + lanes);
+        if (fiber == nullptr) {
+          done += 1;
+          break;
+        }
         release(begin, begin + lanes);
-        if (place == Place::block_barrier) break;
+        if (fiber->place == Place::block_barrier) break;
+        if (fiber->place == Place::warp_barrier) races::warp_barrier(begin / lanes, fiber->site);
       }
-      Place place;
-      const bool waits = all_wait(begin, begin + lanes, place);
-      (waits ? at_barrier : done) += 1;
     }
     if (done == warps) return;
-    if (done > 0 && at_barrier > 0) fail("a barrier that not all warps reach");
+    if (done > 0) fail("a barrier that not all warps reach");
+    races::block_barrier(waiting(0, threads)->site);
   }
 }
 
 }  // namespace emulated
 
-// What kernels call.
+// What kernels call. Each call says where it stands in the source.
 
-inline unsigned __ballot_sync(unsigned, bool value) {
+using races::Site;
+
+NOT_WATCHED inline unsigned __ballot_sync(unsigned, bool value, Site site = Site::current()) {
   const unsigned first = threadIdx.x / 32 * 32;
-  emulated::meet(emulated::Place::ballot, value);
+  emulated::meet(emulated::Place::ballot, value, site);
   unsigned bits = 0;
   for (unsigned lane = 0; lane < 32; ++lane) {
     bits |= static_cast<unsigned>(emulated::gathered[first + lane] != 0) << lane;
   }
   return bits;
 }
-inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
-inline bool __all_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) == ~0u; }
+inline bool __any_sync(unsigned mask, bool value, Site site = Site::current()) {
+  return __ballot_sync(mask, value, site) != 0;
+}
+inline bool __all_sync(unsigned mask, bool value, Site site = Site::current()) {
+  return __ballot_sync(mask, value, site) == ~0u;
+}
 
 template <class T>
-T shuffled(T value, unsigned from) {
+NOT_WATCHED T shuffled(T value, unsigned from, const Site& site) {
   static_assert(sizeof(T) <= 8);
   std::uint64_t bits = 0;
   __builtin_memcpy(&bits, &value, sizeof value);
   const unsigned first = threadIdx.x / 32 * 32;
-  emulated::meet(emulated::Place::shuffle, bits);
-  bits = emulated::gathered[first + from];
+  emulated::meet(emulated::Place::shuffle, bits, site);
+  bits = emulated::gathered[first + from % 32];
   __builtin_memcpy(&value, &bits, sizeof value);
   return value;
 }
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int other) {
-  return shuffled(value, threadIdx.x % 32 ^ static_cast<unsigned>(other));
+T __shfl_xor_sync(unsigned, T value, int other, Site site = Site::current()) {
+  return shuffled(value, threadIdx.x % 32 ^ static_cast<unsigned>(other), site);
 }
 template <class T>
-T __shfl_sync(unsigned, T value, int from) {
-  return shuffled(value, static_cast<unsigned>(from));
+T __shfl_sync(unsigned, T value, int from, Site site = Site::current()) {
+  return shuffled(value, static_cast<unsigned>(from), site);
 }
 template <class T>
-T __shfl_up_sync(unsigned, T value, unsigned by) {
+T __shfl_up_sync(unsigned, T value, unsigned by, Site site = Site::current()) {
   const unsigned lane = threadIdx.x % 32;
-  return shuffled(value, lane >= by ? lane - by : lane);
+  return shuffled(value, lane >= by ? lane - by : lane, site);
 }
 template <class T>
-T __shfl_down_sync(unsigned, T value, unsigned by) {
+T __shfl_down_sync(unsigned, T value, unsigned by, Site site = Site::current()) {
   const unsigned lane = threadIdx.x % 32;
-  return shuffled(value, lane + by < 32 ? lane + by : lane);
+  return shuffled(value, lane + by < 32 ? lane + by : lane, site);
 }
-inline int __reduce_add_sync(unsigned, int value) {
-  for (int half = 16; half > 0; half /= 2) value += __shfl_xor_sync(~0u, value, half);
+inline int __reduce_add_sync(unsigned, int value, Site site = Site::current()) {
+  for (int half = 16; half > 0; half /= 2) value += __shfl_xor_sync(~0u, value, half, site);
   return value;
 }
-inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+inline unsigned __reduce_max_sync(unsigned, unsigned value, Site site = Site::current()) {
   for (int half = 16; half > 0; half /= 2) {
-    const unsigned other = __shfl_xor_sync(~0u, value, half);
+    const unsigned other = __shfl_xor_sync(~0u, value, half, site);
     value = other > value ? other : value;
   }
   return value;
 }
-inline unsigned __reduce_or_sync(unsigned, unsigned value) {
-  for (int half = 16; half > 0; half /= 2) value |= __shfl_xor_sync(~0u, value, half);
+inline unsigned __reduce_or_sync(unsigned, unsigned value, Site site = Site::current()) {
+  for (int half = 16; half > 0; half /= 2) value |= __shfl_xor_sync(~0u, value, half, site);
   return value;
 }
 
-inline void __syncwarp() { emulated::meet(emulated::Place::warp_barrier, 0); }
-inline void __syncthreads() { emulated::meet(emulated::Place::block_barrier, 0); }
+inline void __syncwarp(Site site = Site::current()) {
+  emulated::meet(emulated::Place::warp_barrier, 0, site);
+}
+inline void __syncthreads(Site site = Site::current()) {
+  emulated::meet(emulated::Place::block_barrier, 0, site);
+}
 
-inline unsigned __popc(unsigned x) { return static_cast<unsigned>(__builtin_popcount(x)); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline unsigned __brev(unsigned x) {
@@ -221,7 +243,8 @@ inline unsigned __brev(unsigned x) {
 }
 
 template <class T, class Step>
-T atomic_step(T* at, Step&& step) {
+NOT_WATCHED __attribute__((noinline)) T atomic_step(T* at, Step&& step) {
+  races::atomic(at, sizeof(T), __builtin_return_address(0));
   const T before = *at;
   *at = step(before);
   return before;
@@ -246,13 +269,18 @@ T atomicOr(T* at, T value) {
 namespace fastground {
 namespace {
 
-constexpr std::int64_t few_maps = 8;  // so that small batches, too, are done in either way
+// So few that small batches, too, are done in every way, and that blocks do more than one map.
+constexpr std::int64_t few_maps = 8;
+constexpr std::int64_t many_maps = 64;
+constexpr std::int64_t most_blocks = 5;
+constexpr std::int64_t most_in_workspace = 3;
+constexpr std::int64_t most_of_lanes = 2;
 
 inline void* shared_memory() { return emulated::shared; }
 
 template <class... Parameters, class... Arguments>
-const char* launch(void (*kernel)(Parameters...), int, void*, unsigned blocks, unsigned threads,
-                   std::size_t shared_bytes, Arguments... arguments) {
+NOT_WATCHED const char* launch(void (*kernel)(Parameters...), int, void*, unsigned blocks,
+                               unsigned threads, std::size_t shared_bytes, Arguments... arguments) {
   if (threads % emulated::lanes != 0 || threads > 1024 || blocks == 0) return "wrong launch";
   if (shared_bytes > emulated::shared_room) return "too much shared memory";
   emulated::threads = threads;
@@ -262,10 +290,12 @@ const char* launch(void (*kernel)(Parameters...), int, void*, unsigned blocks, u
   static const bool backwards = std::getenv("FIBER_ORDER") != nullptr;
   blockDim.x = threads;
   gridDim.x = blocks;
+  races::begin_launch(emulated::shared, emulated::shared_room);
   for (unsigned block = 0; block < blocks; ++block) {
     blockIdx.x = block;
     // Memory holds anything at first, and nothing is written behind it.
     for (std::size_t i = 0; i < emulated::shared_room; ++i) emulated::shared[i] = std::byte{0xa5};
+    races::begin_block(block);
     emulated::run_block(backwards);
     for (std::size_t i = shared_bytes; i < emulated::shared_room; ++i) {
       if (emulated::shared[i] != std::byte{0xa5}) emulated::fail("wrote behind its shared memory");

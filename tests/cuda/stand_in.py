@@ -6,6 +6,7 @@ As on a GPU
     waiting      `torch._sleep` keeps a stream busy; what makes the host wait for it is told by
                  torch.cuda.set_sync_debug_mode, and refused while a graph is captured
     graphs       are replayed: each captured call is made again, into the same memory
+    forks        a forked process cannot touch it
 
 Not so: all runs at once and in order, so that a stream forgotten goes unseen; nothing is fast.
 rehearse.py runs a program so.
@@ -121,7 +122,7 @@ class Stream:
 
 
 STREAMS = []
-state = SimpleNamespace(stream=Stream(), graph=None, debug="default")
+state = SimpleNamespace(stream=Stream(), graph=None, debug="default", forked=False)
 
 
 class Graph:
@@ -170,8 +171,14 @@ def wait(func):
     state.stream.synchronize()
 
 
+def check_process():
+    if state.forked:
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess.")
+
+
 def launch(call):
     """Makes a call of a kernel, and has a graph make it again."""
+    check_process()
     if state.graph is not None:
         state.graph.calls.append(call)
     return call()
@@ -190,6 +197,7 @@ def dispatched(func, args, kwargs):
     to_gpu = any(here) if device is None else torch.device(device).type == "cuda"
     if not (to_gpu or any(here)):
         return func(*args, **kwargs)
+    check_process()
     apart = [x for x, on in zip(flat, here, strict=True) if not on and x.ndim]
     if any(here) and apart and packet not in MEETING:
         raise RuntimeError(f"Expected all tensors to be on the same device, cuda:0 and cpu: {func}")
@@ -326,6 +334,7 @@ def install(folder):
         "_lazy_init": lambda: None,
     }
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated
+    os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
     ctypes.CDLL(str(folder / "guard.so"))
     for name, value in cuda.items():
         setattr(torch.cuda, name, value)

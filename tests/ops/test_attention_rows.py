@@ -378,6 +378,8 @@ def test_keys_of_new_addresses_do_not_wait_for_a_gpu():
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         ops.attention_rows([query] * 3, list(keys))  # so that its memory is there
+    tables = [torch.zeros(3, 5, dtype=torch.int64).pin_memory() for _ in others]
+    del tables  # so that the host's is, too: CUDA may wait where it has to ask for more
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
