@@ -120,9 +120,15 @@ def picture(path: Path, size: tuple[int, int]) -> Drawn:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no picture, or of another size.
+        ValueError: no picture, of another size, or a JPEG, whose black is not quite black.
     """
-    pixels = np.asarray(open_image(path, size))
+    image = open_image(path, size)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise ValueError(
+            f"mask must be kept without loss, but {str(path)!r} is a JPEG; save it as PNG, its "
+            "pixels from 128 on as 255 and the others as 0"
+        )
+    pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
     if pixels.ndim == 2:
         return Drawn(pixels != 0)
     colours = pixels[..., : 1 if pixels.shape[2] == 2 else 3]  # transparency is no colour
