@@ -340,6 +340,24 @@ def test_a_size_that_only_the_stored_pixels_have_is_of_those(tmp_path):
         assert sample.image.size == size[::-1]
 
 
+def test_a_mask_shows_in_which_way_its_box_is_written(photos):
+    pytest.importorskip("pycocotools")
+    corners, sides = [6, 4, 20, 9], [6, 4, 14, 5]
+    for truth in ({"mask": "mask.png"}, {"segmentation": [[6, 4, 20, 4, 20, 9, 6, 9]]}):
+        right = [{**MUG, "box": corners, **truth}, {**MUG, "bbox": sides, **truth}]
+        right.append({**MUG, "box": [6, 0, 32, 24], **truth})  # of what is seen in part
+        for sample in datasets.load("listed", data=lines(photos, *right), num_samples=None):
+            assert sample.mask.sum() == 70
+        for name, numbers, says in (
+            ("box", [6, 4, 14, 5], r"box must be \[x1, y1, x2, y2\], .*; call it bbox"),
+            ("bbox", [6, 4, 20, 9], r"bbox must be \[x, y, width, height\], .*; call it box"),
+        ):
+            path = lines(photos, {**MUG, name: numbers, **truth})
+            [sample] = datasets.load("listed", data=path)
+            with pytest.raises(ValueError, match=says):
+                _ = sample.mask
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
 def test_a_mask_is_what_is_not_black_in_it(tmp_path, mode):
     mask = np.zeros((24, 32), np.uint8)
@@ -374,6 +392,7 @@ def test_a_mask_is_what_is_not_black_in_it(tmp_path, mode):
         ([{**MUG, "image": 7}], "line 1, must have a text as image, but has 7"),
         ([{**MUG, "box": [5, 5, 40, 9]}], "box must lie in the image of 32 x 24 pixels"),
         ([{**MUG, "box": [5, 9, 9, 5]}], "box must have x1 < x2 and y1 < y2"),
+        ([{**MUG, "box": [0.1, 0.2, 0.9, 1.0]}], "must be in pixels .* multiply them"),
         ([{**MUG, "expression": " "}], "expression must have words"),
         ([{**MUG, "image": "photos/9.png"}], "image must be a file, but there is none"),
         ([{**MUG, "mask": "photos/1.jpg"}], "image must be a file, but there is none"),

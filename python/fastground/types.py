@@ -326,7 +326,7 @@ class Sample:
     mask: Any = None
     """(height, width) bool array; empty, and without a box, where there is no such object."""
     image_id: int = 0
-    """Samples of one image share it and follow one another."""
+    """Samples of one image share it and follow one another; intervals are by it."""
     sample_id: int = 0
     kind: str = ""
     """What the expression uses, e.g. attribute, location, relation."""

@@ -288,6 +288,11 @@ def check_box(box: Sequence[float], size: Sequence[int]) -> None:
         raise ValueError(
             f"box must have x1 < x2 and y1 < y2, but got {box}; is it [x, y, width, height]?"
         )
+    if max(box) <= 1 < min(size):
+        raise ValueError(
+            f"box must be in pixels of the image, {width} x {height}, but got {box}; where these "
+            "are shares of its width and height, multiply them"
+        )
     if min(x1, y1) < -SLACK or x2 > width + SLACK or y2 > height + SLACK:
         raise ValueError(
             f"box must lie in the image of {width} x {height} pixels, but got {box}; is it of "

@@ -18,6 +18,7 @@ are told which it only has as it is stored.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from typing import Any
 from fastground.datasets import masks
 from fastground.datasets.annotated import AnnotatedImage, Box, Phrase, around, xyxy
 from fastground.datasets.files import by_id, needed, read_json
+from fastground.metrics import box_iou
 
+WAYS = {"box": "[x1, y1, x2, y2]", "bbox": "[x, y, width, height]"}
 FORM = 'a line is {"image": "1.jpg", "expression": "the red mug", "box": [x1, y1, x2, y2]}'
 
 
@@ -131,11 +134,14 @@ def _phrase(where: str, record: dict[str, Any], number: int, root: Path, whole: 
         raise ValueError(
             f"{where} must have four numbers as box or bbox, and as each of boxes ({error})"
         ) from error
-    draw = None
+    draw: Callable[[tuple[int, int]], masks.Drawn] | None = None
     if record.get("segmentation"):
         draw = partial(masks.coco, record["segmentation"])
     elif record.get("mask") is not None:
         draw = partial(masks.picture, root / str(record["mask"]))
+    for name in ("box", "bbox"):
+        if draw is not None and record.get(name) is not None:
+            draw = partial(_drawn_beside, draw, name, _corners(record[name]))
     sample_id = record["id"] if whole and "id" in record else number
     kind = str(record.get("kind") or "")
     return Phrase(record["expression"], sample_id, box, draw, kind, boxes=boxes)
@@ -144,3 +150,26 @@ def _phrase(where: str, record: dict[str, Any], number: int, root: Path, whole: 
 def _corners(numbers: Any) -> Box:
     x1, y1, x2, y2 = map(float, numbers)
     return x1, y1, x2, y2
+
+
+def _drawn_beside(
+    draw: Callable[[tuple[int, int]], masks.Drawn], name: str, numbers: Box, size: tuple[int, int]
+) -> masks.Drawn:
+    """The mask, which shows whether the box beside it is written in the other way.
+
+    Raises:
+        ValueError: it is; or the mask cannot be drawn.
+    """
+    drawn = draw(size)
+    if drawn.mask.any():
+        fits = {
+            way: float(box_iou(corners, masks.box_of(drawn.mask)))
+            for way, corners in (("box", numbers), ("bbox", xyxy(numbers)))
+        }
+        other = "bbox" if name == "box" else "box"
+        if fits[other] > 0.9 and fits[name] < 0.5:
+            raise ValueError(
+                f"{name} must be {WAYS[name]}, but {list(numbers)} is {WAYS[other]} by its mask; "
+                f"call it {other}"
+            )
+    return drawn
