@@ -139,9 +139,9 @@ def _phrase(where: str, record: dict[str, Any], number: int, root: Path, whole: 
         draw = partial(masks.coco, record["segmentation"])
     elif record.get("mask") is not None:
         draw = partial(masks.picture, root / str(record["mask"]))
-    for name in ("box", "bbox"):
-        if draw is not None and record.get(name) is not None:
-            draw = partial(_drawn_beside, draw, name, _corners(record[name]))
+    name = "bbox" if record.get("box") is None else "box"
+    if draw is not None and record.get(name) is not None:
+        draw = partial(_drawn_beside, draw, name, _corners(record[name]))
     sample_id = record["id"] if whole and "id" in record else number
     kind = str(record.get("kind") or "")
     return Phrase(record["expression"], sample_id, box, draw, kind, boxes=boxes)
