@@ -107,7 +107,7 @@ def prompt_of(processor, mark, text, template):
         return f"{mark}\n{text}"
     content = [{"type": "image"}, {"type": "text", "text": text}]
     return processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
 
 

@@ -373,6 +373,9 @@ def test_a_mask_is_what_is_not_black_in_it(tmp_path, mode):
     picture.save(tmp_path / "mask.png")
     assert np.array_equal(masks.picture(tmp_path / "mask.png", (24, 32)).mask, mask > 0)
     picture.convert("L").save(tmp_path / "mask.jpg")
+    Image.fromarray(np.stack([0 * mask, mask], -1), "LA").save(tmp_path / "clear.png")
+    with pytest.raises(ValueError, match="all black and transparent in parts; save its transp"):
+        masks.picture(tmp_path / "clear.png", (24, 32))
     with pytest.raises(ValueError, match=r"must be kept without loss, .* is a JPEG; save it as"):
         masks.picture(tmp_path / "mask.jpg", (24, 32))
 
@@ -387,6 +390,10 @@ def test_a_mask_is_what_is_not_black_in_it(tmp_path, mode):
         ([{**MUG, "box": "abcd"}], "line 1, must have four numbers as box or bbox"),
         ([{**MUG, "boxes": [[1, 2, 3, 4], [1, 2]]}], "line 1, must have four numbers .* of boxes"),
         ([{**MUG, "boxes": [[1, 2, 3, 4], [5, 2, 4, 9]]}], r"is it \[x, y, width, height\]"),
+        (
+            [{**MUG, "segmentation": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]}],
+            "its points are no pixels; multiply shares",
+        ),
         ([{**MUG, "expression": None}], "line 1, must have a text as expression, but has None"),
         ([{**MUG, "expression": ["a", "b"]}], r"must have a text as expression, but has \['a'"),
         ([{**MUG, "image": 7}], "line 1, must have a text as image, but has 7"),
