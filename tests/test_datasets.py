@@ -281,6 +281,105 @@ def test_a_coco_style_file(photos):
 MUG = {"image": "photos/1.png", "expression": "the mug"}
 
 
+def test_boxes_of_several_objects(photos):
+    boxes = [[1, 2, 11, 12], [5, 1, 20, 9]]
+    path = lines(photos, {**MUG, "boxes": boxes}, {**MUG, "boxes": boxes, "box": [0, 0, 30, 20]})
+    around, told = datasets.load("listed", data=path, num_samples=None)
+    assert around.boxes == told.boxes == ((1, 2, 11, 12), (5, 1, 20, 9))
+    assert around.box == (1, 1, 20, 12) and told.box == (0, 0, 30, 20)
+    assert next(datasets.load("listed", data=lines(photos, MUG))).boxes == ()
+
+
+def test_an_expression_is_read_to_the_letter(photos):
+    text = '  The "RED" mug\u2028isn\'t\x85left? '
+    path = photos / "train.jsonl"
+    path.write_text(json.dumps({**MUG, "expression": text, "kind": None}, ensure_ascii=False))
+    [sample] = datasets.load("listed", data=path)
+    assert sample.expression == text and sample.kind == ""
+
+
+def test_one_image_under_two_spellings_is_one(photos):
+    path = lines(photos, MUG, {**MUG, "image": "./photos/1.png"}, {**MUG, "image": "photos//1.png"})
+    read = list(datasets.load("listed", data=path, num_samples=None))
+    assert {s.image_id for s in read} == {0} and len(read) == 3
+
+
+@pytest.mark.parametrize("side", [24, 32], ids=["landscape", "square"])
+def test_boxes_and_masks_are_of_the_image_as_it_is_shown(tmp_path, side):
+    """A white square on black, by a camera that was held in any way; with its size and without."""
+    upright = np.zeros((side, 32, 3), np.uint8)
+    upright[2:8, 20:30] = 255
+    picture = Image.fromarray(upright)
+    picture.save(tmp_path / "mask.png")
+    turn = Image.Transpose
+    stored = [
+        turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE,
+        turn.ROTATE_90, turn.TRANSVERSE, turn.ROTATE_270,
+    ]  # fmt: skip
+    records = []
+    for orientation, how in enumerate(stored, start=2):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture.transpose(how).save(tmp_path / f"{orientation}.png", exif=exif)
+        truth = {"box": [20, 2, 30, 8], "mask": "mask.png", "expression": "it"}
+        size = {"height": side, "width": 32} if orientation % 2 else {}
+        records.append({"image": f"{orientation}.png", **truth, **size})
+    for sample in datasets.load("listed", data=lines(tmp_path, *records), num_samples=None):
+        assert np.array_equal(np.asarray(sample.image), upright)
+        assert np.array_equal(sample.mask, upright[..., 0] > 0) and sample.box == (20, 2, 30, 8)
+
+
+def test_a_size_that_only_the_stored_pixels_have_is_of_those(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (32, 24)).save(tmp_path / "1.png", exif=exif)
+    for size in ((24, 32), (32, 24)):
+        told = {"height": size[0], "width": size[1]}
+        path = lines(tmp_path, {"image": "1.png", "expression": "it", **told})
+        [sample] = datasets.load("listed", data=path)
+        assert sample.image.size == size[::-1]
+
+
+def test_a_mask_shows_in_which_way_its_box_is_written(photos):
+    pytest.importorskip("pycocotools")
+    corners, sides = [6, 4, 20, 9], [6, 4, 14, 5]
+    for truth in ({"mask": "mask.png"}, {"segmentation": [[6, 4, 20, 4, 20, 9, 6, 9]]}):
+        right = [{**MUG, "box": corners, **truth}, {**MUG, "bbox": sides, **truth}]
+        right.append({**MUG, "box": [6, 0, 32, 24], **truth})  # of what is seen in part
+        for sample in datasets.load("listed", data=lines(photos, *right), num_samples=None):
+            assert sample.mask.sum() == 70
+        for name, numbers, says in (
+            ("box", [6, 4, 14, 5], r"box must be \[x1, y1, x2, y2\], .*; call it bbox"),
+            ("bbox", [6, 4, 20, 9], r"bbox must be \[x, y, width, height\], .*; call it box"),
+        ):
+            path = lines(photos, {**MUG, name: numbers, **truth})
+            [sample] = datasets.load("listed", data=path)
+            with pytest.raises(ValueError, match=says):
+                _ = sample.mask
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+def test_a_mask_is_what_is_not_black_in_it(tmp_path, mode):
+    mask = np.zeros((24, 32), np.uint8)
+    mask[4:9, 6:20] = 255
+    picture = Image.fromarray(mask)
+    if mode == "P":  # colour 0 is white, 1 is black
+        picture = Image.fromarray((mask == 0).astype(np.uint8), "P")
+        picture.putpalette([255, 255, 255, 0, 0, 0])
+    elif mode == "I;16":
+        picture = Image.fromarray(mask.astype(np.uint16))
+    else:
+        picture = picture.convert(mode)
+    picture.save(tmp_path / "mask.png")
+    assert np.array_equal(masks.picture(tmp_path / "mask.png", (24, 32)).mask, mask > 0)
+    picture.convert("L").save(tmp_path / "mask.jpg")
+    Image.fromarray(np.stack([0 * mask, mask], -1), "LA").save(tmp_path / "clear.png")
+    with pytest.raises(ValueError, match="all black and transparent in parts; save its transp"):
+        masks.picture(tmp_path / "clear.png", (24, 32))
+    with pytest.raises(ValueError, match=r"must be kept without loss, .* is a JPEG; save it as"):
+        masks.picture(tmp_path / "mask.jpg", (24, 32))
+
+
 @pytest.mark.parametrize(
     ("records", "says"),
     [
@@ -289,8 +388,18 @@ MUG = {"image": "photos/1.png", "expression": "the mug"}
         ([{**MUG, "id": 1}, {**MUG, "id": 1}], "line 3, must have its own id, but 1 is twice"),
         ([{**MUG, "box": [1, 2, 3]}], "line 1, must have four numbers as box or bbox"),
         ([{**MUG, "box": "abcd"}], "line 1, must have four numbers as box or bbox"),
+        ([{**MUG, "boxes": [[1, 2, 3, 4], [1, 2]]}], "line 1, must have four numbers .* of boxes"),
+        ([{**MUG, "boxes": [[1, 2, 3, 4], [5, 2, 4, 9]]}], r"is it \[x, y, width, height\]"),
+        (
+            [{**MUG, "segmentation": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]}],
+            "its points are no pixels; multiply shares",
+        ),
+        ([{**MUG, "expression": None}], "line 1, must have a text as expression, but has None"),
+        ([{**MUG, "expression": ["a", "b"]}], r"must have a text as expression, but has \['a'"),
+        ([{**MUG, "image": 7}], "line 1, must have a text as image, but has 7"),
         ([{**MUG, "box": [5, 5, 40, 9]}], "box must lie in the image of 32 x 24 pixels"),
         ([{**MUG, "box": [5, 9, 9, 5]}], "box must have x1 < x2 and y1 < y2"),
+        ([{**MUG, "box": [0.1, 0.2, 0.9, 1.0]}], "must be in pixels .* multiply them"),
         ([{**MUG, "expression": " "}], "expression must have words"),
         ([{**MUG, "image": "photos/9.png"}], "image must be a file, but there is none"),
         ([{**MUG, "mask": "photos/1.jpg"}], "image must be a file, but there is none"),

@@ -12,7 +12,7 @@ from fastground.attention import right_answers
 from fastground.comparison import compare, paper_table
 from fastground.evaluation import evaluate
 from fastground.grounder import Grounder
-from fastground.metrics import box_iou, points_inside, spearman
+from fastground.metrics import box_iou, spearman
 from fastground.ranking import rank_table
 from fastground.types import HeadId, Recipe
 
@@ -81,19 +81,6 @@ def test_without_masks_there_is_no_mask_score_and_without_boxes_none_at_all():
         evaluate(grounder, [dataclasses.replace(blind[0], box=None)])
     with pytest.raises(ValueError, match="at least one sample"):
         evaluate(grounder, [])
-
-
-def test_the_pointing_game_counts_peaks():
-    grounder = Grounder(small_world.lvlm(), small_world.ranking())
-    hits = []
-    for sample in small_world.samples():
-        found = grounder(sample.image, sample.expression)
-        combined = found.map.masked_fill(~found.layout.valid(), -1)
-        row, column = divmod(int(combined.argmax()), 6)
-        (width, height), (left, top) = found.layout.cell_size, found.layout.origin
-        point = ((column + 0.5) * width + left, (row + 0.5) * height + top)
-        hits.append(bool(points_inside(point, sample.mask)))
-    assert evaluate(grounder, small_world.samples()).pointing == pytest.approx(np.mean(hits))
 
 
 def test_right_answers_are_those_that_greedy_decoding_says():

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
 from fastground import grounding
 from fastground.types import AttentionMaps, HeadId, ImageLayout, Recipe
@@ -43,17 +42,6 @@ def test_a_block_of_cells_is_its_box_in_pixels():
     assert not found.mask[:10].any() and not found.mask[:, 40:].any()
 
 
-def test_the_combined_map_is_smoothed_and_summed():
-    random = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    found = grounding.ground(attention(random, layout()), ["a", "b"])
-    for one, maps in zip(found, random, strict=True):
-        smooth = sum(
-            scipy.ndimage.gaussian_filter(m.numpy(), 1.0, truncate=3.0, mode="mirror") for m in maps
-        )
-        assert torch.allclose(one.map, torch.from_numpy(smooth), atol=1e-5)
-        assert one.maps.equal(maps) and len(one.heads) == 3
-
-
 def test_padding_belongs_to_no_region():
     maps = (block(0, slice(0, 6), value=3.0) + block(slice(2, 4), slice(1, 3)))[None, None]
     exclude, include = (
@@ -89,27 +77,6 @@ def test_each_expression_may_have_its_own_heads():
         (expected,) = grounding.ground(alone.select(heads), ["x"])
         assert one.box.equal(expected.box) and one.heads == expected.heads
         assert one.maps.equal(expected.maps) and one.score == expected.score
-
-
-def test_the_mask_is_the_resized_map_above_its_mean_in_the_region():
-    where = layout(grid=(6, 8), image=(60, 80), side=80)
-    where = ImageLayout(where.grid, where.tokens, None, (60, 80), (10.0, 10.0))
-    maps = torch.rand(4, 1, 6, 8, generator=torch.Generator().manual_seed(2))
-    for one in grounding.ground(attention(maps, where), list("abcd"), recipe=PLAIN):
-        resized = torch.nn.functional.interpolate(
-            one.map[None, None].double(), (60, 80), mode="bilinear"
-        )
-        labels, count = scipy.ndimage.label(one.map > one.map.mean(), np.ones((3, 3)))
-        x1, y1, x2, y2 = (int(v) // 10 for v in one.box)
-        (kept,) = [
-            i
-            for i in range(1, count + 1)
-            if scipy.ndimage.find_objects((labels == i).astype(int))[0]
-            == (slice(y1, y2), slice(x1, x2))
-        ]
-        region = np.kron(labels == kept, np.ones((10, 10))).astype(bool)
-        expected = (resized[0, 0] > one.map.double().mean()).numpy() & region
-        assert (one.mask.numpy() == expected).all() and expected.any()
 
 
 @settings(derandomize=True, deadline=None, database=None, max_examples=60)

@@ -101,6 +101,18 @@ def test_all_regions_as_one_has_its_parts_as_others():
     }  # fmt: skip
 
 
+def test_of_all_regions_one_that_reaches_as_far_as_all_is_an_object_too():
+    """A ring with a spot in it: its box is that of both."""
+    maps = block(slice(0, 6), slice(0, 6)) - block(slice(1, 5), slice(1, 5))
+    maps += block(2, 2, value=4.0)
+    recipe = PLAIN.replace(region="all", objects=0.1)
+    (found,) = grounding.ground(
+        attention(maps[None, None], layout((6, 6), (60, 60))), ["dogs"], recipe=recipe
+    )
+    boxes = [other.box.tolist() for other in found.others]
+    assert boxes == [[0, 0, 60, 60], [20, 20, 30, 30]] and found.box.tolist() == boxes[0]
+
+
 def test_nothing_found_has_no_objects():
     maps = attention(np.ones((1, 2, 6, 6)), layout(image=(60, 60)))
     (found,) = grounding.ground(maps, ["dogs"], recipe=PLAIN.replace(objects=0.1))

@@ -35,52 +35,6 @@ def chord_by_hand(values):
     return tau
 
 
-def rank_by_hand(sums, entropies, recipe):
-    """method.md, section 3, as loops over Python numbers."""
-    n, layers, heads = sums.shape
-    every = [(layer, head) for layer in range(layers) for head in range(heads)]
-    mean = {h: float(np.mean([float(s[h]) for s in sums])) for h in every}
-    allowed = [h for h in every if h[0] >= recipe.skip_layers]
-    tau = chord_by_hand(mean.values()) if recipe.elbow == "chord" else recipe.elbow
-    votes, ties = dict.fromkeys(every, 0), 0
-    for s, e in zip(sums, entropies, strict=True):
-        threshold, level = tau, mean
-        if recipe.scope == "sample":
-            level = {h: float(s[h]) for h in every}
-            threshold = chord_by_hand(level.values()) if recipe.elbow == "chord" else tau
-        kept = [h for h in allowed if recipe.criteria != "both" or level[h] >= threshold]
-        if recipe.criteria == "attention_sum":
-            value = {h: -float(s[h]) for h in kept}
-        else:
-            value = {h: float(e[h]) for h in kept if np.isfinite(e[h])}
-        order = sorted(value, key=lambda h: (value[h], -float(s[h]), h))
-        for h in order[: recipe.top_n]:
-            votes[h] += 1
-        border = order[recipe.top_n - 1 : recipe.top_n + 1]
-        ties += len(border) == 2 and value[border[0]] == value[border[1]]
-    if recipe.criteria == "attention_sum":
-        order = sorted(every, key=lambda h: (h not in allowed, -mean[h], h))
-    else:
-        order = sorted(every, key=lambda h: (h not in allowed, -votes[h], -mean[h], h))
-    return tau, order, {h: v / n for h, v in votes.items()}, ties
-
-
-@pytest.mark.parametrize("scope", ["mean", "sample"])
-@pytest.mark.parametrize("criteria", ["both", "attention_sum", "entropy"])
-@pytest.mark.parametrize("threshold", ["chord", 0.3])
-@pytest.mark.parametrize("levels", [None, 8])
-def test_equals_the_method_read_aloud(scope, criteria, threshold, levels):
-    sums, entropies = table(seed=3, levels=levels)
-    recipe = Recipe(scope=scope, criteria=criteria, elbow=threshold, top_n=4)
-    tau, order, frequency, ties = rank_by_hand(sums, entropies, recipe)
-    ranking = rank(sums, entropies, recipe=recipe)
-    assert ranking.tau == pytest.approx(tau, abs=1e-12)
-    assert [tuple(h.head) for h in ranking.heads] == order
-    assert {tuple(h.head): h.frequency for h in ranking.heads} == frequency
-    assert ranking.ties == ties
-    assert (ties > 0) == bool(levels)
-
-
 def test_what_the_ranking_tells():
     sums, entropies = table(n=53)
     recipe = Recipe(top_n=4, k=2)

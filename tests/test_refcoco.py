@@ -345,7 +345,9 @@ def test_bad_images_can_be_left_out(data):
 def test_an_image_is_opened_when_it_is_asked_for_and_once(data, monkeypatch):
     pytest.importorskip("pycocotools")
     opened, real = [], photos.open_image
-    monkeypatch.setattr(photos, "open_image", lambda *a: opened.append(a[0].name) or real(*a))
+    monkeypatch.setattr(
+        photos, "open_image", lambda *a, **how: opened.append(a[0].name) or real(*a, **how)
+    )
     groups = list(by_image(datasets.refcoco(data, "train")))
     assert not opened
     assert "000000000001.jpg" in repr(groups[0][0]) and not opened

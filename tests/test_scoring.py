@@ -104,6 +104,24 @@ def test_a_sample_without_an_object_is_measured():
             scoring.measured([dataclasses.replace(absent, **wrong)], [found], Recipe())
 
 
+@pytest.mark.parametrize(
+    ("truth", "says"),
+    [
+        (
+            {"box": (20.0, 12.0, 6.0, 5.0)},
+            r"x1 < x2 .* is it \[x, y, width, height\]\? \(sample 0\)",
+        ),
+        ({"box": (1.0, 2.0, 300.0, 400.0)}, "must lie in the image of 24 x 18 pixels"),
+        ({"boxes": ((0.0, 0.0, 6.0, 6.0), (1.0, 2.0, np.nan, 9.0))}, "x1 < x2 and y1 < y2"),
+    ],
+)
+def test_a_true_box_that_can_be_none_is_refused(truth, says):
+    sample = dataclasses.replace(small_world.samples()[0], **truth)
+    found = Grounder(small_world.lvlm(), small_world.ranking())(sample.image, sample.expression)
+    with pytest.raises(ValueError, match=says):
+        scoring.measured([sample], [found], Recipe())
+
+
 def test_objects_are_counted_over_all_samples():
     counts = {"objects": [3, 2, -1], "objects_found": [2, 4, -1], "objects_right": [2, 1, -1]}
     columns = rows([BOX] * 3, [BOX] * 3, kinds=["plural, more", "plural, two", ""])

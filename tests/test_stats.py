@@ -1,8 +1,10 @@
 """The two numbers of every head under each switch of the recipe."""
 
+import dataclasses
+
 import pytest
 import torch
-from fastground.stats import head_statistics
+from fastground.stats import foreground, head_statistics
 from fastground.types import AttentionMaps, HeadId, ImageLayout, Recipe
 
 
@@ -43,6 +45,17 @@ def test_padding_is_seen_unless_the_recipe_says_not():
     inside = head_statistics(padded, Recipe(padding_stats="exclude"))
     assert inside.attention_sum[0].tolist() == pytest.approx([0.2, 0.12])
     assert inside.entropy[0].tolist() == [0, torch.inf]
+
+
+def test_padding_is_all_that_is_left_out_of_the_images_tokens():
+    padded = attention(two_blobs(), **PADDED)
+    layout = dataclasses.replace(padded.layout, all_tokens=tuple(range(50)))
+    tiled = AttentionMaps(padded.maps, padded.sums + 0.3, padded.heads, layout)
+    inside = head_statistics(tiled, Recipe(padding_stats="exclude"))
+    assert inside.attention_sum[0].tolist() == pytest.approx([0.5, 0.42])
+    seen = foreground(padded, Recipe(padding_stats="exclude"))
+    assert seen[0, 0].nonzero().tolist() == [[2, 0], [2, 1]] and not seen[0, 1].any()
+    assert foreground(padded, Recipe())[0, 0].sum() == 3
 
 
 def test_weight_cut_and_empty_reach_the_operation():

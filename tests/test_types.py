@@ -130,6 +130,18 @@ def test_a_layout_knows_its_padding_and_its_pixels():
     assert x[0] == pytest.approx(0.05) and x[-1] == pytest.approx(5.95)
 
 
+@pytest.mark.parametrize("length", [37, 61, 97, 333, 427])
+def test_a_cell_half_in_the_image_is_no_padding_however_that_is_rounded(length):
+    # 5.25 cells high, a quarter of a cell above them: the centre of the sixth is on the edge
+    cell = length / 5.25
+    layout = ImageLayout((7, 3), tuple(range(21)), None, (length, 3), (1.0, cell), (0.0, -cell / 4))
+    assert layout.valid().sum(dim=1).tolist() == [3] * 6 + [0]
+    layout = dataclasses.replace(layout, origin=(0.0, -cell / 2))
+    assert layout.valid().sum(dim=1).tolist() == [3] * 6 + [0]
+    layout = dataclasses.replace(layout, origin=(0.0, -cell / 2 - 0.01))
+    assert layout.valid().sum(dim=1).tolist() == [0] + [3] * 5 + [0]
+
+
 def test_an_image_thinner_than_a_cell_is_not_all_padding():
     # 1 x 60 pixels padded to 60 x 60: on the border of two of six rows, within one of five
     for rows, valid in ((6, [0, 0, 6, 6, 0, 0]), (5, [0, 0, 6, 0, 0])):

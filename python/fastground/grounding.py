@@ -82,8 +82,10 @@ def _others(grounding: Grounding, kept: list[float], recipe: Recipe) -> tuple[Gr
     valid = valid_cells(layout, recipe)
     assert recipe.objects is not None
     others = []
-    for region in found_regions(combined, recipe, valid):
-        if region.share < recipe.objects or list(region.box) == kept:
+    regions = found_regions(combined, recipe, valid)
+    one_is_kept = recipe.region != "all" or len(regions) == 1
+    for region in regions:
+        if region.share < recipe.objects or (one_is_kept and list(region.box) == kept):
             continue
         cells = region.cells.to(combined.device)[None]
         box = layout.to_pixels(torch.tensor(region.box, dtype=torch.float32)).to(combined.device)

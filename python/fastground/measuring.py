@@ -16,13 +16,12 @@ from operator import itemgetter
 import numpy as np
 import torch
 
-from fastground import ops
 from fastground.ahead import Unreadable, default_workers, read_ahead
 from fastground.attention import attention_of_encoded, check_finite
 from fastground.metrics import iou_in_cells, mask_in_cells
 from fastground.models import LVLM
 from fastground.shards import Key, Measured, Skipped, key
-from fastground.stats import head_statistics, head_table, on_table
+from fastground.stats import foreground, head_statistics, head_table, on_table
 from fastground.types import AttentionMaps, Encoded, HeadStats, Recipe, Sample
 from fastground.watch import Watch
 
@@ -105,7 +104,7 @@ def _ious(attention: AttentionMaps, group: list[Sample], recipe: Recipe) -> torc
     ious = torch.zeros(maps.shape[:2], device=maps.device)
     if all(sample.mask is None for sample in group):
         return ious
-    foreground = ops.binarize(maps, cut=recipe.cut, nan="propagate")
+    cells = foreground(attention, recipe).view(torch.uint8)
     for i, sample in enumerate(group):
         if sample.mask is not None:
             counts, area = mask_in_cells(sample.mask, attention.layout, sample.ignore)
@@ -113,6 +112,6 @@ def _ious(attention: AttentionMaps, group: list[Sample], recipe: Recipe) -> torc
             if maps.is_cuda:  # a copy out of other memory waits
                 pixels = pixels.pin_memory()
             pixels = pixels.to(maps.device, non_blocking=True)
-            cells = foreground[i].view(torch.uint8).double()  # on a CPU slow straight from bool
-            ious[i] = iou_in_cells(cells, pixels, area)
+            # On a CPU slow straight from bool.
+            ious[i] = iou_in_cells(cells[i].double(), pixels, area)
     return ious

@@ -56,9 +56,10 @@ class Recipe:
     """The entropy of a map without foreground: +inf (never ranks first) or 0 (as once released)."""
     bottom_row: float | None = None
     """Drop a head in a sample where a cell of the grid's last row holds more than this share of all
-    attention (as once released, with 0.05); None keeps it."""
+    attention (as once released, with 0.05): its entropy there is +inf; None keeps it."""
     padding_stats: str = "include"
-    """Whether the statistics see the cells that only pad the image to its model shape."""
+    """Whether attention sum, entropy and each head's IoU with a mask see the cells of the map that
+    only pad the image to its model shape; without them the last row is that of the image."""
 
     # Many samples -> a ranking of heads.
     elbow: str | float = "chord"
@@ -68,7 +69,8 @@ class Recipe:
     criteria: str = "both"
     """Which of the two criteria rank the heads."""
     selection: str = "fixed"
-    """One set of heads by selection frequency, or each sample's own best heads ("greedy")."""
+    """One set of heads by selection frequency, or each sample's own best heads ("greedy"); where
+    fewer than k pass, those of its largest attention sums follow."""
     skip_layers: int = 2
     """The first layers, left out."""
     top_n: int = 10
@@ -90,7 +92,8 @@ class Recipe:
     border: str = "reflect101"
     """Border of the smoothing: dcb|abcd|cba, or "reflect": dcba|abcd|dcba."""
     region: str = "hull"
-    """Which region is kept: largest convex hull, most cells, largest mass, or all of them."""
+    """Which region is kept: largest convex hull, most cells, largest mass, or all of them. Score
+    and mass are of the cells whose centre is in the hull; the mask keeps to the region's own."""
     padding: str = "exclude"
     """Whether padding cells may belong to a region."""
     objects: float | None = None
@@ -113,7 +116,7 @@ class Recipe:
     stitched together. The attention sum is over all of the image's tokens either way."""
     query: str = "last_expression"
     """The asking token: the expression's last, the prompt's last, or the first that the model
-    says; or all tokens of the expression, over whose maps the mean is taken."""
+    says; or all tokens of the expression, with its final ".", over whose maps the mean is taken."""
     template: str = "plain"
     """The words around the expression: none but a system sentence, or the model's chat template."""
     ensure_period: bool = True

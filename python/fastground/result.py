@@ -181,7 +181,7 @@ def rle(mask: Any) -> dict[str, Any]:
         ModuleNotFoundError: pycocotools is not installed.
     """
     masks = _library("pycocotools.mask", "eval")
-    encoded = masks.encode(np.asfortranarray(np.asarray(mask).astype(np.uint8)))
+    encoded = masks.encode(np.asfortranarray(np.asarray(mask, dtype=bool).astype(np.uint8)))
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from fastground.datasets.annotated import check_box
 from fastground.grounding import mask_box, peaks
 from fastground.metrics import (
     accuracy,
@@ -136,15 +137,20 @@ def measured(samples: Sequence[Sample], found: Sequence[Grounding], recipe: Reci
         of objects that are not united yet, completes them.
 
     Raises:
-        ValueError: a sample without a box whose mask does not say that there is no object, or a
-            mask of another size than the true one.
+        ValueError: a sample without a box whose mask does not say that there is no object, a true
+            box that does not lie in the image, or a mask of another size than the true one.
     """
-    for sample in samples:
+    for sample, grounding in zip(samples, found, strict=True):
         if sample.box is None and (sample.mask is None or np.any(sample.mask)):
             raise ValueError(
                 f"samples must have true boxes to be scored, but sample {sample.sample_id} "
                 f"({sample.expression!r}) has none"
             )
+        for box in (*([] if sample.box is None else [sample.box]), *sample.boxes):
+            try:
+                check_box(box, grounding.mask.shape)
+            except ValueError as error:
+                raise ValueError(f"{error} (sample {sample.sample_id})") from error
     rows = [_row(s, g, recipe) for s, g in zip(samples, found, strict=True)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 

@@ -94,7 +94,8 @@ class ImageLayout:
     def valid(self) -> torch.Tensor:
         """(grid_h, grid_w) bool: the cells whose centre lies in the image, so not padding.
 
-        Where an image is so thin that no row or column of centres does, those that it touches.
+        A centre on the image's edge is in it, however that was rounded. Where an image is so thin
+        that no row or column of centres does, those that it touches.
         """
         import torch
 
@@ -103,9 +104,9 @@ class ImageLayout:
 
         def inside(axis: int) -> torch.Tensor:
             size, cell = self.image_size[axis], self.cell_size[1 - axis]  # type: ignore[index]
-            place = torch.arange(self.grid[axis], device="cpu") + 0.5
+            place = torch.arange(self.grid[axis], dtype=torch.float64, device="cpu") + 0.5
             centre = self.origin[1 - axis] + place * cell
-            within = (centre > 0) & (centre < size)
+            within = (centre > -1e-6 * cell) & (centre < size + 1e-6 * cell)
             return within if within.any() else (centre > -cell / 2) & (centre < size + cell / 2)
 
         return inside(0)[:, None] & inside(1)
@@ -326,7 +327,7 @@ class Sample:
     mask: Any = None
     """(height, width) bool array; empty, and without a box, where there is no such object."""
     image_id: int = 0
-    """Samples of one image share it and follow one another."""
+    """Samples of one image share it and follow one another; intervals are by it."""
     sample_id: int = 0
     kind: str = ""
     """What the expression uses, e.g. attribute, location, relation."""

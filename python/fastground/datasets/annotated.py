@@ -42,6 +42,8 @@ class Phrase:
     kind: str = ""
     first: bool = True
     """Whether it is the first about its object."""
+    boxes: tuple[Box, ...] = ()
+    """Of each object, where it names several and they are told apart."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class AnnotatedImage:
     phrases: tuple[Phrase, ...]
     size: tuple[int, int] | None = None
     """(height, width) as the annotations say; None where they do not."""
+    upright: bool = False
+    """Whether it was annotated turned as its EXIF data says, where it has that size either way."""
 
     def samples(self, *, masks: bool = True) -> list[Sample]:
         """A sample for every phrase; the image is opened when one of them is asked for it.
@@ -63,7 +67,7 @@ class AnnotatedImage:
         Raises:
             ValueError: an empty expression.
         """
-        photo = Photo(self.source, self.size)
+        photo = Photo(self.source, self.size, self.upright)
         return [FileSample.of(photo, self.image_id, phrase, masks) for phrase in self.phrases]
 
 
@@ -90,7 +94,7 @@ class FileSample(Sample):
         sample.__dict__.update(
             photo=photo, expression=phrase.expression, image_id=image_id,
             sample_id=phrase.sample_id, kind=phrase.kind, first=phrase.first, answer=(),
-            _phrase=phrase, _masks=masks,
+            boxes=phrase.boxes, _phrase=phrase, _masks=masks,
         )  # fmt: skip
         if not phrase.expression.strip():
             raise sample._wrong(f"expression must have words, but is {phrase.expression!r}")
@@ -124,8 +128,8 @@ class FileSample(Sample):
                 if self._masks and not self._drawn.mask.any():
                     return None
                 box = box_of(self._drawn.mask)
-            if box is not None:
-                _check_box(box, self._photo.size)
+            for one in () if box is None else (box, *self.boxes):
+                check_box(one, self._photo.size)
         except ValueError as error:
             raise self._wrong(error) from error
         return box
@@ -269,11 +273,29 @@ def xyxy(xywh: Sequence[float]) -> Box:
     return x, y, x + width, y + height
 
 
-def _check_box(box: Box, size: tuple[int, int]) -> None:
-    x1, y1, x2, y2 = box
+def around(boxes: Sequence[Box]) -> Box:
+    """The least box that holds these."""
+    x1, y1, x2, y2 = zip(*boxes, strict=True)
+    return min(x1), min(y1), max(x2), max(y2)
+
+
+def check_box(box: Sequence[float], size: Sequence[int]) -> None:
+    """Nothing, where a true box x1, y1, x2, y2 lies in an image (height, width) but for `SLACK`.
+
+    Raises:
+        ValueError: it does not, or is none.
+    """
+    x1, y1, x2, y2 = box = tuple(box)
     height, width = size
     if not all(map(math.isfinite, box)) or x2 <= x1 or y2 <= y1:
-        raise ValueError(f"box must have x1 < x2 and y1 < y2, but got {box}")
+        raise ValueError(
+            f"box must have x1 < x2 and y1 < y2, but got {box}; is it [x, y, width, height]?"
+        )
+    if max(box) <= 1 < min(size):
+        raise ValueError(
+            f"box must be in pixels of the image, {width} x {height}, but got {box}; where these "
+            "are shares of its width and height, multiply them"
+        )
     if min(x1, y1) < -SLACK or x2 > width + SLACK or y2 > height + SLACK:
         raise ValueError(
             f"box must lie in the image of {width} x {height} pixels, but got {box}; is it of "

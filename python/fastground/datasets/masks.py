@@ -59,6 +59,8 @@ def coco(segmentation: Any, size: tuple[int, int]) -> Drawn:
             parts = [list(map(float, part)) for part in segmentation if len(part) >= 6]
             if not parts or any(len(part) % 2 for part in parts):
                 raise ValueError("it has no polygon of three points or more")
+            if max(map(max, parts)) <= 1 < min(size):
+                raise ValueError("its points are no pixels; multiply shares by width and height")
             one = runs.merge(runs.frPyObjects(parts, height, width))
         mask = runs.decode(one).astype(bool)
     except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -120,13 +122,26 @@ def picture(path: Path, size: tuple[int, int]) -> Drawn:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no picture, or of another size.
+        ValueError: no picture, of another size, one that only its transparency draws, or a JPEG,
+            whose black is not quite black.
     """
-    pixels = np.asarray(open_image(path, size))
+    image = open_image(path, size)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise ValueError(
+            f"mask must be kept without loss, but {str(path)!r} is a JPEG; save it as PNG, its "
+            "pixels from 128 on as 255 and the others as 0"
+        )
+    pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
     if pixels.ndim == 2:
         return Drawn(pixels != 0)
-    colours = pixels[..., : 1 if pixels.shape[2] == 2 else 3]  # transparency is no colour
-    return Drawn((colours != 0).any(axis=2))
+    colours, alpha = np.split(pixels, [1 if pixels.shape[2] == 2 else 3], axis=2)
+    mask = (colours != 0).any(axis=2)
+    if not mask.any() and np.ptp(alpha, axis=(0, 1)).any():
+        raise ValueError(
+            f"mask must be what is not black, but {str(path)!r} is all black and transparent in "
+            "parts; save its transparency as the picture, or give it white"
+        )
+    return Drawn(mask)
 
 
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:

@@ -54,11 +54,13 @@ class Photo:
     source: Path | Stored
     told: tuple[int, int] | None = None
     """(height, width) as its annotations say; None where they do not."""
+    upright: bool = False
+    """As in `open_image`."""
 
     @cached_property
     def image(self) -> Image.Image:
         """Opened when first asked for, and kept as long as this is; errors as in `open_image`."""
-        return open_image(self.source, self.told)
+        return open_image(self.source, self.told, upright=self.upright)
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -71,16 +73,19 @@ class Photo:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the pixels: who is sent this opens it anew."""
-        return {"source": self.source, "told": self.told}
+        return {"source": self.source, "told": self.told, "upright": self.upright}
 
 
-def open_image(source: Path | Stored, size: tuple[int, int] | None = None) -> Image.Image:
+def open_image(
+    source: Path | Stored, size: tuple[int, int] | None = None, *, upright: bool = False
+) -> Image.Image:
     """The image, decoded.
 
     Args:
         source: a file, or an image inside one.
         size: (height, width) it must have: its boxes and masks were drawn at that. An image that
             only has it once it is turned as its EXIF data says is turned; without a size, each is.
+        upright: whether one is turned, too, that has it either way.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -100,8 +105,7 @@ def open_image(source: Path | Stored, size: tuple[int, int] | None = None) -> Im
         # Before the pixels are decoded: a bomb never gets its memory.
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
-        if size is not None:
-            _check_size(image, size, source)
+        turn = size is None or _turned(image, size, source, upright)
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
@@ -114,12 +118,13 @@ def open_image(source: Path | Stored, size: tuple[int, int] | None = None) -> Im
             f"image must be a file that Pillow can read whole, but {str(source)!r} is not "
             f"({'of no format that it knows' if strange else error}); get it anew"
         ) from error
-    if size is None or image.size != (size[1], size[0]):
-        return ImageOps.exif_transpose(image)
-    return image
+    return ImageOps.exif_transpose(image) if turn else image
 
 
-def _check_size(image: Image.Image, size: tuple[int, int], source: Path | Stored) -> None:
+def _turned(
+    image: Image.Image, size: tuple[int, int], source: Path | Stored, upright: bool
+) -> bool:
+    """Whether the image has this size once it is turned, and not, or not only, as it is stored."""
     wanted = (size[1], size[0])
     orientation = image.getexif().get(0x0112, 1)
     turned = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
@@ -128,3 +133,4 @@ def _check_size(image: Image.Image, size: tuple[int, int], source: Path | Stored
             f"image must be {size[0]} high and {size[1]} wide, as its annotations say, but "
             f"{str(source)!r} is {image.height} high and {image.width} wide; get the original"
         )
+    return turned == wanted and (upright or image.size != wanted)
