@@ -43,8 +43,7 @@ class QwenVL(LVLM):
     model_types: ClassVar[tuple[str, ...]] = (
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker",
         "qwen3_omni_moe_thinker", "glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr",
-        "cohere_compass", "cosmos3_omni", "exaone4_5", "hyperclovax_vision_v2",
-        "paddleocr_vl", "video_llama_3",
+        "cohere_compass", "cosmos3_omni", "exaone4_5", "paddleocr_vl", "video_llama_3",
     )  # fmt: skip
 
     @property
@@ -93,9 +92,9 @@ class QwenVL(LVLM):
 
 
 class Qwen35(QwenVL):
-    """Layers without heads between, which would carry one expression's words into the next's."""
+    """Recurrent layers between, which would carry one expression's words into the next's."""
 
-    model_types = ("qwen3_5", "qwen3_5_moe", "lfm3_vl")
+    model_types = ("qwen3_5", "qwen3_5_moe")
     shares_prefix = False
 
 
