@@ -6,7 +6,7 @@ import pytest
 from fastground.models import load, wrap
 from fastground.types import Recipe
 from PIL import Image
-from tiny_idefics import SCALE, TILE, idefics
+from tiny_idefics import SCALE, TILE, granite_docling, idefics
 
 SIDE = TILE // 4 // SCALE
 
@@ -101,3 +101,16 @@ def test_a_checkpoint_is_loaded_without_torchvision(family, tmp_path):
     assert found.layout == want.layout
     assert found.token_ids[0].tolist() == want.token_ids[0].tolist()
     assert found.image_inputs["pixel_values"].equal(want.image_inputs["pixel_values"])
+
+
+@pytest.mark.parametrize(("fine", "side"), [(False, 3), (True, 6)])
+def test_the_only_tile_of_granite_docling_is_the_whole_image(fine, side):
+    lvlm = wrap(*granite_docling(fine_route=fine))
+    for blocks in ("base", "stitch"):
+        found = layout(lvlm, (24, 24), blocks)
+        assert found.grid == (side, side) and found.all_tokens is None
+    base, stitch = (layout(lvlm, (48, 24), blocks) for blocks in ("base", "stitch"))
+    assert base.grid == (side, side) and base.cell_size == (48 / side, 24 / side)
+    assert stitch.grid == (side, 2 * side) and stitch.cell_size == (24 / side, 24 / side)
+    assert len(stitch.all_tokens) == 3 * side**2
+    assert base.tokens == stitch.all_tokens[2 * side**2 :]

@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: tiles of 24 pixels, 3 x 3 tokens each, at most 3 x 3 of them."""
+"""Idefics3, SmolVLM, Granite Docling: tiles of 24 pixels, mostly 3 x 3 tokens each; few of them."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -59,8 +59,47 @@ def idefics(name, prefix, seed=0, *, tile=TILE, **images):
     return sharpen(model, seed), processor
 
 
+def granite_docling(seed=0, **images):
+    """At most six tiles; one that is alone is named as the first of many would be."""
+    import pytest
+    import transformers as hf
+
+    if not hasattr(hf, "GraniteDoclingConfig"):
+        pytest.skip("this transformers does not have Granite Docling yet")
+    words = tokenizer(SPECIAL)
+    config = hf.GraniteDoclingConfig(
+        text_config={
+            "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "attention_multiplier": 0.25,
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": TILE, "patch_size": PATCH,
+            "out_hidden_size": 64, "scale_factor": SCALE, "deepstack_visual_indexes": [0],
+        },
+        image_token_id=words.convert_tokens_to_ids("<image>"), pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = hf.GraniteDoclingForConditionalGeneration(config)
+    kind = part("granite_docling", "image_processing_pil", "GraniteDoclingImageProcessorPil")
+    settings = {"size": {"height": TILE, "width": TILE}, "max_patches": 6}
+    processor = hf.GraniteDoclingProcessor(
+        kind(**settings | images), words, image_seq_len=(TILE // PATCH // SCALE) ** 2,
+        chat_template=CHAT,
+    )  # fmt: skip
+    return sharpen(model, seed), processor
+
+
 BOTH = ("base", "stitch")
 FAMILIES = [
+    Family("granite_docling", granite_docling, blocks=BOTH),
+    Family(
+        "granite_docling-fine",
+        lambda seed: granite_docling(seed, fine_route=True),
+        blocks=BOTH,
+        row="granite_docling",
+    ),
     Family("idefics3", lambda seed: idefics("idefics3", "Idefics3", seed), blocks=BOTH),
     Family(  # two pixels of a tile make no patch, as six do in SmolVLM of 384
         "idefics3-rest",

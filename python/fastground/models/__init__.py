@@ -31,7 +31,7 @@ from fastground.models.fuyu import Fuyu
 from fastground.models.gemma import Gemma3, Gemma3n, Gemma4, Gemma4Unified, PaliGemma
 from fastground.models.generic import Generic
 from fastground.models.hunyuan import HunYuan
-from fastground.models.idefics import Idefics
+from fastground.models.idefics import GraniteDocling, Idefics
 from fastground.models.internvl import AyaVision, Chart2Table, GotOcr2, InternVL, Llama4, QianfanOCR
 from fastground.models.kimi import Kimi
 from fastground.models.lfm2_vl import Lfm2Vl
@@ -63,7 +63,7 @@ ADAPTERS: dict[str, type[LVLM]] = {
         MiniGemini,
         InternVL, AyaVision, GotOcr2, Chart2Table, Llama4, QianfanOCR,
         LlavaNext, Granite,
-        HunYuan, Idefics, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis,
+        HunYuan, Idefics, GraniteDocling, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis,
         PerceptionLM, Pixtral,
         QwenVL, Qwen35, Ernie,
         DeepseekVL, Janus,
