@@ -1,4 +1,4 @@
-"""MiniCPM-V 4.6: patches of 4 pixels, 4 x 4 of them a token, views of about 48 x 48 pixels."""
+"""MiniCPM-V 4.6 and 4.7: patches of 4 pixels, 4 x 4 of them a token, views of about 48 pixels."""
 
 import pytest
 import torch
@@ -28,11 +28,19 @@ def minicpm(seed=0, **more):
     return built(seed, **more)
 
 
-def built(seed=0, *, downsample="16x", **images):
+def minicpm47(seed=0, **more):
+    import transformers as hf
+
+    if not hasattr(hf, "MiniCPMV4_7Config"):
+        pytest.skip("this transformers has no MiniCPM-V 4.7")
+    return minicpm(seed, version="7", **more)
+
+
+def built(seed=0, *, version="6", downsample="16x", **images):
     import transformers as hf
 
     words = tokenizer([*MARKS.values(), "0"], newlines=True, extra_special_tokens=MARKS)
-    kind = without_video(hf.MiniCPMV4_6Processor)
+    kind = without_video(getattr(hf, f"MiniCPMV4_{version}Processor"))
     settings = {"patch_size": 4, "scale_resolution": 48, "max_slice_nums": 4} | images
     processor = kind(
         image_processor=hf.MiniCPMV4_6ImageProcessorPil(downsample_mode=downsample, **settings),
@@ -43,19 +51,27 @@ def built(seed=0, *, downsample="16x", **images):
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=2048,
         layer_types=["linear_attention", "full_attention"] * 2, linear_num_key_heads=2,
         linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, rope_parameters={
+            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1],
+            "partial_rotary_factor": 0.5,
+        },
     )  # fmt: skip
-    config = hf.MiniCPMV4_6Config(
+    marks = {}
+    if version == "7":
+        named = ("image_start", "image_end", "slice_start", "slice_end")
+        marks = {f"{name}_id": words.convert_tokens_to_ids(MARKS[f"{name}_token"]) for name in named}
+        marks["newline_id"] = words.convert_tokens_to_ids("\n")
+    config = getattr(hf, f"MiniCPMV4_{version}Config")(
         text_config=text,
         vision_config={
             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": 2, "image_size": 48, "patch_size": 4,
         },
         insert_layer_id=0, downsample_mode=downsample,
-        image_token_id=processor.image_token_id, video_token_id=processor.video_token_id,
+        image_token_id=processor.image_token_id, video_token_id=processor.video_token_id, **marks,
     )  # fmt: skip
     torch.manual_seed(seed)
-    model = hf.MiniCPMV4_6ForConditionalGeneration(config)
+    model = getattr(hf, f"MiniCPMV4_{version}ForConditionalGeneration")(config)
     return sharpen(model, seed), processor
 
 
@@ -65,4 +81,5 @@ FAMILIES = [
         "minicpmv4_6-4x", lambda seed: minicpm(seed, downsample="4x"), packs=False,
         blocks=("base", "stitch"), row="minicpmv4_6",
     ),
+    Family("minicpmv4_7", minicpm47, packs=False, blocks=("base", "stitch")),
 ]  # fmt: skip

@@ -136,6 +136,12 @@ LINEAR = {
     "num_hidden_layers": 4,
     "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
 }  # fmt: skip
+CHOSEN = {  # 16 of the tokens by fours; hashes of words of three letters in layer 0
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16,
+    "indexer_compress_ratio": 4, "hc_count": 2, "hc_lowrank": 8, "ple_layer_ids": [1],
+    "heads_per_ngram": 2, "ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 8,
+    "split_ngram_parts": 2,
+}  # fmt: skip
 FAMILIES = [
     Family("qwen2_5_vl", build(
         "Qwen2_5_VL", VISION | {"window_size": 16, "fullatt_block_indexes": [1]}, rope(2, 3, 3),
@@ -181,6 +187,10 @@ FAMILIES = [
         "Cosmos3Omni", QWEN3_VISION, {"head_dim": 16} | rope(4, 2, 2),
         "Qwen3VLProcessor", QWEN_IMAGES,
     )),
+    Family("cosmos3_edge", build(
+        "Cosmos3Edge", SIGLIP | {"num_patches": 64}, {"head_dim": 16} | rope(3, 3, 2),
+        "Cosmos3EdgeProcessor", "Cosmos3EdgeImageProcessorPil",
+    )),
     Family("qwen2_5_omni_thinker", lambda seed: omni(
         seed, "Qwen2_5Omni", VISION | {"window_size": 16, "fullatt_block_indexes": [1]},
         rope(2, 3, 3), {},
@@ -200,6 +210,12 @@ FAMILIES = [
         | rope(2, 1, 1, partial_rotary_factor=0.5),
         "Qwen3VLProcessor", QWEN_IMAGES, QWEN, letters,
     ), packs=False),
+    Family("qwen4_exp", build(
+        "Qwen4Exp", VISION | {"num_position_embeddings": 64},
+        LINEAR | {"num_experts": 4, "shared_expert_intermediate_size": 32} | EXPERTS | CHOSEN
+        | rope(2, 1, 1, partial_rotary_factor=0.5),
+        "Qwen3VLProcessor", QWEN_IMAGES, QWEN, letters,
+    ), packs=False, left_from=(5, 23)),
     Family("ernie4_5_vl_moe", build(
         "Ernie4_5_VLMoe", {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 4},
         {

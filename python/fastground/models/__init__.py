@@ -30,19 +30,21 @@ from fastground.models.generic import Generic
 from fastground.models.hunyuan import HunYuan
 from fastground.models.idefics import Idefics
 from fastground.models.internvl import AyaVision, GotOcr2, InternVL, Llama4, QianfanOCR
-from fastground.models.kimi import Kimi
+from fastground.models.kimi import Glm5, Kimi
 from fastground.models.lfm2_vl import Lfm2Vl
 from fastground.models.llava import FastVLM, Llava
 from fastground.models.llava_next import LlavaNext
 from fastground.models.lvlm import LVLM
 from fastground.models.mini_gemini import MiniGemini
-from fastground.models.minicpm import MiniCPM
+from fastground.models.minicpm import MiniCPM, MiniCPM47
 from fastground.models.molmo import Molmo2
 from fastground.models.ovis import Ovis
 from fastground.models.perception_lm import PerceptionLM
+from fastground.models.phi4 import Phi4
 from fastground.models.pixtral import Pixtral
-from fastground.models.qwen_vl import Ernie, Qwen35, QwenVL
+from fastground.models.qwen_vl import Ernie, MiniMaxM3, Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
+from fastground.models.step import Step
 from fastground.models.yi_vl import YiVL
 from fastground.seam import refuse_absent
 
@@ -59,9 +61,10 @@ ADAPTERS: dict[str, type[LVLM]] = {
         MiniGemini,
         InternVL, AyaVision, GotOcr2, Llama4, QianfanOCR,
         LlavaNext,
-        HunYuan, Idefics, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis,
-        PerceptionLM, Pixtral,
-        QwenVL, Qwen35, Ernie,
+        HunYuan, Idefics, Kimi, Glm5, Lfm2Vl, MiniCPM, MiniCPM47, Molmo2, Ovis,
+        PerceptionLM, Phi4, Pixtral,
+        QwenVL, Qwen35, Ernie, MiniMaxM3,
+        Step,
         DeepseekVL, Janus,
         Gemma3, Gemma3n, Gemma4, PaliGemma,
     )
@@ -86,6 +89,8 @@ REFUSED: dict[str, str] = {
     "evolla": "reads proteins, and no images", "mistral4": "reads no images",
     "pi0": "moves a robot, and says no words",
     "shieldgemma2": "is asked about policies alone, in words that its processor writes",
+    "diffusion_gemma": "runs its layers over prompt and answer apart: a head has two maps",
+    "inkling_mm_model": "adds learned distances to its attention, which capture does not read",
     "git": "puts the image before the sequence without tokens for it",
     "molmo": f"attends by code of its own, which nobody can listen to; take {NEWER['molmo']}",
 }  # fmt: skip
@@ -111,7 +116,8 @@ def load(
             supported.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    import transformers
+    from transformers import AutoConfig
 
     name = str(checkpoint)
     if device is None:
@@ -133,7 +139,7 @@ def load(
         config = _read(
             AutoConfig.from_pretrained, source, name, "config.json of a transformers model"
         )
-        _adapter(config)
+        whole = getattr(transformers, _adapter(config).auto)
         processor = _read(
             partial(processors.load, config=config), source, name,
             "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
@@ -149,9 +155,7 @@ def load(
             settings["attn_implementation"] = {"text_config": "eager"}
         if getattr(config, "quantization_config", None) is not None:
             settings["device_map"] = {"": str(device)}  # such weights cannot be moved later
-        model = _read(
-            AutoModelForImageTextToText.from_pretrained, source, name, "model's weights", **settings
-        )
+        model = _read(whole.from_pretrained, source, name, "model's weights", **settings)
         if "device_map" not in settings:
             model = model.to(device)
     return wrap(model.eval(), processor, checkpoint=name)
