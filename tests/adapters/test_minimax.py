@@ -11,15 +11,15 @@ from tiny_minimax import FIRST, built, minimax_m3, muse_glimmer
 
 
 def test_layers_that_choose_all_blocks_are_read_as_they_are():
-    # 3 blocks of 16 keys, of which a token may see 16.
-    lvlm = wrap(*minimax_m3(block=16))
+    # Up to 6 blocks of 4 keys, of which a token may see 16.
+    lvlm = wrap(*minimax_m3(block=4))
     assert lvlm.layers_with_heads == (0, 1, 2)
-    apart = attention_maps(lvlm, picture(), TEXTS, packed=False)
-    assert 32 < len(lvlm.encode(picture(), TEXTS, Recipe()).token_ids[1]) < 48
+    apart = attention_maps(lvlm, picture(), TEXTS, recipe=Recipe(), packed=False)
+    assert len(lvlm.encode(picture(), TEXTS, Recipe()).token_ids[1]) == 22
     want, sums = eager_rows(lvlm, *asked(lvlm))
     torch.testing.assert_close(apart.maps.flatten(2), want, atol=2e-6, rtol=0)
     torch.testing.assert_close(apart.sums, sums, atol=2e-6, rtol=0)
-    together = attention_maps(lvlm, picture(), TEXTS)
+    together = attention_maps(lvlm, picture(), TEXTS, recipe=Recipe())
     torch.testing.assert_close(together.maps, apart.maps, atol=1e-5, rtol=0)
 
 
@@ -28,12 +28,12 @@ def test_more_tokens_than_layers_see_are_refused(packed):
     lvlm = wrap(*minimax_m3(block=4, blocks=2))
     message = r"at most 8 tokens a sequence to be captured, .* but got \d\d; give fewer"
     with pytest.raises(ValueError, match=message):
-        attention_maps(lvlm, picture(), TEXTS, packed=packed)
+        attention_maps(lvlm, picture(), TEXTS, recipe=Recipe(), packed=packed)
 
 
 @pytest.mark.parametrize("build", [minimax_m3, muse_glimmer])
 def test_answers_are_those_of_generate(build):
-    assert_answers_are_those_of_generate(wrap(*build()), picture(), TEXTS[:2])
+    assert_answers_are_those_of_generate(wrap(*build(seed=3)), picture(), TEXTS[:2])
 
 
 def test_the_image_stands_between_the_marks_of_the_processor():
