@@ -40,5 +40,7 @@ def test_answers_are_those_of_generate(size):
 def test_other_sizes_than_the_model_s_are_refused():
     model, processor = phi4()
     model.config.vision_config.patch_size = 8
-    with pytest.raises(ValueError, match="8 x 8 of the whole image, .* for tiles of 128 pixels, 8"):
+    with pytest.raises(
+        ValueError, match=r"8 x 8 of the whole image, .* for tiles of 128 pixels, 8"
+    ):
         layout(wrap(model, processor), (97, 61))

@@ -59,7 +59,9 @@ def built(seed=0, *, version="6", downsample="16x", **images):
     marks = {}
     if version == "7":
         named = ("image_start", "image_end", "slice_start", "slice_end")
-        marks = {f"{name}_id": words.convert_tokens_to_ids(MARKS[f"{name}_token"]) for name in named}
+        marks = {
+            f"{name}_id": words.convert_tokens_to_ids(MARKS[f"{name}_token"]) for name in named
+        }
         marks["newline_id"] = words.convert_tokens_to_ids("\n")
     config = getattr(hf, f"MiniCPMV4_{version}Config")(
         text_config=text,

@@ -80,7 +80,8 @@ def muse_glimmer(seed=0):
     )  # fmt: skip
     image, video = whole.tokenizer.convert_tokens_to_ids(marks[:2])
     text = TEXT | {
-        "intermediate_size": 96, "sliding_window": 48, "qk_scale_factor": 2.0, "layer_rope_theta": [10000.0, 10000.0, 0],
+        "intermediate_size": 96, "sliding_window": 48, "qk_scale_factor": 2.0,
+        "layer_rope_theta": [10000.0, 10000.0, 0],
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     }  # fmt: skip
     config = hf.MuseGlimmerConfig(

@@ -96,7 +96,7 @@ def omni(seed, name, vision, text, audio):
     return sharpen(model, seed), whole
 
 
-def build(name, vision, text, *made, config=None):
+def build(name, vision, text, *made, config=None, **more):
     """A builder of (model, processor) from a seed; `name` as transformers begins its classes."""
 
     def from_seed(seed):
@@ -115,7 +115,7 @@ def build(name, vision, text, *made, config=None):
         settings = kind(
             vision_config=vision, text_config=TEXT | text,
             image_token_id=image, video_token_id=video,
-            **ends,
+            **ends, **more,
         )  # fmt: skip
         torch.manual_seed(seed)
         model = getattr(transformers, f"{name}ForConditionalGeneration")(settings)
@@ -189,7 +189,7 @@ FAMILIES = [
     )),
     Family("cosmos3_edge", build(
         "Cosmos3Edge", SIGLIP | {"num_patches": 64}, {"head_dim": 16} | rope(3, 3, 2),
-        "Cosmos3EdgeProcessor", "Cosmos3EdgeImageProcessorPil",
+        "Cosmos3EdgeProcessor", "Cosmos3EdgeImageProcessorPil", projector_hidden_size=64,
     )),
     Family("qwen2_5_omni_thinker", lambda seed: omni(
         seed, "Qwen2_5Omni", VISION | {"window_size": 16, "fullatt_block_indexes": [1]},

@@ -81,9 +81,7 @@ class Glm5(QwenVL):
         cell = images.patch_size * images.merge_size
         made = whole.grid[0] * cell, whole.grid[1] * cell
         height, width = _fitted(images, (image.height, image.width), made)
-        return replace(
-            whole, cell_size=(cell * image.width / width, cell * image.height / height)
-        )
+        return replace(whole, cell_size=(cell * image.width / width, cell * image.height / height))
 
 
 def _fitted(images: Any, size: tuple[int, int], made: tuple[int, int]) -> tuple[int, int]:

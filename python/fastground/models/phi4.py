@@ -48,7 +48,7 @@ class Phi4(LVLM):
         self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
     ) -> ImageLayout:
         """One cell a token of the whole image, or of its tiles together."""
-        images, vision = self.processor.image_processor, self.model.config.vision_config
+        vision = self.model.config.vision_config
         every = [i for i, token in enumerate(ids) if token == self.image_token_id]
         [[made_h, made_w]] = inputs["image_sizes"].tolist()
         side, patch = vision.crop_size, vision.patch_size
@@ -62,8 +62,8 @@ class Phi4(LVLM):
             raise ValueError(
                 f"processor must make {rows} x {columns} image tokens of the tiles and {whole} x "
                 f"{whole} of the whole image, one after each row and one between, but made "
-                f"{len(every)} for tiles of {side} pixels, {patch} a patch; its image processor's size "
-                "and patch_size are not the model's"
+                f"{len(every)} for tiles of {side} pixels, {patch} a patch; its image processor's "
+                "size and patch_size are not the model's"
             )
         scale = max(image.width / made_w, image.height / made_h)
         if recipe.blocks == "stitch":

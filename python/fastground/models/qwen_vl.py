@@ -67,8 +67,8 @@ class QwenVL(LVLM):
         if len(tokens) != grid_h * grid_w or patches != len(tokens) * merge**2:
             raise ValueError(
                 f"processor must make one token a cell and {merge} x {merge} patches each, but for "
-                f"{grid_h} x {grid_w} cells made {len(tokens)} tokens and {patches} patches; use the "
-                "processor that belongs to the model"
+                f"{grid_h} x {grid_w} cells made {len(tokens)} tokens and {patches} patches; use "
+                "the processor that belongs to the model"
             )
         return ImageLayout(
             grid=(grid_h, grid_w),
