@@ -7,7 +7,7 @@ from fastground.models import wrap
 from fastground.types import Recipe
 from PIL import Image
 from test_adapters import TEXTS, asked, assert_answers_are_those_of_generate, picture
-from tiny_step import step
+from tiny_step import PATCH, step
 
 
 def layout(lvlm, size, blocks):
@@ -27,8 +27,27 @@ def test_tiles_lie_evenly_over_the_image(size, grid):
     found, whole = layout(lvlm, size, "stitch"), layout(lvlm, size, "base")
     assert found.grid == grid and found.cell_size == (size[0] / grid[1], size[1] / grid[0])
     assert whole.grid == (6, 6) and whole.cell_size == (size[0] / 6, size[1] / 6)
+    assert whole.origin == (-0.375 * size[0] / 6, -0.375 * size[1] / 6)
     every = 36 if grid == (6, 6) else 36 + grid[0] * grid[1]
     assert len(whole.all_tokens or whole.tokens) == every
+
+
+def test_a_token_sees_most_around_the_middle_of_its_cell():
+    # Where the tower's answer comes from, by its gradients: in patches from a cell's nominal edge.
+    found = []
+    for seed in range(4):
+        tower = step(seed)[0].model.vision_model
+        generator = torch.Generator().manual_seed(seed)
+        pixels = torch.randn(1, 3, 96, 96, generator=generator, requires_grad=True)
+        tokens = tower(pixels).last_hidden_state[0].unflatten(0, (12, 12))
+        for row, column in ((4, 4), (5, 7), (7, 5)):
+            (back,) = torch.autograd.grad(tokens[row, column].norm(), pixels, retain_graph=True)
+            share = back[0].square().sum(0)
+            middle = (torch.arange(96) + 0.5) / PATCH
+            share = share / share.sum()
+            found += [middle @ share.sum(1) - 4 * row, middle @ share.sum(0) - 4 * column]
+    layout_says = 2 - 1.5
+    assert abs(float(torch.stack(found).mean()) - layout_says) < 0.25
 
 
 def test_marks_stand_between_the_tiles():
@@ -49,7 +68,8 @@ def test_a_thin_image_is_filled_up_to_a_square():
     found, whole = layout(lvlm, (160, 24), "stitch"), layout(lvlm, (160, 24), "base")
     assert found.grid == (20, 20) and found.cell_size == (8, 8)
     assert whole.cell_size == (160 / 6, 160 / 6)
-    assert found.valid().sum() == 3 * 20 and whole.valid().sum() == 6
+    # Lines of cells begin at -3, 5, 13 and 21, so that the fourth has its middle below the image.
+    assert found.valid().sum(0).tolist() == [3] * 20 and whole.valid().sum() == 6
 
 
 def test_heads_are_those_of_the_layers_with_as_many_as_full_attention_has():

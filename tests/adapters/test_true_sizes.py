@@ -186,9 +186,18 @@ def colours(lvlm, seen, cell):
         views = [pixels.flatten(0, -4)]
         if "pixel_values_local" in seen.inputs:  # of another size, before the whole
             views.insert(0, seen.inputs["pixel_values_local"])
+        if lvlm.model.config.model_type == "step3p7":
+            views = [before(tiles, cell * 3 // 8) for tiles in views]
         cells = [torch.nn.functional.avg_pool2d(tiles, cell) for tiles in views]
         means = torch.cat([c.permute(0, 2, 3, 1).reshape(-1, 3) for c in cells])
     return (means * std + mean)[:, :2]
+
+
+def before(tiles, pixels):
+    """What lies so many pixels before, at the left and above; the edge goes on beyond it."""
+    height, width = tiles.shape[-2:]
+    more = torch.nn.functional.pad(tiles, (pixels, 0, pixels, 0), mode="replicate")
+    return more[..., :height, :width]
 
 
 def check(layout, found, size, share=0.1):

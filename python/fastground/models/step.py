@@ -8,6 +8,9 @@ The module tree it expects:
     model.language_model           Step3p7TextModel: layers with a window, which have another number
     lm_head                        of heads, between those with all; the latter's heads are read
 
+A convolution takes what lies around every other patch, so that the middle of what a token sees is
+the first of its four patches a side, and a cell begins one and a half patches before it.
+
 The tokens of an image in 2 x 2 tiles (# is an image token):
 
     <patch_start> #### <patch_end> <patch_start> #### <patch_end> <patch_newline>
@@ -64,9 +67,11 @@ class Step(LVLM):
             grid = rows * tile, count // rows * tile
         else:
             tokens, grid = every[count * tile**2 :], (whole, whole)
-        layout = stretched(image, tokens, grid, every)
         height, width = image.height, image.width
         if min(height, width) < 32 and max(height, width) > 4 * min(height, width):
-            side = max(height, width)
-            layout = replace(layout, cell_size=(side / grid[1], side / grid[0]))
-        return layout
+            height = width = max(height, width)
+        cell = width / grid[1], height / grid[0]
+        return replace(
+            stretched(image, tokens, grid, every), cell_size=cell,
+            origin=(-1.5 / 4 * cell[0], -1.5 / 4 * cell[1]),
+        )  # fmt: skip
