@@ -1,9 +1,10 @@
-"""MiniCPM-V 4.6 and 4.7: patches of 4 pixels, 4 x 4 of them a token, views of about 48 pixels."""
+"""MiniCPM-V 4.6 and 4.7, MiniCPM-OCR: patches of 4 pixels, views of about 48 x 48."""
 
 import pytest
 import torch
 from families import Family, sharpen, tokenizer
 from fastground.models.processors import without_video
+from without_torchvision import image_processor_class
 
 MARKS = {
     "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
@@ -33,17 +34,28 @@ def minicpm47(seed=0, **more):
 
     if not hasattr(hf, "MiniCPMV4_7Config"):
         pytest.skip("this transformers has no MiniCPM-V 4.7")
-    return minicpm(seed, version="7", **more)
+    return minicpm(seed, name="MiniCPMV4_7", **more)
 
 
-def built(seed=0, *, version="6", downsample="16x", **images):
+def minicpm_ocr(seed=0, **more):
+    import transformers as hf
+
+    if not hasattr(hf, "MiniCPMOcrConfig"):
+        pytest.skip("this transformers has no MiniCPM-OCR")
+    module = "minicpm_ocr.image_processing_minicpm_ocr"
+    images = image_processor_class(module, "MiniCPMOcrImageProcessor")
+    return built(seed, name="MiniCPMOcr", images=images, downsample="4x", **more)
+
+
+def built(seed=0, *, name="MiniCPMV4_6", images=None, downsample="16x", **more):
     import transformers as hf
 
     words = tokenizer([*MARKS.values(), "0"], newlines=True, extra_special_tokens=MARKS)
-    kind = without_video(getattr(hf, f"MiniCPMV4_{version}Processor"))
-    settings = {"patch_size": 4, "scale_resolution": 48, "max_slice_nums": 4} | images
+    kind = without_video(getattr(hf, f"{name}Processor"))
+    settings = {"patch_size": 4, "scale_resolution": 48, "max_slice_nums": 4} | more
+    images = images or hf.MiniCPMV4_6ImageProcessorPil
     processor = kind(
-        image_processor=hf.MiniCPMV4_6ImageProcessorPil(downsample_mode=downsample, **settings),
+        image_processor=images(downsample_mode=downsample, **settings),
         tokenizer=words, chat_template=CHAT,
     )  # fmt: skip
     text = hf.Qwen3_5TextConfig(
@@ -57,13 +69,13 @@ def built(seed=0, *, version="6", downsample="16x", **images):
         },
     )  # fmt: skip
     marks = {}
-    if version == "7":
+    if name == "MiniCPMV4_7":
         named = ("image_start", "image_end", "slice_start", "slice_end")
         marks = {
             f"{name}_id": words.convert_tokens_to_ids(MARKS[f"{name}_token"]) for name in named
         }
         marks["newline_id"] = words.convert_tokens_to_ids("\n")
-    config = getattr(hf, f"MiniCPMV4_{version}Config")(
+    config = getattr(hf, f"{name}Config")(
         text_config=text,
         vision_config={
             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -73,7 +85,7 @@ def built(seed=0, *, version="6", downsample="16x", **images):
         image_token_id=processor.image_token_id, video_token_id=processor.video_token_id, **marks,
     )  # fmt: skip
     torch.manual_seed(seed)
-    model = getattr(hf, f"MiniCPMV4_{version}ForConditionalGeneration")(config)
+    model = getattr(hf, f"{name}ForConditionalGeneration")(config)
     return sharpen(model, seed), processor
 
 
@@ -82,6 +94,9 @@ FAMILIES = [
     Family(
         "minicpmv4_6-4x", lambda seed: minicpm(seed, downsample="4x"), packs=False,
         blocks=("base", "stitch"), row="minicpmv4_6",
+    ),
+    Family(
+        "minicpm_ocr", minicpm_ocr, packs=False, blocks=("base", "stitch"), loads=False
     ),
     Family("minicpmv4_7", minicpm47, packs=False, blocks=("base", "stitch")),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""MiniMax M3 and Muse Glimmer: patches of 4 pixels, merged 2 x 2; images of at most 64 cells."""
+"""MiniMax M3 and Muse: patches of 4 pixels, merged 2 x 2; images of at most 64 cells."""
 
 import pytest
 import torch
@@ -27,11 +27,14 @@ FIRST = (5, 23)
 def processor(kind, module, images, marks, **settings):
     import transformers as hf
 
+    parts = {}
+    if kind == "MuseSparkProcessor":  # which hears, too
+        parts["feature_extractor"] = hf.MuseSparkFeatureExtractor()
     whole = without_video(getattr(hf, kind))
     images = image_processor_class(f"{module}.image_processing_{module}", images)
     return whole(
         image_processor=images(patch_size=4, merge_size=2, **settings),
-        tokenizer=tokenizer(marks), chat_template=CHAT % marks[0],
+        tokenizer=tokenizer(marks), chat_template=CHAT % marks[0], **parts,
     )  # fmt: skip
 
 
@@ -70,29 +73,47 @@ def built(seed=0, *, block=128, blocks=16):
     return sharpen(model, seed), whole
 
 
-def muse_glimmer(seed=0):
+def muse_spark(seed=0):
+    import transformers as hf
+
+    if not hasattr(hf, "MuseSparkConfig"):
+        pytest.skip("this transformers has no Muse Spark")
+    text = {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "moe_hidden_size": 32, "mlp_layer_types": ["dense", "sparse", "sparse"],
+    }  # fmt: skip
+    audio = {
+        "patch_sizes": [4], "hidden_sizes": [16], "depths": [1], "num_hidden_layers": 1,
+        "out_hidden_size": 64,
+    }  # fmt: skip
+    return muse_glimmer(seed, "MuseSpark", text, audio_config=audio)
+
+
+def muse_glimmer(seed=0, name="MuseGlimmer", more=(), **parts):
     import transformers as hf
 
     marks = ["<|patch|>", "<|video|>", "<|image_start|>", "<|image_end|>"]
     whole = processor(
-        "MuseGlimmerProcessor", "muse_glimmer", "MuseGlimmerImageProcessor", marks,
+        f"{name}Processor", "muse_glimmer", "MuseGlimmerImageProcessor", marks,
         max_image_tokens=64,
     )  # fmt: skip
     image, video = whole.tokenizer.convert_tokens_to_ids(marks[:2])
     text = TEXT | {
         "intermediate_size": 96, "sliding_window": 48, "qk_scale_factor": 2.0,
         "layer_rope_theta": [10000.0, 10000.0, 0],
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"], **dict(more),
     }  # fmt: skip
-    config = hf.MuseGlimmerConfig(
+    config = getattr(hf, f"{name}Config")(
         text_config=text, vision_config=VISION | {"pos_emb_height": 8, "pos_emb_width": 8},
         image_token_id=image, video_token_id=video, out_hidden_size=128, projector_hidden_size=64,
+        **parts,
     )  # fmt: skip
     torch.manual_seed(seed)
-    return sharpen(hf.MuseGlimmerForConditionalGeneration(config), seed), whole
+    return sharpen(getattr(hf, f"{name}ForConditionalGeneration")(config), seed), whole
 
 
 FAMILIES = [
     Family("minimax_m3_vl", minimax_m3, loads=False),
     Family("muse_glimmer", muse_glimmer, packs=False, loads=False),
+    Family("muse_spark", muse_spark, packs=False, loads=False),
 ]

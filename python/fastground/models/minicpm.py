@@ -1,4 +1,4 @@
-"""MiniCPM-V 4.6 and 4.7: the whole image in its own shape, then its slices, a line of tokens each.
+"""MiniCPM-V 4.6, 4.7 and OCR: the whole image in its own shape, then slices, a line of tokens each.
 
 The module tree it expects:
 
@@ -24,7 +24,7 @@ transformers took all views for as large as the first and mixed their patches up
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastground.models.lvlm import LVLM, Seen, refuse_older
 from fastground.models.tiles import stitched, stretched
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class MiniCPM(LVLM):
     """The whole image in its own shape, then slices in rows; recurrent layers between."""
 
-    model_types = ("minicpmv4_6",)
+    model_types: ClassVar[tuple[str, ...]] = ("minicpmv4_6", "minicpm_ocr")
     shares_prefix = False
     sees_tiles = True
 

@@ -11,7 +11,7 @@ a cell is exactly width / grid_w by height / grid_h original pixels. The process
 patches there are: `image_grid_thw`, frames, rows and columns.
 
     <start> # # # # # # <end>      2 x 3 cells in raster order; Video-LLaMA-3 has no <start>, <end>,
-                                   and in MiniMax M3 and Muse Glimmer the processor writes them
+                                   and in MiniMax M3 and Muse the processor writes them
 
     time    0 0 0 0 0 0 3 4 ..     positions, counted from the first cell's: one frame, all at once;
     row     0 0 0 1 1 1 3 4 ..     what follows goes on after the longer side, on all axes alike
@@ -45,6 +45,7 @@ class QwenVL(LVLM):
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker",
         "qwen3_omni_moe_thinker", "glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr",
         "cosmos3_omni", "cosmos3_edge", "paddleocr_vl", "video_llama_3", "muse_glimmer",
+        "muse_spark", "hyperclovax_vision_v2",
     )  # fmt: skip
 
     @property
@@ -94,9 +95,9 @@ class QwenVL(LVLM):
 
 
 class Qwen35(QwenVL):
-    """Recurrent layers between, which would carry one expression's words into the next's."""
+    """Recurrent layers or convolutions between, which would carry one expression into the next."""
 
-    model_types = ("qwen3_5", "qwen3_5_moe", "qwen4_exp")
+    model_types = ("qwen3_5", "qwen3_5_moe", "qwen4_exp", "lfm3_vl")
     shares_prefix = False
 
 
