@@ -76,6 +76,8 @@ ADAPTERS: dict[str, type[LVLM]] = {
 _QUERIES = "asks the image with learned queries: its image tokens have no place in the image"
 _CROSS = "keeps the image out of the sequence, in cross-attention: its words see no image tokens"
 _ENCODER = "has an encoder for the image and a decoder for words, which see each other's summary"
+_DISTANCES = "adds learned distances to its attention, which capture does not read"
+_SINKS = "weighs its keys against learned sinks, which capture does not read"
 _THINKER = "keeps the model that sees in a part of its own: wrap(model.thinker, processor)"
 
 REFUSED: dict[str, str] = {
@@ -90,7 +92,8 @@ REFUSED: dict[str, str] = {
     "pi0": "moves a robot, and says no words",
     "shieldgemma2": "is asked about policies alone, in words that its processor writes",
     "diffusion_gemma": "runs its layers over prompt and answer apart: a head has two maps",
-    "inkling_mm_model": "adds learned distances to its attention, which capture does not read",
+    "hy_v4_vl": _SINKS, "inkling2": _DISTANCES, "inkling2_loop": _DISTANCES,
+    "inkling_mm_model": _DISTANCES,
     "git": "puts the image before the sequence without tokens for it",
     "molmo": f"attends by code of its own, which nobody can listen to; take {NEWER['molmo']}",
 }  # fmt: skip
