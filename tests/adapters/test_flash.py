@@ -15,7 +15,7 @@ from fastground.types import Recipe
 from test_adapters import FAMILIES, TEXTS, asked, eager_rows, made, picture
 
 CAPS = ("paligemma2",)
-CHOOSING = ("glm5_next", "minimax_m3_vl", "qwen4_exp")
+CHOOSING = ("dots3_note", "glm5_next", "minimax_m3_vl", "mistral_large4", "qwen4_exp")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -45,7 +45,7 @@ class QwenVL(LVLM):
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker",
         "qwen3_omni_moe_thinker", "glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr",
         "cosmos3_omni", "cosmos3_edge", "paddleocr_vl", "video_llama_3", "muse_glimmer",
-        "muse_spark", "hyperclovax_vision_v2",
+        "muse_spark", "hyperclovax_vision_v2", "dots3_note",
     )  # fmt: skip
 
     @property
