@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fastground.attention import attention_of_encoded
 from fastground.capture import capture
 from fastground.models import wrap
 from fastground.types import Recipe
@@ -97,3 +98,15 @@ def test_other_sizes_than_the_model_s_are_refused():
     model.config.vision_config.patch_size = 4
     with pytest.raises(ValueError, match="3 x 3 image tokens of the whole image and 2 x 2 of each"):
         layout(wrap(model, processor), (97, 61), "base")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_images_with_tiles_and_without_share_a_forward(packed):
+    lvlm, recipe = wrap(*step()), Recipe()
+    encoded = [lvlm.encode(picture(size), TEXTS[:2], recipe) for size in ((40, 40), (97, 61))]
+    assert ["pixel_values_local" in e.image_inputs for e in encoded] == [False, True]
+    for each in (encoded, encoded[::-1]):
+        many = attention_of_encoded(lvlm, each, recipe=recipe, packed=packed, max_tokens=1 << 16)
+        for found, one in zip(many, each, strict=True):
+            (want,) = attention_of_encoded(lvlm, [one], recipe=recipe, packed=packed)
+            torch.testing.assert_close(found.maps, want.maps, atol=1e-5, rtol=0)

@@ -14,7 +14,9 @@ The tokens of an image, all the same (# a cell of the tiles together, o of the w
 
 The image is made as large as its tiles, of 448 pixels a side, allow, and filled up with white at
 its right or below. Of the tiles together, cells that only fill up are left out; of the whole, which
-is that stretched to one square, they are there. transformers' image processor needs torchvision.
+is that stretched to one square, they are there. Where rotation changes with the length, at 4,096
+tokens, all expressions of a forward go by the longest. transformers' image processor needs
+torchvision.
 
 The published checkpoint keeps what it learned of images in weights of their own, which
 transformers loads apart: model.load_adapter(..., adapter_kwargs={"subfolder": "vision-lora"}).
