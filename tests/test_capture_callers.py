@@ -125,7 +125,7 @@ def test_a_model_that_runs_a_layer_twice_is_refused(heads):
 
 
 def test_a_layer_with_more_heads_than_the_configuration_says_is_refused():
-    # Step3's windows have more than its other layers: some would be left out without a word.
+    # Some would be left out without a word.
     model, processor = random_llava(0)
     model.config.text_config.num_attention_heads = 2
     message = "must have 2 heads in every layer, .* but layer 0 has 4"

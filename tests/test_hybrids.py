@@ -57,10 +57,9 @@ def test_layers_that_see_the_image_aside_have_no_head_of_the_sequence():
 
 
 def test_a_model_without_any_such_layer_is_refused():
-    # As where an index of a model's own chooses the keys of each token.
     model, processor = random_llava(0)
-    model.config.text_config.layer_types = ["indexed_attention", "linear_attention", "conv"]
-    message = "has only conv, indexed_attention, linear_attention; such a model cannot be captured"
+    model.config.text_config.layer_types = ["mamba", "linear_attention", "conv"]
+    message = "has only conv, linear_attention, mamba; such a model cannot be captured"
     with pytest.raises(ValueError, match=message):
         capture(model)
     with pytest.raises(ValueError, match=message):

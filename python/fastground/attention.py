@@ -256,12 +256,10 @@ def _behind_image(
     max_tokens: int,
 ) -> AttentionMaps:
     """Of one image, whose keys are computed once, and each expression a sequence behind them."""
-    from transformers import DynamicCache
-
     deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
     last = [(deepest, head) for head in range(lvlm.architecture["num_heads"])]
     name, layout = cache_name(lvlm.model), encoded.layout
-    image = DynamicCache(config=lvlm.model.config)
+    image = _empty_cache(lvlm)
     with in_host_memory():
         inputs, rows = packing.prefix(encoded)
     with capture(lvlm.model, last, rows, deepest, layout):  # no layer after it is needed
@@ -272,7 +270,7 @@ def _behind_image(
             [part] = _with_first_words(lvlm, [part], packed=False)
         with in_host_memory():
             inputs, rows = packing.branches(part)
-        keys: Any = copy.deepcopy(image)
+        keys = copy.deepcopy(image)
         keys.reorder_cache(torch.zeros(len(part.token_ids), dtype=torch.long, device=lvlm.device))
         with capture(lvlm.model, heads, rows, deepest, layout) as captured:
             lvlm.model(**_prepared(lvlm, inputs), **{name: keys}, use_cache=True)
@@ -327,10 +325,9 @@ def _answer(
     rows = rows.to(lvlm.device)
     elements, places = rows.unbind(1)
     kept, where = places.unique(return_inverse=True)
-    cache, several = cache_name(lvlm.model), max_new_tokens > 1
-    empty = lvlm.empty_cache() if several else None
-    given = _prepared(lvlm, inputs) | ({} if empty is None else {cache: empty})
-    out = lvlm.model(**given, use_cache=several, logits_to_keep=kept)
+    several = max_new_tokens > 1
+    keys = {cache_name(lvlm.model): _empty_cache(lvlm)} if several else {}
+    out = lvlm.model(**_prepared(lvlm, inputs), **keys, use_cache=several, logits_to_keep=kept)
     # Some families compute the logits of all tokens whatever they are asked to keep.
     logits = out.logits if out.logits.shape[1] == len(kept) else out.logits[:, kept]
     said = [logits[elements, where].argmax(-1)]
@@ -355,9 +352,16 @@ def _answer(
             "position_ids": (positions + step).view(shape).expand(*axes, *shape),
             "attention_mask": visible,
         }
-        out = lvlm.model(**_prepared(lvlm, inputs), **{cache: out[cache]}, use_cache=True)
+        out = lvlm.model(**_prepared(lvlm, inputs), **keys, use_cache=True)
         said.append(out.logits.argmax(-1).view(count))
     return torch.stack(said, dim=1)
+
+
+def _empty_cache(lvlm: LVLM) -> Any:
+    """Where a forward puts its keys."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=lvlm.model.config)
 
 
 def _packs(lvlm: LVLM) -> bool:

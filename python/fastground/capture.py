@@ -2,7 +2,8 @@
 
 Inside the `with` block every attention layer of the language model goes through `seam`, which hands
 on to the model's own attention with the very same arguments, so that the model's output is the
-same bit for bit, and beside it
+same bit for bit (but for what it makes of padding, where layers go by the name of their attention),
+and beside it
 
     q of the asking tokens, cached K of the layer
       -> softmax over all visible keys (ops.attention_rows), chosen heads only
@@ -36,7 +37,7 @@ from fastground import ops
 from fastground.asking import Asking
 from fastground.causal import CausalAttention
 from fastground.dispatch import in_host_memory
-from fastground.layers import checked_heads, is_compiled, layers_with_heads, shortened
+from fastground.layers import checked_heads, is_compiled, layers_with_heads, num_heads, shortened
 from fastground.seam import Seam, refuse_absent, refuse_searches, unwrapped
 from fastground.types import AttentionMaps, HeadId, ImageLayout
 
@@ -91,7 +92,8 @@ def capture(
         ValueError: no transformers model, one without weights, with an encoder for its words, or
             with prompts that PEFT learned; heads, rows or stop_after that it does not have;
             attention that transformers has not registered with its masks, has a softcap that it
-            ignores, sinks or a bias. At the forward: no image is found, an asking token is padding,
+            ignores, sinks or a bias. At the forward: more tokens than a layer sees of those that it
+            chooses from, no image is found, an asking token is padding,
             output_attentions is asked for; with "steps" beam search, assisted decoding, guidance,
             or several new tokens behind cached ones.
         RuntimeError: the model is being captured already, is called twice, does not hand its
@@ -135,7 +137,7 @@ class Capture:
         for layer, head in sorted(set(self.heads)):
             self._by_layer.setdefault(layer, []).append(head)
         having = layers_with_heads(model.config)
-        self._first = having[0]
+        self._first, self._width = having[0], num_heads(model.config)
         self._kinds = dict(enumerate(getattr(self._text, "layer_types", None) or ()))
         self._stop = None if stop_after is None else max(n for n in having if n <= stop_after)
         self._forwards: list[tuple[Asking, dict[int, tuple[torch.Tensor, torch.Tensor]]]] = []
@@ -291,6 +293,7 @@ class Capture:
             return own(module, query, key, value, mask, **keywords)
         if self._running is None:  # a part is called by itself, or again for its gradients
             return own(module, query, key, value, mask, **keywords)
+        _refuse_left_out(module, key, keywords)
         if layer in self._running:
             raise RuntimeError(
                 f"model must run each layer once a forward to be captured, but runs layer {layer} "
@@ -305,11 +308,10 @@ class Capture:
         tests = jumps or kind not in proven
         rows = None
         if heads is not None or (tests and layer == self._first):
-            if query.shape[1] != self._text.num_attention_heads:
+            if query.shape[1] != self._width:
                 raise RuntimeError(
-                    f"model must have {self._text.num_attention_heads} heads in every layer, as "
-                    f"its configuration says, to be captured, but layer {layer} has "
-                    f"{query.shape[1]}"
+                    f"model must have {self._width} heads in every layer, as its configuration "
+                    f"says, to be captured, but layer {layer} has {query.shape[1]}"
                 )
             every = heads is None or len(heads) == query.shape[1]
             rows = self._take(own, module, query, key, mask, None if every else heads, keywords)
@@ -405,6 +407,26 @@ class Capture:
                 "maps would be wrong"
             )
         return not math.isnan(off)
+
+
+def _refuse_left_out(module: Any, key: torch.Tensor, keywords: dict[str, Any]) -> None:
+    """Nothing, unless a layer leaves out keys of which the mask does not tell.
+
+    Some, as MiniMax M3's, put what their index chose into the mask of attention that is called
+    eager or sdpa alone. To choose all there are is the same as to choose none.
+    """
+    blocks, chosen = keywords.get("block_indices"), keywords.get("indices")
+    most = key.shape[2]
+    if blocks is not None:
+        most = blocks.shape[-1] * module.config.index_block_size
+    elif chosen is not None:
+        most = chosen.shape[-1]
+    if key.shape[2] > most:
+        raise ValueError(
+            f"model must be given at most {most} tokens a sequence to be captured, beyond which "
+            f"it chooses what each token sees, but got {key.shape[2]}; give fewer expressions at "
+            "a time, or a smaller image"
+        )
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

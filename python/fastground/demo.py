@@ -151,7 +151,7 @@ def _walk(lvlm: LVLM, recipe: Recipe, example: Example) -> Walk:
     attention = attention_maps(lvlm, image, [expression], recipe=recipe)
     encoded = lvlm.encode(image, [expression], recipe)
     ids = encoded.token_ids[0].tolist()
-    image_id = lvlm.model.config.image_token_id
+    image_id = lvlm.image_token_id
     shown = [i for i, t in enumerate(ids) if t != image_id or i == ids.index(image_id)]
     words = lvlm.processor.tokenizer.convert_ids_to_tokens([ids[i] for i in shown])
     tokens = [IMAGE if ids[i] == image_id else w for i, w in zip(shown, words, strict=True)]

@@ -23,9 +23,13 @@ from fastground.types import HeadId
 
 WITH_HEADS = (
     "full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid",
-    "hybrid_sliding",
+    "hybrid_sliding", "indexed_attention", "deepseek_sparse_attention", "qwen_sparse_attention",
+    "minimax_m3_sparse",
 )  # fmt: skip
-"""The kinds of layers, as a configuration's `layer_types` names them, whose keys are the tokens."""
+"""The kinds of layers, as a configuration's `layer_types` names them, whose keys are the tokens.
+
+In the last four, of which older transformers knows two by the names in the middle, an index of the
+model's own chooses which of them a token sees."""
 
 
 def layers_with_heads(config: Any) -> tuple[int, ...]:
@@ -39,7 +43,31 @@ def layers_with_heads(config: Any) -> tuple[int, ...]:
     if not kinds:
         crossing = getattr(text, "cross_attention_layers", None) or ()
         return tuple(n for n in range(text.num_hidden_layers) if n not in crossing)
-    return tuple(n for n in range(text.num_hidden_layers) if kinds[n] in WITH_HEADS)
+    counts, width = _head_counts(text), num_heads(config)
+    return tuple(n for n, kind in enumerate(kinds) if kind in WITH_HEADS and counts[n] == width)
+
+
+def num_heads(config: Any) -> int:
+    """How many heads each layer has that is read.
+
+    Layers may differ in that, as Step 3.7's with a window do from its others: then those of full
+    attention count, and only layers with as many are read.
+
+    Args:
+        config: a transformers configuration, of the whole model or of its decoder.
+    """
+    text = config.get_text_config(decoder=True)
+    counts = _head_counts(text)
+    kinds = getattr(text, "layer_types", None) or ()
+    return counts[kinds.index("full_attention") if "full_attention" in kinds else 0]
+
+
+def _head_counts(text: Any) -> list[int]:
+    """Of each layer."""
+    try:
+        return [text.num_attention_heads] * text.num_hidden_layers
+    except RuntimeError:  # they differ, so that transformers names no one number
+        return [layer.num_attention_heads for layer in text.per_layer_config]
 
 
 def checked_heads(
@@ -57,7 +85,7 @@ def checked_heads(
             has none at all.
     """
     text = config.get_text_config(decoder=True)
-    layers, width = text.num_hidden_layers, text.num_attention_heads
+    layers, width = text.num_hidden_layers, num_heads(config)
     if stop_after is not None and stop_after not in range(layers):
         raise ValueError(f"stop_after must be a layer 0 to {layers - 1}, but got {stop_after!r}")
     last = layers - 1 if stop_after is None else stop_after

@@ -171,13 +171,17 @@ def _in_batch(positions: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _image_inputs(images: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-    """The images' inputs one after the other; smaller ones are padded with zeros at their ends."""
+    """The images' inputs one after the other; smaller ones are padded with zeros at their ends.
+
+    Some images may be without an input that others have, as those without tiles are.
+    """
     joined = {}
-    for name in images[0].image_inputs:
-        axis = images[0].axes.get(name, 0)
-        parts = [encoded.image_inputs[name].transpose(0, axis) for encoded in images]
-        if name in images[0].counted:
-            counts = [encoded.counted[name] for encoded in images]
+    for name in dict.fromkeys(name for encoded in images for name in encoded.image_inputs):
+        having = [encoded for encoded in images if name in encoded.image_inputs]
+        axis = having[0].axes.get(name, 0)
+        parts = [encoded.image_inputs[name].transpose(0, axis) for encoded in having]
+        if name in having[0].counted:
+            counts = [encoded.counted[name] for encoded in having]
             parts = [
                 part.where(part < 0, part + sum(counts[:index])) for index, part in enumerate(parts)
             ]

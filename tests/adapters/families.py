@@ -35,11 +35,21 @@ class Family:
     refusal: str = "torchvision"
     """What loading names where it does not."""
 
+    positions: bool = True
+    """Whether its attention goes by the positions that it is given."""
+
     row: str = ""
     """Its row in the support table, where this is a variant of that family."""
+    left_from: tuple[int, int] = (5, 0)
+    """The first transformers whose eager attention bears padding before the words."""
 
     def __str__(self) -> str:
         return self.name
+
+    def bears_left_padding(self) -> bool:
+        from transformers import __version__
+
+        return tuple(map(int, __version__.split(".")[:2])) >= self.left_from
 
 
 def sharpen(model: Any, seed: int = 0) -> Any:
@@ -54,7 +64,7 @@ def sharpen(model: Any, seed: int = 0) -> Any:
         for name, weight in model.named_parameters():
             if weight.ndim < 2:
                 continue
-            if id(weight) not in decoder:
+            if id(weight) not in decoder or "embed_tokens_extend" in name:
                 mixes = any(part in name for part in ("out_proj", "projection_layer"))
                 weight.mul_(0.05 if mixes else 4)
             elif any(part in name for part in ("q_proj", "k_proj", "qkv")):

@@ -67,7 +67,8 @@ def eager_rows(lvlm, inputs, rows, layouts):
         attentions = lvlm.model(**inputs, output_attentions=True, use_cache=False).attentions
     finally:
         lvlm.model.set_attn_implementation(before)
-    whole = torch.cat([a for a in attentions if a is not None], dim=1)
+    count = lvlm.architecture["num_heads"]  # as many as the layers have that are read
+    whole = torch.cat([a for a in attentions if a is not None and a.shape[1] == count], dim=1)
     found = [whole[b, :, position] for b, position in rows.tolist()]
     maps = [r[:, list(layouts[b].tokens)] for r, b in zip(found, rows[:, 0].tolist(), strict=True)]
     sums = [
@@ -119,7 +120,7 @@ def test_tokens_are_those_of_the_processor(family):
     assert encoded.token_ids[0].tolist() == own["input_ids"][0].tolist()
     for name, value in encoded.image_inputs.items():
         assert torch.equal(value, own[name].to(value.dtype)), name
-    image_id = lvlm.model.config.image_token_id
+    image_id = lvlm.image_token_id
     cells = [int(encoded.token_ids[0][i]) for i in encoded.layout.tokens]
     assert set(cells) == {image_id}
     whole = encoded.layout.all_tokens or encoded.layout.tokens
@@ -131,6 +132,8 @@ def test_tokens_are_those_of_the_processor(family):
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize(("family", "blocks"), CASES)
 def test_maps_equal_eager_attention(family, blocks, side):
+    if side == "left" and not family.bears_left_padding():
+        pytest.skip("this transformers makes NaN of padding before the words")
     lvlm = made(family)
     inputs, rows, layouts = asked(lvlm, blocks)
     if side == "left":
@@ -159,7 +162,7 @@ def test_shifted_positions_would_be_seen(family):
     first = min(layouts[0].tokens)
     stretched = positions + 5 * (torch.arange(positions.shape[-1]) > first)
     other, _ = eager_rows(lvlm, {**inputs, "position_ids": stretched}, rows, layouts)
-    assert (other - want).abs().max() > 1e-3
+    assert ((other - want).abs().max() > 1e-3) == family.positions
 
 
 @contextmanager
@@ -224,7 +227,8 @@ def test_an_early_end_changes_nothing(family):
             lvlm.model(**inputs, use_cache=False)
             raise AssertionError("the forward must have ended the block")
         again = lvlm.model(**inputs, use_cache=False).logits
-    assert torch.equal(logits, plain)
+    tokens = inputs["attention_mask"].bool()  # nobody asks what follows padding
+    assert torch.equal(logits[tokens], plain[tokens])
     assert torch.equal(again, plain)
     assert torch.equal(ended.maps.maps, whole.maps.select(ended.maps.heads).maps)
 
@@ -273,6 +277,8 @@ def embedded(lvlm, image, recipe):
 
     def look(module, args, keywords):
         states = args[0] if args else keywords["inputs_embeds"]
+        if states is None:  # the decoder looks itself, before its first layer
+            return
         added = (keywords.get("deepstack_features") or {}).values()
         mask = keywords.get("vision_mask")
         parts = [torch.zeros_like(states).masked_scatter(mask, features) for features in added]
@@ -280,13 +286,15 @@ def embedded(lvlm, image, recipe):
         raise _Seen
 
     decoder = lvlm.model.get_decoder()
-    reader = decoder.layers[0] if hasattr(decoder, "vqmodel") else decoder
-    hook = reader.register_forward_pre_hook(look, with_kwargs=True)
+    readers = [decoder, *getattr(decoder, "layers", ())[:1]]
+    readers = readers[1:] if hasattr(decoder, "vqmodel") else readers
+    hooks = [part.register_forward_pre_hook(look, with_kwargs=True) for part in readers]
     try:
         with pytest.raises(_Seen):
             lvlm.model(**inputs, use_cache=False)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return got[0][0][list(encoded.layout.tokens)].float(), encoded.layout
 
 

@@ -15,6 +15,7 @@ from fastground.types import Recipe
 from test_adapters import FAMILIES, TEXTS, asked, counted, eager_rows, made, picture
 
 CAPS = ("paligemma2",)
+CHOOSING = ("dots3_note", "glm5_next", "minimax_m3_vl", "mistral_large4", "qwen4_exp")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,6 +29,8 @@ def test_maps_equal_eager_attention(family, monkeypatch):
     lvlm = made(family)
     if lvlm.needs_mask or family.name in CAPS:
         pytest.skip("refused: see below")
+    if family.name in CHOOSING:
+        pytest.skip("transformers refuses flash attention for layers that choose keys")
     inputs, rows, layouts = asked(lvlm)
     want, sums = eager_rows(lvlm, inputs, rows, layouts)
     recipe = Recipe(query="phrase_mean")

@@ -16,7 +16,11 @@ from tiny_qwen_vl import exaone
 from tiny_square import deepseek
 
 TEXTS = ["the red mug", "a dog on the left of the small blue mug"]
-OWN = [pytest.param(family, id=str(family)) for family in all_families() if family.name in ADAPTERS]
+OWN = [
+    pytest.param(family, id=str(family))
+    for family in all_families()
+    if family.name in ADAPTERS and family.name != "phi4_multimodal"  # names no image token
+]
 TOLD = {
     "deepseek_vl", "deepseek_vl_hybrid", "janus", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
     "glm4v", "glm46v", "glm_ocr", "glmga", "cosmos3_omni", "qwen2_5_omni_thinker",
@@ -34,15 +38,16 @@ def picture(size=(31, 20)):
 def test_the_generic_adapter_agrees_with_the_own_one_or_refuses(family):
     model, processor = family.build(0)
     own = wrap(model, processor)
+    images = [Image.new("RGB", size) for size in family.sizes]
     try:
         generic = Generic(model, processor, "generic")
+        found = [generic.look(image, Recipe()) for image in images]
     except ValueError as error:
         assert family.name not in TOLD
         assert f"'{family.name}' needs an adapter of its own" in str(error)
         return
-    for size in family.sizes:
-        image = Image.new("RGB", size)
-        own_seen, seen = own.look(image, Recipe()), generic.look(image, Recipe())
+    for image, seen in zip(images, found, strict=True):
+        own_seen = own.look(image, Recipe())
         assert seen.ids == own_seen.ids
         got, want = seen.layout, own_seen.layout
         assert (got.grid, got.tokens, got.image_size) == (want.grid, want.tokens, want.image_size)

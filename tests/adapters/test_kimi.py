@@ -1,10 +1,11 @@
-"""Kimi K2.5: how much of the raster is the image, and what is refused."""
+"""Kimi K2.5 and GLM-5: how much of the raster is the image, and what is refused."""
 
 import pytest
 from fastground.models import wrap
 from fastground.types import Recipe
 from PIL import Image
-from tiny_kimi import kimi_k25
+from test_adapters import TEXTS, assert_answers_are_those_of_generate, picture
+from tiny_kimi import glm5_next, kimi_k25
 
 
 def layout(lvlm, size):
@@ -40,3 +41,25 @@ def test_what_does_not_fit_is_refused():
     model.config.vision_config.merge_kernel_size = (1, 1)
     with pytest.raises(ValueError, match="one image token for 4 x 4 pixels, but made 12"):
         layout(wrap(model, processor), (31, 20))
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted", "grid"),
+    [
+        ((31, 20), (31, 20), (3, 4)),  # within both limits: as it is
+        ((97, 61), (76, 48), (6, 10)),  # a line more would make 7 x 10 cells, of at most 64
+        ((9, 7), (20, 16), (2, 3)),  # 1 x 2 cells, of at least 4: made larger until 16 is full
+    ],
+)
+def test_of_glm_5_cells_are_of_the_fitted_image(size, fitted, grid):
+    found = layout(wrap(*glm5_next()), size)
+    assert found.grid == grid and found.origin == (0, 0)
+    assert found.cell_size == (8 * size[0] / fitted[0], 8 * size[1] / fitted[1])
+
+
+def test_of_glm_5_layers_are_read_where_an_index_chooses():
+    lvlm = wrap(*glm5_next())
+    assert lvlm.layers_with_heads == (1, 3) and not lvlm.shares_prefix
+    # The lowest of three lines holds four pixels of eight, so that its middle is no longer one.
+    assert layout(lvlm, (31, 20)).valid().sum(1).tolist() == [4, 4, 0]
+    assert_answers_are_those_of_generate(lvlm, picture(), TEXTS[:2])

@@ -1,12 +1,14 @@
 """MiniCPM-V: cells of both views by hand, and what is refused."""
 
 import pytest
+import torch
 import transformers
+from fastground import packing
 from fastground.models import wrap
 from fastground.types import Recipe
 from PIL import Image
 from test_adapters import TEXTS, assert_answers_are_those_of_generate, picture
-from tiny_minicpm import FIRST, built, minicpm
+from tiny_minicpm import FIRST, built, minicpm, minicpm47
 
 
 def layout(lvlm, size, blocks="base"):
@@ -52,6 +54,23 @@ def test_another_number_of_patches_a_token_is_refused():
 @pytest.mark.parametrize("size", [(31, 20), (61, 97), (97, 90)])
 def test_answers_are_those_of_generate(size):
     assert_answers_are_those_of_generate(wrap(*minicpm()), picture(size), TEXTS[:2])
+
+
+@pytest.mark.parametrize("size", [(31, 20), (61, 97), (97, 90)])
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_of_4_7_positions_are_the_models_own(size, template):
+    lvlm = wrap(*minicpm47())
+    encoded = lvlm.encode(picture(size), TEXTS, Recipe(template=template))
+    for ids in encoded.token_ids:
+        given = lvlm.token_inputs(ids[None])
+        want, _ = lvlm.model.model.get_rope_index(
+            ids[None], target_sizes=encoded.image_inputs["target_sizes"], **given
+        )
+        prefix = encoded.prefix_length
+        assert torch.equal(encoded.prefix_positions, want[:, 0, :prefix])
+        words = packing.next_position(encoded, prefix) + torch.arange(len(ids) - prefix)
+        assert torch.equal(words.expand(3, -1), want[:, 0, prefix:])
+    assert_answers_are_those_of_generate(lvlm, picture(size), TEXTS[:2])
 
 
 def test_transformers_that_mixes_up_the_views_is_refused():

@@ -1,12 +1,13 @@
 """Pixtral's tower: rows of cells of an image in its own shape, and what is refused."""
 
 import pytest
+from fastground.attention import attention_maps
 from fastground.models import ADAPTERS, wrap
 from fastground.models.llava import Llava
 from fastground.models.pixtral import Pixtral
 from fastground.types import Recipe
 from PIL import Image
-from tiny_pixtral import lighton_ocr, mistral3, pixtral
+from tiny_pixtral import lighton_ocr, mistral3, mistral_large4, pixtral
 
 
 def encoded(lvlm, size):
@@ -66,3 +67,12 @@ def test_what_does_not_fit_is_refused():
 def test_a_window_of_the_language_model_forbids_sharing():
     assert wrap(*mistral3()).shares_prefix
     assert not wrap(*mistral3(window=32)).shares_prefix
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_more_tokens_than_an_index_chooses_are_refused(packed):
+    lvlm = wrap(*mistral_large4(topk=8))
+    assert lvlm.layers_with_heads == (0, 1, 2) and lvlm.shares_prefix
+    message = r"at most 8 tokens a sequence to be captured, .* but got \d\d; give fewer"
+    with pytest.raises(ValueError, match=message):
+        attention_maps(lvlm, Image.new("RGB", (31, 20)), ["a", "x"], recipe=Recipe(), packed=packed)

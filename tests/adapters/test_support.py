@@ -13,12 +13,7 @@ from test_adapters import made
 TESTED = ("native", "conversion", "hooks")
 ROWS = {row.name: row for row in support.table()}
 FAMILIES = {family.name: family for family in all_families()}
-GENERIC = {
-    "cosmos3_edge", "diffusion_gemma", "glm5_next", "inkling_mm_model", "minicpmv4_7",
-    "minimax_m3_vl", "muse_glimmer", "qwen4_exp", "step3p7",
-    "apertus1p5", "dots3_note", "hy_v4_vl", "hyperclovax_vision_v2", "inkling2", "inkling2_loop",
-    "lfm3_vl", "minicpm_ocr", "mistral_large4", "muse_spark", "nemotron_h_omni", "unlimited_ocr",
-}  # fmt: skip
+GENERIC = {"apertus1p5", "nemotron_h_omni", "unlimited_ocr"}
 """Models of transformers that are left to the generic adapter, which reads or refuses them."""
 
 

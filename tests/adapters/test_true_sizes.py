@@ -125,6 +125,22 @@ TRUE = {  # family: side of a cell, vision configuration, image processor, confi
     ),
     "ernie4_5_vl_moe": (28, {"patch_size": 14}, QWEN, {}, {}),
     "exaone4_5": (28, {"patch_size": 14}, QWEN, {}, {}),
+    "glm5_next": (
+        28, {"patch_size": 14},
+        {"patch_size": 14, "min_image_tokens": 16, "max_image_tokens": 8000}, {}, {},
+    ),
+    "phi4_multimodal": (
+        28, {"patch_size": 14, "crop_size": 448},
+        square(448) | {"patch_size": 14, "dynamic_hd": 36}, {}, {},
+    ),
+    "step3p7": (
+        56, {"patch_size": 14},
+        square(728) | {"patch_size": 504, "vision_patch_size": 14, "max_image_size": 3024}, {},
+        {
+            "image_feature_placeholder": "<im_patch>" * 169,
+            "patch_feature_placeholder": "<im_patch>" * 81,
+        },
+    ),
     "glm4v": (28, {"patch_size": 14}, QWEN, {}, {}),
     "qwen2_5_vl": (28, {"patch_size": 14}, QWEN, {}, {}),
     "cohere_compass": (32, {"patch_size": 16}, QWEN | {"patch_size": 16}, {}, {}),
@@ -168,10 +184,9 @@ def brightening(size):
 def colours(lvlm, seen, cell):
     """(cells, 2) mean red and green of all image tokens, 0 to 1, in the processor's order."""
     images = getattr(lvlm, "image_processor", lvlm.processor.image_processor)
-    pixels, mean, std = (
-        seen.inputs[next(name for name in seen.inputs if name.startswith("pixel_values"))],
-        *map(torch.tensor, (images.image_mean, images.image_std)),
-    )
+    mean, std = map(torch.tensor, (images.image_mean, images.image_std))
+    names = [name for name in seen.inputs if name.startswith("pixel_values")]
+    pixels = seen.inputs["pixel_values" if "pixel_values" in names else names[0]]
     if "image_grid_thw" in seen.inputs:  # patches of a cell follow each other
         means = pixels.view(len(pixels), 3, -1).mean(-1).unflatten(0, (-1, 4)).mean(1)
     elif "image_token_pooling" in seen.inputs:  # a cell names its patches, whose colours come last
@@ -180,9 +195,21 @@ def colours(lvlm, seen, cell):
         there = (of_cell >= 0)[..., None]
         means = (patches[of_cell.clamp(min=0)] * there).sum(1) / there.sum(1)
     else:
-        tiles = pixels.flatten(0, -4)
-        means = torch.nn.functional.avg_pool2d(tiles, cell).permute(0, 2, 3, 1).reshape(-1, 3)
+        views = [pixels.flatten(0, -4)]
+        if "pixel_values_local" in seen.inputs:  # of another size, before the whole
+            views.insert(0, seen.inputs["pixel_values_local"])
+        if lvlm.model.config.model_type == "step3p7":
+            views = [before(tiles, cell * 3 // 8) for tiles in views]
+        cells = [torch.nn.functional.avg_pool2d(tiles, cell) for tiles in views]
+        means = torch.cat([c.permute(0, 2, 3, 1).reshape(-1, 3) for c in cells])
     return ((means * std + mean) / (255 * images.rescale_factor))[:, :2]
+
+
+def before(tiles, pixels):
+    """What lies so many pixels before, at the left and above; the edge goes on beyond it."""
+    height, width = tiles.shape[-2:]
+    more = torch.nn.functional.pad(tiles, (pixels, 0, pixels, 0), mode="replicate")
+    return more[..., :height, :width]
 
 
 def check(layout, found, size, share=0.1):
@@ -218,7 +245,17 @@ def seen_colours(lvlm, image, blocks, cell):
             )
             found = found.permute(1, 2, 0)
         return seen.layout, found.view(*seen.layout.grid, 2)
-    image_id = lvlm.model.config.image_token_id
+    if "image_pixel_values" in seen.inputs:  # the whole before the tiles, which are put together
+        views = seen.inputs["image_pixel_values"][0]
+        if blocks == "stitch":
+            height, width = seen.inputs["image_sizes"][0].tolist()
+            side = views.shape[-1]
+            tiles = views[1:].unflatten(0, (height // side, width // side))
+            views = tiles.permute(2, 0, 3, 1, 4).reshape(1, 3, height, width)
+        found = colours(lvlm, seen._replace(inputs={"pixel_values": views[:1]}), cell)
+        grid = seen.layout.grid
+        return seen.layout, found.unflatten(0, (-1, views.shape[-1] // cell))[: grid[0], : grid[1]]
+    image_id = lvlm.image_token_id
     places = [i for i, token in enumerate(seen.ids) if token == image_id]
     found = colours(lvlm, seen, cell)
     assert len(found) == len(places)

@@ -1,4 +1,4 @@
-"""Kimi K2.5: patches of 4 pixels merged by 2, at most 12 patches a side and 80 in all."""
+"""Kimi K2.5 and GLM-5: patches of 4 pixels merged by 2, at most 80 patches and 64 tokens in all."""
 
 from importlib import import_module
 
@@ -56,4 +56,48 @@ def kimi_k25(seed=0, **images):
     return model, processor
 
 
-FAMILIES = [Family("kimi_k25", kimi_k25, loads=False, refusal="torchvision")]
+def glm5_next(seed=0, **images):
+    import transformers as hf
+
+    marks = ["<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>"]
+    words = tokenizer(marks)
+    image, video, start, end = words.convert_tokens_to_ids(marks)
+    text = {
+        "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "q_lora_rank": 32, "kv_lora_rank": 32,
+        "v_head_dim": 16, "qk_nope_head_dim": 16, "linear_head_dim": 16, "linear_num_heads": 4,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "hc_mult": 2,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "indexer_types": ["full"] * 4, "index_topk": 16, "index_kpool": 4, "index_head_dim": 16,
+        "index_n_heads": 2, "max_position_embeddings": 2048,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 4,
+        "spatial_merge_size": MERGE, "out_hidden_size": 64, "projection_intermediate_size": 64,
+        "image_size": 32,
+    }  # fmt: skip
+    config = hf.Glm5NextConfig(
+        text_config=text, vision_config=vision, image_token_id=image, video_token_id=video,
+        image_start_token_id=start, image_end_token_id=end,
+    )  # fmt: skip
+    settings = {
+        "patch_size": PATCH, "merge_size": MERGE, "min_image_tokens": 4, "max_image_tokens": 64,
+    }  # fmt: skip
+    processor = without_video(hf.Glm5NextProcessor)(
+        image_processor=hf.Glm5NextImageProcessorPil(**settings | images), tokenizer=words,
+        chat_template=CHAT.replace("<|media_pad|>", "<|begin_of_image|><|image|><|end_of_image|>"),
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = sharpen(hf.Glm5NextForConditionalGeneration(config), seed)
+    with torch.no_grad():  # as in Kimi
+        for layer in model.get_decoder().layers[1::2]:
+            layer.self_attn.q_b_proj.weight.mul_(10)
+    return model, processor
+
+
+FAMILIES = [
+    Family("kimi_k25", kimi_k25, loads=False),
+    Family("glm5_next", glm5_next, packs=False, positions=False),
+]

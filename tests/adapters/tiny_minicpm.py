@@ -1,9 +1,10 @@
-"""MiniCPM-V 4.6: patches of 4 pixels, 4 x 4 of them a token, views of about 48 x 48 pixels."""
+"""MiniCPM-V 4.6 and 4.7, MiniCPM-OCR: patches of 4 pixels, views of about 48 x 48."""
 
 import pytest
 import torch
 from families import Family, sharpen, tokenizer
 from fastground.models.processors import without_video
+from without_torchvision import image_processor_class
 
 MARKS = {
     "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
@@ -28,14 +29,33 @@ def minicpm(seed=0, **more):
     return built(seed, **more)
 
 
-def built(seed=0, *, downsample="16x", **images):
+def minicpm47(seed=0, **more):
+    import transformers as hf
+
+    if not hasattr(hf, "MiniCPMV4_7Config"):
+        pytest.skip("this transformers has no MiniCPM-V 4.7")
+    return minicpm(seed, name="MiniCPMV4_7", **more)
+
+
+def minicpm_ocr(seed=0, **more):
+    import transformers as hf
+
+    if not hasattr(hf, "MiniCPMOcrConfig"):
+        pytest.skip("this transformers has no MiniCPM-OCR")
+    module = "minicpm_ocr.image_processing_minicpm_ocr"
+    images = image_processor_class(module, "MiniCPMOcrImageProcessor")
+    return built(seed, name="MiniCPMOcr", images=images, downsample="4x", **more)
+
+
+def built(seed=0, *, name="MiniCPMV4_6", images=None, downsample="16x", **more):
     import transformers as hf
 
     words = tokenizer([*MARKS.values(), "0"], newlines=True, extra_special_tokens=MARKS)
-    kind = without_video(hf.MiniCPMV4_6Processor)
-    settings = {"patch_size": 4, "scale_resolution": 48, "max_slice_nums": 4} | images
+    kind = without_video(getattr(hf, f"{name}Processor"))
+    settings = {"patch_size": 4, "scale_resolution": 48, "max_slice_nums": 4} | more
+    images = images or hf.MiniCPMV4_6ImageProcessorPil
     processor = kind(
-        image_processor=hf.MiniCPMV4_6ImageProcessorPil(downsample_mode=downsample, **settings),
+        image_processor=images(downsample_mode=downsample, **settings),
         tokenizer=words, chat_template=CHAT,
     )  # fmt: skip
     text = hf.Qwen3_5TextConfig(
@@ -43,19 +63,29 @@ def built(seed=0, *, downsample="16x", **images):
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=2048,
         layer_types=["linear_attention", "full_attention"] * 2, linear_num_key_heads=2,
         linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, rope_parameters={
+            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1],
+            "partial_rotary_factor": 0.5,
+        },
     )  # fmt: skip
-    config = hf.MiniCPMV4_6Config(
+    marks = {}
+    if name == "MiniCPMV4_7":
+        named = ("image_start", "image_end", "slice_start", "slice_end")
+        marks = {
+            f"{name}_id": words.convert_tokens_to_ids(MARKS[f"{name}_token"]) for name in named
+        }
+        marks["newline_id"] = words.convert_tokens_to_ids("\n")
+    config = getattr(hf, f"{name}Config")(
         text_config=text,
         vision_config={
             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": 2, "image_size": 48, "patch_size": 4,
         },
         insert_layer_id=0, downsample_mode=downsample,
-        image_token_id=processor.image_token_id, video_token_id=processor.video_token_id,
+        image_token_id=processor.image_token_id, video_token_id=processor.video_token_id, **marks,
     )  # fmt: skip
     torch.manual_seed(seed)
-    model = hf.MiniCPMV4_6ForConditionalGeneration(config)
+    model = getattr(hf, f"{name}ForConditionalGeneration")(config)
     return sharpen(model, seed), processor
 
 
@@ -65,4 +95,8 @@ FAMILIES = [
         "minicpmv4_6-4x", lambda seed: minicpm(seed, downsample="4x"), packs=False,
         blocks=("base", "stitch"), row="minicpmv4_6",
     ),
+    Family(
+        "minicpm_ocr", minicpm_ocr, packs=False, blocks=("base", "stitch"), loads=False
+    ),
+    Family("minicpmv4_7", minicpm47, packs=False, blocks=("base", "stitch")),
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from functools import cache
 from importlib import import_module
 from unittest.mock import patch
 
+import pytest
 import torch
 from families import Family, sharpen, tokenizer
 
@@ -73,6 +74,31 @@ def mistral3(seed=0, *, language="MistralConfig", window=None, **images):
     return made(config, Mistral3ForConditionalGeneration, words, 2, seed, **images)
 
 
+def mistral_large4(seed=0, topk=2048):
+    import transformers as hf
+
+    if not hasattr(hf, "MistralLarge4Config"):
+        pytest.skip("this transformers has no Mistral Large 4")
+    words = tokenizer(SPECIAL)
+    language = {
+        "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "kv_lora_rank": 32,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "index_topk": topk,
+        "index_head_dim": 16, "index_n_heads": 2, "indexer_types": ["full", "full", "shared"],
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "attention_factor": 1.0,
+            "original_max_position_embeddings": 512,
+        },
+        "max_position_embeddings": 2048, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    config = hf.MistralLarge4Config(
+        vision_config=tower(), text_config=language, spatial_merge_size=2,
+        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+    )  # fmt: skip
+    return made(config, hf.MistralLarge4ForConditionalGeneration, words, 2, seed)
+
+
 def pixtral(seed=0, strategy="full"):
     from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig
 
@@ -119,6 +145,7 @@ FAMILIES = [
         loads=False,
         row="mistral3",
     ),
+    Family("mistral_large4", mistral_large4, loads=False),
     Family("llava+pixtral", pixtral, loads=False),
     Family("lighton_ocr", lighton_ocr),
 ]

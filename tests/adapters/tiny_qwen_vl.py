@@ -1,5 +1,6 @@
 """Qwen-VL and its kin: patches of 4 pixels, merged 2 x 2; images of 4 to 64 cells."""
 
+from functools import partial
 from types import SimpleNamespace
 
 from families import Family, sharpen, tokenizer
@@ -30,13 +31,16 @@ def rope(*section, **more):
     return {"rope_parameters": {"rope_type": "default", "mrope_section": list(section)} | more}
 
 
-def letters(tokens, **settings):
-    """Qwen3.5's own tokenizer, which transformers takes whatever a checkpoint says: bytes only."""
+def letters(tokens, family="qwen3_5", kind="Qwen3_5Tokenizer", **settings):
+    """A family's own tokenizer, which transformers takes whatever a checkpoint says: bytes only."""
+    from importlib import import_module
+
     from tokenizers.pre_tokenizers import ByteLevel
-    from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
+
+    module = import_module(f"transformers.models.{family}.tokenization_{family}")
 
     listed = ["<|endoftext|>", *tokens, *sorted(ByteLevel.alphabet())]
-    return Qwen3_5Tokenizer(
+    return getattr(module, kind)(
         vocab={token: i for i, token in enumerate(listed)},
         additional_special_tokens=tokens, **settings,
     )  # fmt: skip
@@ -97,25 +101,28 @@ def omni(seed, name, vision, text, audio):
     return sharpen(model, seed), whole
 
 
-def build(name, vision, text, *made, config=None):
+def build(name, vision, text, *made, config=None, **more):
     """A builder of (model, processor) from a seed; `name` as transformers begins its classes."""
 
     def from_seed(seed):
+        import pytest
         import torch
         import transformers
 
+        if not hasattr(transformers, f"{name}ForConditionalGeneration"):
+            pytest.skip(f"this transformers has no {name}")
         whole = processor(*made)
         tokens = next((each for each in (GLM, COMPASS) if each in made), QWEN)
         start, image, end, video = whole.tokenizer.convert_tokens_to_ids(list(tokens))
         around = "image" if GLM in made or "Ernie" in name else "vision"
         ends = {f"{around}_start_token_id": start, f"{around}_end_token_id": end}
-        if name == "VideoLlama3":  # knows no such tokens
+        if name in ("VideoLlama3", "HyperCLOVAXVisionV2"):  # know no such tokens
             ends = {}
         kind = getattr(transformers, f"{config or name}Config")
         settings = kind(
             vision_config=vision, text_config=TEXT | text,
             image_token_id=image, video_token_id=video,
-            **ends,
+            **ends, **more,
         )  # fmt: skip
         torch.manual_seed(seed)
         model = getattr(transformers, f"{name}ForConditionalGeneration")(settings)
@@ -142,6 +149,12 @@ exaone = build(
     {"model_type": "exaone4", "num_hidden_layers": 4, "sliding_window": 30},
     "Exaone4_5_Processor", QWEN_IMAGES,
 )  # fmt: skip
+CHOSEN = {  # 16 of the tokens by fours; hashes of words of three letters in layer 0
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16,
+    "indexer_compress_ratio": 4, "hc_count": 2, "hc_lowrank": 8, "ple_layer_ids": [1],
+    "heads_per_ngram": 2, "ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 8,
+    "split_ngram_parts": 2,
+}  # fmt: skip
 FAMILIES = [
     Family("qwen2_5_vl", build(
         "Qwen2_5_VL", VISION | {"window_size": 16, "fullatt_block_indexes": [1]}, rope(2, 3, 3),
@@ -194,6 +207,10 @@ FAMILIES = [
         "Cosmos3Omni", QWEN3_VISION, {"head_dim": 16} | rope(4, 2, 2),
         "Qwen3VLProcessor", QWEN_IMAGES,
     )),
+    Family("cosmos3_edge", build(
+        "Cosmos3Edge", SIGLIP | {"num_patches": 64}, {"head_dim": 16} | rope(3, 3, 2),
+        "Cosmos3EdgeProcessor", "Cosmos3EdgeImageProcessorPil", projector_hidden_size=64,
+    )),
     Family("qwen2_5_omni_thinker", lambda seed: omni(
         seed, "Qwen2_5Omni", VISION | {"window_size": 16, "fullatt_block_indexes": [1]},
         rope(2, 3, 3), {},
@@ -213,6 +230,30 @@ FAMILIES = [
         | rope(2, 1, 1, partial_rotary_factor=0.5),
         "Qwen3VLProcessor", QWEN_IMAGES, QWEN, letters,
     ), packs=False),
+    Family("qwen4_exp", build(
+        "Qwen4Exp", VISION | {"num_position_embeddings": 64},
+        LINEAR | {"num_experts": 4, "shared_expert_intermediate_size": 32} | EXPERTS | CHOSEN
+        | rope(2, 1, 1, partial_rotary_factor=0.5),
+        "Qwen3VLProcessor", QWEN_IMAGES, QWEN, letters,
+    ), packs=False, left_from=(5, 23)),
+    Family("lfm3_vl", build(
+        "Lfm3Vl",
+        SIGLIP | {"num_key_value_heads": 1, "layer_types": ["conv", "full_attention"]},
+        {
+            "model_type": "lfm3", "head_dim": 16, "sliding_window": 48,
+            "layer_types": ["conv", "full_attention", "sliding_attention"],
+        },
+        "Lfm3VlProcessor", QWEN_IMAGES, projector_hidden_size=64,
+    ), packs=False),
+    Family("hyperclovax_vision_v2", build(
+        "HyperCLOVAXVisionV2",
+        VISION | {
+            "model_type": "qwen2_5_vl_vision", "window_size": 16, "fullatt_block_indexes": [1],
+        },
+        {"model_type": "hyperclovax", "vocab_size": 320},
+        "HyperCLOVAXVisionV2Processor", QWEN_IMAGES, QWEN,
+        partial(letters, family="gpt2", kind="GPT2Tokenizer", merges=[], pad_token="<|endoftext|>"),
+    )),
     Family("ernie4_5_vl_moe", build(
         "Ernie4_5_VLMoe", {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 4},
         {

@@ -29,7 +29,8 @@ def image_processor_class(module, name):
         made.__spec__, made.__path__ = ModuleSpec(made.__name__, None), []
         empty[made.__name__] = made
     functional = empty["torchvision.transforms.v2.functional"]
-    functional.pad, functional.resize, functional.InterpolationMode = _pad, _resize, object
+    functional.pad, functional.resize = _pad, _resize
+    functional.InterpolationMode = int  # only named
     empty["torchvision.transforms.v2"].functional = functional
     with patch.dict(sys.modules, empty):
         kind = getattr(import_module(module), name)
@@ -40,15 +41,18 @@ def image_processor_class(module, name):
 
 def _pad(images, padding, fill=0):
     left, top, right, bottom = padding
-    assert not np.any(fill)
-    return torch.nn.functional.pad(images, (left, right, top, bottom))
+    (value,) = set(np.ravel(fill).tolist())
+    return torch.nn.functional.pad(images, (left, right, top, bottom), value=value)
 
 
-def _resize(image, size, interpolation=None, antialias=True):
-    resized = torch.nn.functional.interpolate(
-        image[None].float(), tuple(size), mode="bilinear", antialias=antialias
-    )[0]
-    return resized.round().clamp(0, 255).to(image.dtype)
+def _resize(images, size, interpolation=None, antialias=True):
+    whole = images if images.ndim == 4 else images[None]
+    found = torch.nn.functional.interpolate(
+        whole.float(), tuple(size), mode="bilinear", antialias=antialias
+    )
+    if not images.is_floating_point():
+        found = found.round().clamp(0, 255).to(images.dtype)
+    return found.reshape(*images.shape[:-2], *size)
 
 
 @cache
@@ -60,18 +64,15 @@ def _by_torch():
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
         def resize(self, image, size, resample=None, antialias=True, **keywords):
-            resized = torch.nn.functional.interpolate(
-                image.float(), (size.height, size.width), mode="bilinear", antialias=antialias
-            )
-            return resized.round().clamp(0, 255).to(image.dtype)
+            return _resize(image, (size.height, size.width), antialias=antialias)
 
         def normalize(self, image, mean, std, **keywords):
             mean, std = (torch.as_tensor(x).view(-1, 1, 1) for x in (mean, std))
             return (image - mean) / std
 
         def pad(self, images, pad_size=None, fill_value=0, is_nested=False, **keywords):
-            if is_nested:
-                return [[self.pad(image, pad_size, fill_value) for image in own] for own in images]
+            if is_nested or isinstance(images, list):
+                return [self.pad(image, pad_size, fill_value) for image in images]
             more = (0, pad_size.width - images.shape[-1], 0, pad_size.height - images.shape[-2])
             return torch.nn.functional.pad(images, more, value=fill_value or 0)
 

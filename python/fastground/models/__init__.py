@@ -33,19 +33,21 @@ from fastground.models.generic import Generic
 from fastground.models.hunyuan import HunYuan
 from fastground.models.idefics import GraniteDocling, Idefics
 from fastground.models.internvl import AyaVision, Chart2Table, GotOcr2, InternVL, Llama4, QianfanOCR
-from fastground.models.kimi import Kimi
+from fastground.models.kimi import Glm5, Kimi
 from fastground.models.lfm2_vl import Lfm2Vl
 from fastground.models.llava import FastVLM, Llava, VideoLlava
 from fastground.models.llava_next import Granite, LlavaNext
 from fastground.models.lvlm import LVLM
 from fastground.models.mini_gemini import MiniGemini
-from fastground.models.minicpm import MiniCPM
+from fastground.models.minicpm import MiniCPM, MiniCPM47
 from fastground.models.molmo import Molmo2
 from fastground.models.ovis import Ovis
 from fastground.models.perception_lm import PerceptionLM
+from fastground.models.phi4 import Phi4
 from fastground.models.pixtral import Pixtral
-from fastground.models.qwen_vl import Ernie, Qwen35, QwenVL
+from fastground.models.qwen_vl import Ernie, MiniMaxM3, Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
+from fastground.models.step import Step
 from fastground.models.yi_vl import YiVL
 from fastground.seam import refuse_absent
 
@@ -63,9 +65,10 @@ ADAPTERS: dict[str, type[LVLM]] = {
         MiniGemini,
         InternVL, AyaVision, GotOcr2, Chart2Table, Llama4, QianfanOCR,
         LlavaNext, Granite,
-        HunYuan, Idefics, GraniteDocling, Kimi, Lfm2Vl, MiniCPM, Molmo2, Ovis,
-        PerceptionLM, Pixtral,
-        QwenVL, Qwen35, Ernie,
+        HunYuan, Idefics, GraniteDocling, Kimi, Glm5, Lfm2Vl, MiniCPM, MiniCPM47, Molmo2, Ovis,
+        PerceptionLM, Phi4, Pixtral,
+        QwenVL, Qwen35, Ernie, MiniMaxM3,
+        Step,
         DeepseekVL, Janus,
         Gemma3, Gemma3n, Gemma4, Gemma4Unified, PaliGemma,
     )
@@ -77,6 +80,8 @@ ADAPTERS: dict[str, type[LVLM]] = {
 _QUERIES = "asks the image with learned queries: its image tokens have no place in the image"
 _CROSS = "keeps the image out of the sequence, in cross-attention: its words see no image tokens"
 _ENCODER = "has an encoder for the image and a decoder for words, which see each other's summary"
+_DISTANCES = "adds learned distances to its attention, which capture does not read"
+_SINKS = "weighs its keys against learned sinks, which capture does not read"
 _THINKER = "keeps the model that sees in a part of its own: wrap(model.thinker, processor)"
 
 REFUSED: dict[str, str] = {
@@ -90,6 +95,9 @@ REFUSED: dict[str, str] = {
     "evolla": "reads proteins, and no images", "mistral4": "reads no images",
     "pi0": "moves a robot, and says no words",
     "shieldgemma2": "is asked about policies alone, in words that its processor writes",
+    "diffusion_gemma": "runs its layers over prompt and answer apart: a head has two maps",
+    "hy_v4_vl": _SINKS, "inkling2": _DISTANCES, "inkling2_loop": _DISTANCES,
+    "inkling_mm_model": _DISTANCES,
     "git": "puts the image before the sequence without tokens for it",
     "molmo": f"attends by code of its own, which nobody can listen to; take {NEWER['molmo']}",
 }  # fmt: skip
@@ -115,7 +123,8 @@ def load(
             supported.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    import transformers
+    from transformers import AutoConfig
 
     name = str(checkpoint)
     if device is None:
@@ -138,7 +147,7 @@ def load(
         config = _read(
             AutoConfig.from_pretrained, source, name, "config.json of a transformers model", **where
         )
-        _adapter(config)
+        whole = getattr(transformers, _adapter(config).auto)
         processor = _read(
             partial(processors.load, config=config), source, name,
             "processor (processor_config.json or preprocessor_config.json, and the tokenizer's "
@@ -154,9 +163,7 @@ def load(
             settings["attn_implementation"] = {"text_config": "eager"}
         if getattr(config, "quantization_config", None) is not None:
             settings["device_map"] = {"": str(device)}  # such weights cannot be moved later
-        model = _read(
-            AutoModelForImageTextToText.from_pretrained, source, name, "model's weights", **settings
-        )
+        model = _read(whole.from_pretrained, source, name, "model's weights", **settings)
         if "device_map" not in settings:
             model = model.to(device)
     return wrap(model.eval(), processor, checkpoint=name)

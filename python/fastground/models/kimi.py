@@ -1,28 +1,34 @@
-"""Kimi K2.5: an image keeps its own shape and is filled up to whole cells at its right and below.
+"""Kimi K2.5 and GLM-5: an image keeps its own shape and is filled up to whole cells.
 
-The module tree it expects:
+The module trees they expect:
 
     model.vision_tower        Kimi_K25VisionModel
     model.mm_projector        merge_kernel_size patches to one token
     model.language_model      DeepseekV3Model, causal
     lm_head
 
+    model.visual              Glm5NextVisionModel; merge x merge patches become one token
+    model.language_model      Glm5NextTextModel: recurrent layers, and between them some where an
+    lm_head                   index chooses what each token sees; none counts positions
+
 The tokens of an image of 2 x 4 cells (# is an image token, . a cell that may be partly black):
 
     # # # .
     . . . .
 
-The image is never made larger: by how much it is made smaller follows from its size and the limits
-of the image processor. What the processor returns is the size with the filling. transformers' image
-processor needs torchvision.
+It is filled up at its right and below. How much smaller it is made before, or in GLM-5 larger,
+follows from its size and the limits of the image processor; what the processor returns is the size
+with the filling. Kimi's image processor needs torchvision.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastground.models.lvlm import LVLM
+from fastground.models.qwen_vl import QwenVL
 from fastground.types import ImageLayout, Recipe
 
 if TYPE_CHECKING:
@@ -58,6 +64,38 @@ class Kimi(LVLM):
             image_size=(image.height, image.width),
             cell_size=(cell_w * image.width / width, cell_h * image.height / height),
         )
+
+
+class Glm5(QwenVL):
+    """One run of image tokens, filled up at the right and below; recurrent layers between."""
+
+    model_types = ("glm5_next",)
+    shares_prefix = False
+
+    def layout(
+        self, image: Image, ids: list[int], inputs: dict[str, torch.Tensor], recipe: Recipe
+    ) -> ImageLayout:
+        """One cell a square of merged patches; those that only fill up lie beyond the image."""
+        whole = super().layout(image, ids, inputs, recipe)
+        images = self.processor.image_processor
+        cell = images.patch_size * images.merge_size
+        made = whole.grid[0] * cell, whole.grid[1] * cell
+        height, width = _fitted(images, (image.height, image.width), made)
+        return replace(whole, cell_size=(cell * image.width / width, cell * image.height / height))
+
+
+def _fitted(images: Any, size: tuple[int, int], made: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) before it is filled up to `made`: larger only below the least of tokens."""
+    if not images.do_resize:
+        return size
+    scale = min(made[0] / size[0], made[1] / size[1])
+    if size[0] * size[1] >= images.min_image_tokens * (images.patch_size * images.merge_size) ** 2:
+        scale = min(1.0, scale)
+    height, width = (
+        max(1, min(most, math.floor(length * scale)))
+        for length, most in zip(size, made, strict=True)
+    )
+    return height, width
 
 
 def _resized(image_processor: Any, height: int, width: int) -> tuple[int, int]:

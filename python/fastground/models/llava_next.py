@@ -135,12 +135,6 @@ class Granite(LlavaNext):
         """Side of a cell of the base in pixels."""
         return int(super().cell / Fraction(self.model.config.downsample_rate))
 
-    def empty_cache(self) -> Any:
-        """Of the text model, which makes none."""
-        from transformers import DynamicCache
-
-        return DynamicCache(config=self.model.config.get_text_config(decoder=True))
-
 
 class _Kept(NamedTuple):
     """What the model keeps of the canvas along one axis."""

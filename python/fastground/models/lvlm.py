@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from fastground.layers import checked_heads, layers_with_heads
+from fastground.layers import checked_heads, layers_with_heads, num_heads
 from fastground.models.geometry import read_image
 from fastground.phrases import Phrase
 from fastground.seam import unwrapped
@@ -64,6 +64,8 @@ class LVLM(ABC):
     """The transformers configurations' names for the families with this token layout."""
     how: ClassVar[str] = "native"
     """How such a model is loaded: a word of `fastground.models.support.HOW`."""
+    auto: ClassVar[str] = "AutoModelForImageTextToText"
+    """transformers' class that loads it."""
     family: ClassVar[str] = ""
     """The name of its row in the support table, where that is not each of the model_types."""
     shares_prefix: bool = True
@@ -96,7 +98,7 @@ class LVLM(ABC):
         self.architecture: dict[str, Any] = {
             "model_type": model.config.model_type,
             "num_layers": text.num_hidden_layers,
-            "num_heads": text.num_attention_heads,
+            "num_heads": num_heads(text),
         }
 
     def __repr__(self) -> str:
@@ -138,6 +140,11 @@ class LVLM(ABC):
     def mark(self) -> str:
         """The one token that marks an image in a prompt, before the processor puts its own."""
         return str(self.processor.image_token)
+
+    @property
+    def image_token_id(self) -> int:
+        """The token in whose places the model puts what it sees."""
+        return int(self.model.config.image_token_id)
 
     @property
     def marked(self) -> str:
@@ -219,10 +226,6 @@ class LVLM(ABC):
         """What else the model's forward takes token by token: (batch, tokens) each."""
         return {}
 
-    def empty_cache(self) -> Any:
-        """Where a forward puts its keys; None for models that make a cache themselves."""
-        return None
-
     def encode(self, image: Any, expressions: list[str], recipe: Recipe) -> Encoded:
         """One image and its expressions as token ids, with the tokens that ask.
 
@@ -259,7 +262,7 @@ class LVLM(ABC):
         if (
             any(r[: start + 1] != rows[0][: start + 1] or r.count(mark) != 1 for r in rows)
             or spans[0][start][0] >= len(before)
-            or self.model.config.image_token_id not in seen.ids
+            or self.image_token_id not in seen.ids
         ):
             reason = "its tokenizer and the model's configuration do not belong together"
             if recipe.template == "chat":
@@ -397,6 +400,26 @@ class LVLM(ABC):
             known = sorted(w for w in vocabulary if w.isalpha())
             message += f"; {self.checkpoint} knows: {' '.join(known)}"
         raise ValueError(f"{message}; {way}")
+
+
+def refuse_older(first: str, why: str) -> None:
+    """Nothing, unless transformers is older than that release.
+
+    Args:
+        first: the release from which on a family works, such as "5.19".
+        why: the family and what was wrong before.
+
+    Raises:
+        ValueError: it is older.
+    """
+    from transformers import __version__
+
+    has, needs = (tuple(map(int, v.split(".")[:2])) for v in (__version__, first))
+    if has < needs:
+        raise ValueError(
+            f"transformers must be {first} or newer for {why}, but is {__version__}; "
+            "pip install -U transformers"
+        )
 
 
 def _settle_cosine() -> None:

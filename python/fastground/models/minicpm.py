@@ -1,4 +1,4 @@
-"""MiniCPM-V 4.6: the whole image in its own shape, then slices of it, each a line of tokens.
+"""MiniCPM-V 4.6, 4.7 and OCR: the whole image in its own shape, then slices, a line of tokens each.
 
 The module tree it expects:
 
@@ -23,11 +23,12 @@ transformers took all views for as large as the first and mixed their patches up
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastground.models.lvlm import LVLM, Seen
+from fastground.models.lvlm import LVLM, Seen, refuse_older
 from fastground.models.tiles import stitched, stretched
-from fastground.types import ImageLayout, Recipe
+from fastground.types import Encoded, ImageLayout, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -37,20 +38,15 @@ if TYPE_CHECKING:
 class MiniCPM(LVLM):
     """The whole image in its own shape, then slices in rows; recurrent layers between."""
 
-    model_types = ("minicpmv4_6",)
+    model_types: ClassVar[tuple[str, ...]] = ("minicpmv4_6", "minicpm_ocr")
     shares_prefix = False
     sees_tiles = True
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
-        from transformers import __version__
-
         super().__init__(model, processor, checkpoint)
-        if tuple(map(int, __version__.split(".")[:2])) < (5, 19):
-            raise ValueError(
-                "transformers must be 5.19 or newer for MiniCPM-V 4.6, since before it mixes up "
-                f"the patches of views that differ in size, but is {__version__}; pip install -U "
-                "transformers"
-            )
+        refuse_older(
+            "5.19", "MiniCPM-V, since before it mixes up the patches of views that differ in size"
+        )
 
     def look(self, image: Image, recipe: Recipe) -> Seen:
         """As every family; several images follow each other on the last axis of their patches."""
@@ -86,3 +82,28 @@ class MiniCPM(LVLM):
             tokens = stitched(every[cells:], (rows, columns), side)
             return stretched(image, tokens, (rows * side[0], columns * side[1]), every)
         return stretched(image, every[:cells], whole, every)
+
+
+class MiniCPM47(MiniCPM):
+    """As 4.6; the cells of whole image and slices are counted in three axes, over one canvas."""
+
+    model_types = ("minicpmv4_7",)
+
+    def _encode(self, image: Image, expressions: list[str], recipe: Recipe) -> Encoded:
+        """With the model's own positions, which take new lines behind the image for its own."""
+        encoded = super()._encode(image, expressions, recipe)
+        ids, prefix = encoded.token_ids, encoded.prefix_length
+        while all(row[prefix] == self.model.config.newline_id for row in ids):
+            prefix += 1
+        first = ids[0][None]
+        positions, _ = self.count_positions(
+            input_ids=first, target_sizes=encoded.image_inputs["target_sizes"],
+            **self.token_inputs(first),
+        )  # fmt: skip
+        return replace(
+            encoded, prefix_length=prefix, prefix_positions=positions[:, 0, :prefix].clone()
+        )
+
+    def token_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """1 where a token is the image's, by which the model finds its canvas."""
+        return {"mm_token_type_ids": (input_ids == self.image_token_id).int()}

@@ -5,7 +5,7 @@ The module tree it expects:
     model.vision_tower            PixtralVisionModel (vision_encoder in LightOnOCR)
     model.multi_modal_projector   spatial_merge_size x spatial_merge_size patches to one token; one
                                   in LLaVA
-    model.language_model          MistralModel or Qwen3Model, causal
+    model.language_model          MistralModel, MistralLarge4TextModel or Qwen3Model, causal
     lm_head
 
 The tokens of an image of 2 x 4 cells (# is an image token):
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Pixtral(LVLM):
     """One row of tokens a row of cells, of an image in its own shape."""
 
-    model_types = ("mistral3", "llava+pixtral", "lighton_ocr")
+    model_types = ("mistral3", "mistral_large4", "llava+pixtral", "lighton_ocr")
 
     def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
         super().__init__(model, processor, checkpoint)
@@ -64,7 +64,7 @@ class Pixtral(LVLM):
                 f"{grid[0]} x {grid[1]} of {height} x {width}, but made {len(tokens)}; its "
                 "patch_size and spatial_merge_size are not the model's"
             )
-        if grid == (1, 1) and self.model.config.model_type == "mistral3":
+        if grid == (1, 1) and self.model.config.model_type.startswith("mistral"):
             raise ValueError(  # its projector would take the one token's width for tokens
                 f"image must fill two cells at least of {self.cell} pixels a side, but is "
                 f"{image.width} x {image.height}; enlarge it"

@@ -10,7 +10,8 @@ The image is resized so that each side holds a whole number of cells; nothing is
 a cell is exactly width / grid_w by height / grid_h original pixels. The processor says how many
 patches there are: `image_grid_thw`, frames, rows and columns.
 
-    <start> # # # # # # <end>      2 x 3 cells in raster order; Video-LLaMA-3 has no <start>, <end>
+    <start> # # # # # # <end>      2 x 3 cells in raster order; Video-LLaMA-3 has no <start>, <end>,
+                                   and in MiniMax M3 and Muse the processor writes them
 
     time    0 0 0 0 0 0 3 4 ..     positions, counted from the first cell's: one frame, all at once;
     row     0 0 0 1 1 1 3 4 ..     what follows goes on after the longer side, on all axes alike
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastground.models.lvlm import LVLM
+from fastground.models.lvlm import LVLM, refuse_older
 from fastground.types import ImageLayout, Recipe
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class QwenVL(LVLM):
     model_types: ClassVar[tuple[str, ...]] = (
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker",
         "qwen3_omni_moe_thinker", "glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr",
-        "cohere_compass", "cosmos3_omni", "exaone4_5", "paddleocr_vl", "video_llama_3",
+        "cohere_compass", "cosmos3_omni", "cosmos3_edge", "exaone4_5", "paddleocr_vl",
+        "video_llama_3", "muse_glimmer", "muse_spark", "hyperclovax_vision_v2", "dots3_note",
     )  # fmt: skip
 
     @property
@@ -62,15 +64,16 @@ class QwenVL(LVLM):
         """One cell a square of merged patches."""
         grid_h, grid_w = self._grid(inputs)
         patches, merge = len(inputs["pixel_values"]), self.processor.image_processor.merge_size
-        if len(ids) != grid_h * grid_w or patches != len(ids) * merge**2:
+        tokens = [i for i, token in enumerate(ids) if token == self.image_token_id]
+        if len(tokens) != grid_h * grid_w or patches != len(tokens) * merge**2:
             raise ValueError(
                 f"processor must make one token a cell and {merge} x {merge} patches each, but for "
-                f"{grid_h} x {grid_w} cells made {len(ids)} tokens and {patches} patches; use the "
-                "processor that belongs to the model"
+                f"{grid_h} x {grid_w} cells made {len(tokens)} tokens and {patches} patches; use "
+                "the processor that belongs to the model"
             )
         return ImageLayout(
             grid=(grid_h, grid_w),
-            tokens=tuple(range(len(ids))),
+            tokens=tuple(tokens),
             image_size=(image.height, image.width),
             cell_size=(image.width / grid_w, image.height / grid_h),
         )
@@ -92,10 +95,20 @@ class QwenVL(LVLM):
 
 
 class Qwen35(QwenVL):
-    """Recurrent layers between, which would carry one expression's words into the next's."""
+    """Recurrent layers or convolutions between, which would carry one expression into the next."""
 
-    model_types = ("qwen3_5", "qwen3_5_moe")
+    model_types = ("qwen3_5", "qwen3_5_moe", "qwen4_exp", "lfm3_vl")
     shares_prefix = False
+
+
+class MiniMaxM3(QwenVL):
+    """One run of image tokens; its layers choose among more than 2,048, which are refused."""
+
+    model_types = ("minimax_m3_vl",)
+
+    def __init__(self, model: Any, processor: Any, checkpoint: str) -> None:
+        super().__init__(model, processor, checkpoint)
+        refuse_older("5.23", "MiniMax M3, since before several images of a forward see each other")
 
 
 class Ernie(QwenVL):
