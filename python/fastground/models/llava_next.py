@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from fastground.models.lvlm import LVLM
 from fastground.types import ImageLayout, Recipe
