@@ -235,7 +235,7 @@ FAMILIES = [
         LINEAR | {"num_experts": 4, "shared_expert_intermediate_size": 32} | EXPERTS | CHOSEN
         | rope(2, 1, 1, partial_rotary_factor=0.5),
         "Qwen3VLProcessor", QWEN_IMAGES, QWEN, letters,
-    ), packs=False, left_from=(5, 23)),
+    ), packs=False, caches=False, left_from=(5, 23)),
     Family("lfm3_vl", build(
         "Lfm3Vl",
         SIGLIP | {"num_key_value_heads": 1, "layer_types": ["conv", "full_attention"]},

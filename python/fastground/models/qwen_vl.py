@@ -97,8 +97,15 @@ class QwenVL(LVLM):
 class Qwen35(QwenVL):
     """Recurrent layers or convolutions between, which would carry one expression into the next."""
 
-    model_types = ("qwen3_5", "qwen3_5_moe", "qwen4_exp", "lfm3_vl")
+    model_types = ("qwen3_5", "qwen3_5_moe", "lfm3_vl")
     shares_prefix = False
+
+
+class Qwen4(Qwen35):
+    """Recurrent layers between, and an index, whose positions a cache holds of one sequence only."""
+
+    model_types = ("qwen4_exp",)
+    caches_prefix = False
 
 
 class MiniMaxM3(QwenVL):
