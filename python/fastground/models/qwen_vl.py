@@ -102,7 +102,7 @@ class Qwen35(QwenVL):
 
 
 class Qwen4(Qwen35):
-    """Recurrent layers between, and an index, whose positions a cache holds of one sequence only."""
+    """Recurrent layers between, and an index; its cache holds the positions of one sequence."""
 
     model_types = ("qwen4_exp",)
     caches_prefix = False
