@@ -145,3 +145,11 @@ def test_bad_input_is_said():
         ablate(made_up(n=30), ranking)
     with pytest.raises(ValueError, match="most_n and resamples at least 1"):
         ablate(table, ranking, resamples=0)
+
+
+def test_no_sample_elects_more_heads_than_there_are():
+    table = made_up()
+    all_of_them = RECIPE.replace(top_n=table.mean_sums.size)
+    more = RECIPE.replace(top_n=10**11)
+    found, same = (ablate(table, rank_table(table, r), resamples=5) for r in (more, all_of_them))
+    assert found == same or repr(found) == repr(same)

@@ -176,7 +176,7 @@ class _Count:
         self.kept = kept_heads(mean, recipe, tau=tau)
         if recipe.scope == "sample":
             self.kept = np.zeros_like(self.kept)
-        self.most = max(most_n, recipe.top_n, recipe.k)
+        self.most = min(max(most_n, recipe.top_n, recipe.k), mean.size)
         self.votes = np.zeros((self.most, mean.size), dtype=np.int64)  # by place in the order
         self.iou, self.iou_count, self.samples = 0.0, 0, 0
 

@@ -73,7 +73,8 @@ def discover(
         split: likewise, its split.
         progress: called with the number of samples done.
         out: a folder for the ranking and the table it is made from, which grows shard by shard;
-            stopped at any instant, the next run with the same folder goes on. Needs pyarrow.
+            stopped at any instant, the next run with the same folder goes on. Needs pyarrow. The
+            ranking is of all that it holds, with a warning where fewer samples are given.
         resume: whether the folder may hold shards of an earlier run.
         retry_skipped: whether images that an earlier run could not read are tried again; their
             shards are done anew. Otherwise they stay skipped.

@@ -65,7 +65,8 @@ def evaluate(
         baseline: "text-box" asks the model for coordinates, too.
         out: a folder for the scores and, sample by sample, for what they are made of; stopped at
             any instant, the next evaluation with the same folder goes on. Needs a `Grounder`,
-            pyarrow and pycocotools.
+            pyarrow and pycocotools. The scores are of all that it holds, with a warning where
+            fewer samples are given.
         resume: whether the folder may hold shards of an earlier run.
         progress: called with the number of samples done.
         seed: of the intervals' resampling.

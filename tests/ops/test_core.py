@@ -93,8 +93,10 @@ def test_which_maps_are_read_as_they_are():
     packed = np.zeros((2, 3, 4, 5), [("a", "u1"), ("b", "f4")])["b"]
     for plain in (maps, maps[..., ::-1], maps.astype(np.float16), maps.astype(float), maps[:0]):
         assert _core.plain_shape(plain, 3) == plain.shape
-        if min(plain.strides) > 0:
+        if min(plain.strides) > 0 and plain.size:
             assert _core.plain_shape(torch.from_numpy(plain), 3) == plain.shape
+    for nothing in (torch.empty(0, 3, 4, 5), torch._efficientzerotensor((2, 3, 4, 5))):
+        assert _core.plain_shape(nothing, 3) is None, "nothing to be read"
     assert _core.plain_shape(torch.from_numpy(maps).bfloat16().requires_grad_(), 2) == maps.shape
     assert _core.plain_shape(maps, 5) is None and _core.plain_shape(maps[:, :0], 3) is None
     assert _core.plain_shape(maps[:, :0], 2) == (2, 0, 4, 5)
