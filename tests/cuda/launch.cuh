@@ -271,7 +271,7 @@ namespace {
 
 // So few that small batches, too, are done in every way, and that blocks do more than one map.
 constexpr std::int64_t few_maps = 8;
-constexpr std::int64_t many_maps = 64;
+constexpr std::int64_t many_maps = 32;
 constexpr std::int64_t most_blocks = 5;
 constexpr std::int64_t most_in_workspace = 3;
 constexpr std::int64_t most_of_lanes = 2;

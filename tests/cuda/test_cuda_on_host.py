@@ -45,9 +45,9 @@ def test_the_order_in_which_lanes_run_does_not_matter(built):
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("count", [1, 8, 9, 31, 32, 33, 255, 2048, 16384, 16385, 16600])
+@pytest.mark.parametrize("count", [1, 8, 9, 31, 32, 33, 255, 2048])
 def test_every_share_of_a_warp(built, count):
-    """A warp has a map, loads four, or, from 16,385 on, 32; here few are 8, not 2,048."""
+    """A warp has a map, loads four, or 32: here from 9 and 33 on, not from 2,049 and 16,385."""
     maps = torch.rand(count, 4, 3)
     with cuda_on_host.kernels(cuda_on_host.load(built)):
         sums, entropies = gpu.head_stats(maps)
