@@ -225,7 +225,9 @@ def elbow(values, method):
         longer = np.pad(height, reach, "reflect", reflect_type="odd")
         slope = np.gradient(np.convolve(longer, taps / taps.sum(), "valid"), place)
         bend = np.gradient(slope, place) / (1 + slope**2) ** 1.5
-    return curve[0] if bend.max() <= 0 else curve[bend.argmax()]
+    if bend.max() <= 1e-12:
+        return curve[0]
+    return curve[np.flatnonzero(bend > bend.max() - 1e-9)[0]]  # of equals the lowest
 
 
 def kept(sums, recipe):

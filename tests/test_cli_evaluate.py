@@ -56,6 +56,30 @@ def test_evaluate_skips_what_cannot_be_read_and_reads_ahead(capsys, model, heads
     with pytest.warns(UserWarning, match="they are left out"):
         code, out, _ = run(capsys, "evaluate", *options, "--max-bad", 0.5)
     assert code == 0 and f"could not be read: {scores['skipped']}" in out
+    assert "drawn" not in out
+
+
+def test_objects_of_a_list_are_counted(capsys, model, heads, tmp_path):
+    lines = []
+    for sample in datasets.load("shapes", split="test", num_samples=3, several=True):
+        sample.image.save(tmp_path / f"{sample.image_id}.png")
+        line = {"image": f"{sample.image_id}.png", "expression": sample.expression}
+        lines.append(json.dumps({**line, "boxes": sample.boxes}))
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    options = ("--ranking", heads, "--dataset", "listed", "--data", tmp_path / "mine.jsonl")
+    options += ("--split", "test", "--recipe", "objects=0.05", "--json")
+    code, out, _ = run(capsys, "evaluate", model, *options)
+    scores = strict(out)["scores"]
+    assert code == 0 and 0 <= scores["object_recall"] <= 1 and scores["num_samples"] == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_part_of_a_split_is_told_as_that(capsys, model, heads, tmp_path):
+    export(tmp_path / "data", 6, 2)
+    options = ("--ranking", heads, "--dataset", "refcoco", "--data", tmp_path / "data")
+    options += ("--split", "train", "--option", "check_sizes=false", "--num-samples", 2)
+    code, out, _ = run(capsys, "evaluate", model, *options)
+    assert code == 0 and "on refcoco train, 2 drawn at random" in " ".join(out.split())
 
 
 def test_evaluate_counts_a_question_about_nothing(capsys, model, heads, tmp_path):

@@ -19,6 +19,7 @@ import torch
 from fastground import grounding, models, runs
 from fastground.attention import attention_maps
 from fastground.datasets.images import by_image
+from fastground.election import greedy, kept_heads
 from fastground.ranking import rank
 from fastground.recipe import CHOICES as NAMED
 from fastground.recipe import PROFILES
@@ -192,6 +193,12 @@ def test_rankings_of_tables_under_many_recipes(levels):
         ranking = rank(sums, entropies, recipe=recipe, trials=4, seed=6)
         assert_ranked(ranking, sums, entropies, recipe)
         tied += ranking.ties
+        mean = sums.mean(0, dtype=float)
+        passed = kept_heads(mean, recipe) if recipe.scope == "mean" else None
+        own = greedy(sums[::8], entropies[::8], recipe, kept=passed)
+        for s, e, heads in zip(sums[::8], entropies[::8], own, strict=True):
+            by = by_hand.own_heads(s.astype(float), e.astype(float), mean, recipe)
+            assert [divmod(head, 6) for head in heads] == by
         parts = np.random.default_rng(6).permutation(40).reshape(4, 10)
         each = [by_hand.ranking(*(a[p].astype(float) for a in (sums, entropies)), recipe)
                 for p in parts]  # fmt: skip

@@ -47,7 +47,7 @@ def elbow(sums: np.ndarray, method: str | float = "chord") -> np.ndarray:
     place = np.linspace(0, 1, curve.shape[-1])
     bend = np.where(span > 0, place - height, 0) if method == "chord" else _curvature(height)
     bend = np.where(bend > 1e-12, bend, 0)  # rounding makes no elbow
-    best = bend.argmax(axis=-1)
+    best = (bend >= (1 - 1e-9) * bend.max(axis=-1, keepdims=True)).argmax(axis=-1)
     return np.take_along_axis(curve, best[..., None], axis=-1)[..., 0]
 
 

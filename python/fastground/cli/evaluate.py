@@ -101,7 +101,7 @@ def evaluate(
     read: tuple[str, ...] = () if table is None or run is None else (*STATISTICS, *CHOICE)
     if table == "switches":
         read = (*STATISTICS, *(name for name in CHOICE if name != "top_n"), *read)
-    unread = of_evaluation(table, plurals == "union" or several)
+    unread = of_evaluation(table, plurals == "union" or several or dataset == "listed")
     grounder = make_grounder(model, ranking, profile, recipe, segmenter, read=read, unread=unread)
     with (
         terminal.progress("evaluating", num_samples) as advance,
@@ -129,7 +129,9 @@ def evaluate(
             for name, value in tables.comparison_facts(scores):
                 print(f"{name}: {value}")
     else:
-        title = f"{model} on {dataset} {split}: {_heads(grounder)}"
+        drawn = scores.num_samples + scores.skipped == num_samples and dataset in datasets.FILES
+        part = f", {num_samples:,} drawn at random" if drawn else ""
+        title = f"{model} on {dataset} {split}{part}: {_heads(grounder)}"
         if plurals == "union":
             title += ", plurals by all of their objects"
         references = evaluation.references(model, dataset, split)
