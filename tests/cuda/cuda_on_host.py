@@ -45,7 +45,7 @@ def build(folder, find_races=False):
         watched += ["-fsanitize=thread"]
         others += [HERE / "races.cpp"]
     digest = blake2b(f"{command} {pybind11.__version__}".encode(), digest_size=8)
-    for source in sorted([*csrc.iterdir(), *HERE.glob("*.cuh"), *HERE.glob("*.cpp")]):
+    for source in sorted([*csrc.iterdir(), *HERE.glob("*.cuh"), *HERE.glob("*.[ch]pp")]):
         digest.update(source.read_bytes())
     made = ROOT / "build" / "cuda_on_host" / digest.hexdigest() / name
     folder.mkdir(parents=True, exist_ok=True)
