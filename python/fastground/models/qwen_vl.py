@@ -97,7 +97,7 @@ class QwenVL(LVLM):
 class Qwen35(QwenVL):
     """Recurrent layers or convolutions between, which would carry one expression into the next."""
 
-    model_types = ("qwen3_5", "qwen3_5_moe", "lfm3_vl")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe", "lfm3_vl")
     shares_prefix = False
 
 
