@@ -29,8 +29,8 @@ def test_cells_are_of_the_resized_image(size, resized):
 
 
 def test_cells_that_only_fill_up_are_not_valid():
-    # 33 x 20 in 5 x 3 cells of 8: of the last column and row, one and four pixels are the image's.
-    valid = layout(wrap(*kimi_k25()), (33, 20)).valid()
+    # 33 x 19 in 5 x 3 cells of 8: of the last column and row, one and three pixels are the image's.
+    valid = layout(wrap(*kimi_k25()), (33, 19)).valid()
     assert valid.shape == (3, 5)
     assert valid[:, 3].tolist() == [True, True, False]
     assert not valid[:, 4].any()
@@ -60,6 +60,6 @@ def test_of_glm_5_cells_are_of_the_fitted_image(size, fitted, grid):
 def test_of_glm_5_layers_are_read_where_an_index_chooses():
     lvlm = wrap(*glm5_next())
     assert lvlm.layers_with_heads == (1, 3) and not lvlm.shares_prefix
-    # The lowest of three lines holds four pixels of eight, so that its middle is no longer one.
-    assert layout(lvlm, (31, 20)).valid().sum(1).tolist() == [4, 4, 0]
+    # The lowest of three lines holds three pixels of eight, so that its middle is no longer one.
+    assert layout(lvlm, (31, 19)).valid().sum(1).tolist() == [4, 4, 0]
     assert_answers_are_those_of_generate(lvlm, picture(), TEXTS[:2])
