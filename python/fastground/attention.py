@@ -20,7 +20,7 @@ from fastground.capture import capture
 from fastground.dispatch import in_host_memory
 from fastground.layers import checked_heads
 from fastground.models import LVLM
-from fastground.seam import cache_name
+from fastground.seam import cache_name, empty_cache
 from fastground.types import AttentionMaps, Encoded, HeadId, Recipe, Sample
 
 
@@ -258,8 +258,7 @@ def _behind_image(
     """Of one image, whose keys are computed once, and each expression a sequence behind them."""
     deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
     last = [(deepest, head) for head in range(lvlm.architecture["num_heads"])]
-    name, layout = cache_name(lvlm.model), encoded.layout
-    image = _empty_cache(lvlm)
+    name, image, layout = cache_name(lvlm.model), empty_cache(lvlm.model), encoded.layout
     with in_host_memory():
         inputs, rows = packing.prefix(encoded)
     with capture(lvlm.model, last, rows, deepest, layout):  # no layer after it is needed
@@ -326,7 +325,7 @@ def _answer(
     elements, places = rows.unbind(1)
     kept, where = places.unique(return_inverse=True)
     several = max_new_tokens > 1
-    keys = {cache_name(lvlm.model): _empty_cache(lvlm)} if several else {}
+    keys = {cache_name(lvlm.model): empty_cache(lvlm.model)} if several else {}
     out = lvlm.model(**_prepared(lvlm, inputs), **keys, use_cache=several, logits_to_keep=kept)
     # Some families compute the logits of all tokens whatever they are asked to keep.
     logits = out.logits if out.logits.shape[1] == len(kept) else out.logits[:, kept]
@@ -355,13 +354,6 @@ def _answer(
         out = lvlm.model(**_prepared(lvlm, inputs), **keys, use_cache=True)
         said.append(out.logits.argmax(-1).view(count))
     return torch.stack(said, dim=1)
-
-
-def _empty_cache(lvlm: LVLM) -> Any:
-    """Where a forward puts its keys."""
-    from transformers import DynamicCache
-
-    return DynamicCache(config=lvlm.model.config)
 
 
 def _packs(lvlm: LVLM) -> bool:

@@ -170,6 +170,13 @@ def cache_name(model: Any) -> str:
     return "cache" if "cache" in named else "past_key_values"
 
 
+def empty_cache(model: Any) -> Any:
+    """Where a forward puts its keys; some models make none themselves."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config)
+
+
 _SEARCHES = ("beam_search", "assisted_decoding", "get_unconditional_logits")
 
 

@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fastground.layers import checked_heads, layers_with_heads, num_heads
+from fastground.models.expressions import checked, inside, own_letters, sentence
 from fastground.models.geometry import read_image
 from fastground.phrases import Phrase
 from fastground.seam import unwrapped
@@ -252,7 +253,7 @@ class LVLM(ABC):
     def _encode(self, image: Image, expressions: list[str], recipe: Recipe) -> Encoded:
         import torch
 
-        texts = [_sentence(e, recipe) for e in _checked(expressions, self.mark)]
+        texts = [sentence(e, recipe) for e in checked(expressions, self.mark)]
         before, after = self.spelled(*self.words(recipe))
         seen = self.look(image, recipe)
         rows, spans = self._tokenize([before + text + after for text in texts])
@@ -277,21 +278,21 @@ class LVLM(ABC):
         asking = []
         for expression, text, row, span in zip(expressions, texts, rows, spans, strict=True):
             first, last = len(before), len(before) + len(text)
-            inside = _inside(span, first, last)
-            own = _own_letters(expression, recipe)
-            if not _inside(span, first + own.start, first + own.stop):
+            mine = inside(span, first, last)
+            own = own_letters(expression, recipe)
+            if not inside(span, first + own.start, first + own.stop):
                 raise ValueError(
                     f"expression must have tokens, but {expression!r} has none for this tokenizer; "
                     "say it in other words"
                 )
             way = "choose other words for the prompt that asks for nothing, --recipe generic=..."
             way = way if str(expression) == recipe.generic else "say it in other words"
-            self._know(text, [(row[i], span[i]) for i in inside], first, way)
+            self._know(text, [(row[i], span[i]) for i in mine], first, way)
             if isinstance(expression, Phrase):
-                inside = _inside(span, first + own.start, first + own.stop)
+                mine = inside(span, first + own.start, first + own.stop)
             elif recipe.query in ("last_prompt", "first_generated"):
-                inside = _inside(span, first, last + len(after))
-            asks = inside if recipe.query == "phrase_mean" else inside[-1:]
+                mine = inside(span, first, last + len(after))
+            asks = mine if recipe.query == "phrase_mean" else mine[-1:]
             asking.append(tuple(i + more for i in asks))
             tokens = len(row) + more
             if self._positions is not None and tokens > self._positions:
@@ -439,47 +440,3 @@ def _has_window(text: Any) -> bool:
     kinds = getattr(text, "layer_types", None)
     slides = "sliding_attention" in kinds if kinds else True
     return slides and getattr(text, "sliding_window", None) is not None
-
-
-def _checked(expressions: list[str], image_token: str) -> list[str]:
-    if isinstance(expressions, str) or not expressions:
-        raise ValueError(
-            f"expressions must be a list of at least one string, but got {expressions!r}"
-        )
-    for expression in expressions:
-        if not isinstance(expression, str) or not expression.strip():
-            raise ValueError(
-                f"expression must say something, such as 'the red mug', but got {expression!r}"
-            )
-        if any("\ud800" <= letter <= "\udfff" for letter in expression):
-            raise ValueError(f"expression must be text in Unicode, but got {expression!r}")
-        if image_token in getattr(expression, "sentence", expression):
-            raise ValueError(
-                f"expression must not hold the image token {image_token!r}, but got {expression!r}"
-            )
-    return list(expressions)
-
-
-def _sentence(expression: str, recipe: Recipe) -> str:
-    text = expression.sentence if isinstance(expression, Phrase) else expression
-    text = text.strip()
-    return text if text.endswith(".") or not recipe.ensure_period else text + "."
-
-
-def _own_letters(expression: str, recipe: Recipe) -> range:
-    """Where the expression's letters stand in its sentence."""
-    if not isinstance(expression, Phrase):
-        return range(len(expression.strip()))
-    if recipe.query in ("last_prompt", "first_generated"):
-        raise ValueError(
-            f"recipe.query {recipe.query!r} asks at the prompt's end, the same for all phrases of "
-            f"a sentence, so {str(expression)!r} cannot be asked in its place; use "
-            "query='last_expression' or 'phrase_mean', or hand over str(phrase)"
-        )
-    before = len(expression.sentence) - len(expression.sentence.lstrip())
-    return range(expression.start - before, expression.end - before)
-
-
-def _inside(spans: list[tuple[int, int]], first: int, last: int) -> list[int]:
-    """Tokens that hold a letter of prompt[first:last]; the last may reach beyond it."""
-    return [i for i, (a, b) in enumerate(spans) if first < b and a < last and a < b]
