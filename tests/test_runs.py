@@ -331,12 +331,15 @@ def test_one_process_writes_a_folder(run):
 def test_a_fork_does_not_hold_the_folder(run):
     about = json.loads((run[0] / runs.MANIFEST).read_text())
     waits, wakes = os.pipe()
+    told, tells = os.pipe()
     with warnings.catch_warnings(), runs.begin(run[0], about):
         warnings.simplefilter("ignore")  # Python's of forks beside threads
         child = os.fork()
         if not child:
+            os.write(tells, b"!")  # it runs, and has let go
             os.read(waits, 1)
             os._exit(0)
+        os.read(told, 1)
         with pytest.raises(ValueError, match="in use"):
             gather(run[0])
     try:
@@ -344,8 +347,8 @@ def test_a_fork_does_not_hold_the_folder(run):
     finally:
         os.write(wakes, b"!")
         os.waitpid(child, 0)
-        os.close(waits)
-        os.close(wakes)
+        for end in (waits, wakes, told, tells):
+            os.close(end)
 
 
 def test_what_is_no_run_is_refused(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def build(folder, find_races=False):
     command = [compiler(), *FLAGS, *(f"-I{path}" for path in includes)]
     others, watched = [csrc / "cuda_bindings.cpp", csrc / "fixed_point.cpp"], []
     if find_races:  # before what is compiled so touches memory, it calls races.cpp
-        command += ["-O1", "-DFIND_RACES"]
+        command += ["-O1", "-DFIND_RACES", "-fno-gnu-unique"]  # nothing of another build's
         watched += ["-fsanitize=thread"]
         others += [HERE / "races.cpp"]
     digest = blake2b(f"{command} {pybind11.__version__}".encode(), digest_size=8)
@@ -63,7 +63,8 @@ def build(folder, find_races=False):
 
 def load(path):
     """The extension at this path."""
-    spec = importlib.util.spec_from_file_location("_cuda", path)
+    # By a name of its own: pybind11 gives what it has loaded before by the same.
+    spec = importlib.util.spec_from_file_location(f"{path.parent}._cuda", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.use_tensors(torch.Tensor)
