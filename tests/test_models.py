@@ -74,11 +74,11 @@ def test_models_of_chat_get_their_system_sentence_in_a_plain_prompt():
 
 
 def test_tokens_that_straddle_the_end_of_the_expression():
-    from fastground.models.lvlm import _inside
+    from fastground.models.expressions import inside
 
     spans = [(0, 0), (0, 7), (8, 11), (12, 15), (15, 17), (17, 20)]
-    assert _inside(spans, 8, 16) == [2, 3, 4]
-    assert _inside(spans, 8, 15) == [2, 3]
+    assert inside(spans, 8, 16) == [2, 3, 4]
+    assert inside(spans, 8, 15) == [2, 3]
 
 
 def test_the_class_token_of_full_features_is_no_cell():
