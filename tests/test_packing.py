@@ -181,21 +181,6 @@ def test_models_with_a_sliding_window_are_asked_behind_the_image():
         torch.testing.assert_close(found.sums, want.sum((-2, -1)), atol=2e-6, rtol=0)
 
 
-def test_behind_the_image_no_layer_after_the_deepest_runs():
-    lvlm = with_window()
-    whole = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
-    ran = []
-    hooks = [
-        layer.mlp.register_forward_hook(lambda *_, n=n: ran.append(n))
-        for n, layer in enumerate(lvlm.model.model.language_model.layers)
-    ]
-    found = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE, heads=[(1, 2), (0, 3)])
-    for hook in hooks:
-        hook.remove()
-    assert ran == [0, 0]  # of the image, and of what is behind it
-    torch.testing.assert_close(found.maps, whole.select(found.heads).maps, atol=1e-6, rtol=0)
-
-
 def test_images_of_one_expression_share_a_forward_beside_those_of_several():
     lvlm = with_window()
     counts = (1, 1, 3, 1, 2, 2)
@@ -209,8 +194,11 @@ def test_images_of_one_expression_share_a_forward_beside_those_of_several():
         torch.testing.assert_close(maps.maps, alone.maps, atol=1e-5, rtol=0)
 
 
-def test_chosen_heads_stop_the_forward_after_the_deepest():
-    lvlm = make()
+@pytest.mark.parametrize(
+    ("kind", "forwards"), [(make, 1), (with_window, 2)], ids=["packed", "behind the image"]
+)
+def test_chosen_heads_stop_each_forward_after_the_deepest(kind, forwards):
+    lvlm = kind()
     whole = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
     ran = []
     hooks = [
@@ -221,7 +209,7 @@ def test_chosen_heads_stop_the_forward_after_the_deepest():
     found = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE, heads=heads)
     for hook in hooks:
         hook.remove()
-    assert ran == [0]
+    assert ran == [0] * forwards
     torch.testing.assert_close(found.maps, whole.select(heads).maps, atol=1e-6, rtol=0)
     for wrong in ([(9, 0)], [(-1, 0)], [(0, 4)], []):
         with pytest.raises(ValueError, match=r"^heads must"):
