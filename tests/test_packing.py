@@ -26,6 +26,12 @@ def make(seed=0, **settings):
     return wrap(*random_llava(seed, **settings), checkpoint="random")
 
 
+def with_window(window=12):
+    from transformers import MistralConfig
+
+    return wrap(*random_llava(0, text=MistralConfig, sliding_window=window))
+
+
 def eager_maps(lvlm, encoded):
     """(N, layers * heads, 4, 4) of eager output_attentions, one plain forward an expression."""
     lvlm.model.set_attn_implementation("eager")
@@ -136,8 +142,9 @@ def test_bfloat16_models_give_float32_maps():
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_maps_of_the_cpu(monkeypatch):
-    lvlm = make()
+@pytest.mark.parametrize("kind", [make, with_window], ids=["packed", "behind the image"])
+def test_a_gpu_gives_the_maps_of_the_cpu(monkeypatch, kind):
+    lvlm = kind()
     want = attention_maps(lvlm, picture(), TEXTS, recipe=RECIPE)
     lvlm.model.cuda()
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the tower's convolution
@@ -146,13 +153,7 @@ def test_a_gpu_gives_the_maps_of_the_cpu(monkeypatch):
         assert found.maps.is_cuda
         kept = want.select(choice["heads"]) if choice.get("heads") else want
         torch.testing.assert_close(found.maps.cpu(), kept.maps, atol=1e-4, rtol=0)
-    assert answers(lvlm, picture(), TEXTS) == answers(make(), picture(), TEXTS)
-
-
-def with_window(window=12):
-    from transformers import MistralConfig
-
-    return wrap(*random_llava(0, text=MistralConfig, sliding_window=window))
+    assert answers(lvlm, picture(), TEXTS) == answers(kind(), picture(), TEXTS)
 
 
 @contextmanager
