@@ -85,6 +85,9 @@ class OnGpu(torch.Tensor):
     def numpy(self, **_):
         raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu()")
 
+    def __deepcopy__(self, memo):  # torch's own copies a storage, of which there is none
+        return self.clone()
+
     def __dlpack__(self, **_):
         raise BufferError("the stand-in of a GPU hands nothing to other libraries")
 
