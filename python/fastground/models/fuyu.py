@@ -36,17 +36,11 @@ class Fuyu(LVLM):
     """Lines of patches, each with a token that ends it, of an image in its own size."""
 
     model_types = ("fuyu",)
+    knows_chat = False
 
-    def words(self, recipe: Recipe) -> tuple[str, str]:
-        """Nothing around the expression, as the processor is given it.
-
-        Raises:
-            ValueError: a chat is asked for.
-        """
-        if recipe.template == "chat":
-            raise ValueError(
-                "recipe.template must be 'plain' for Fuyu, which knows no chat, but got 'chat'"
-            )
+    @property
+    def plain(self) -> tuple[str, str]:
+        """Nothing around the expression, as the processor is given it."""
         return "", ""
 
     def spelled(self, before: str, after: str) -> tuple[str, str]:

@@ -56,9 +56,10 @@ class Gemma3(Square):
         """The image squashed."""
         return frame(self.processor.image_processor, size)
 
-    def words(self, recipe: Recipe) -> tuple[str, str]:
-        """The chat template; or plain: the image, the expression."""
-        return self.chat() if recipe.template == "chat" else (self.marked, "")
+    @property
+    def plain(self) -> tuple[str, str]:
+        """The image, the expression."""
+        return self.marked, ""
 
     def spelled(self, before: str, after: str) -> tuple[str, str]:
         """Blank lines around the image."""
@@ -133,21 +134,15 @@ class PaliGemma(Square):
     model_types = ("paligemma",)
     shares_prefix = False
     caches_prefix = False
+    knows_chat = False
 
     def frame(self, size: tuple[int, int]) -> Frame:
         """The image squashed."""
         return frame(self.processor.image_processor, size)
 
-    def words(self, recipe: Recipe) -> tuple[str, str]:
-        """The image, the expression.
-
-        Raises:
-            ValueError: a chat is asked for.
-        """
-        if recipe.template == "chat":
-            raise ValueError(
-                "recipe.template must be 'plain' for PaliGemma, which knows no chat, but got 'chat'"
-            )
+    @property
+    def plain(self) -> tuple[str, str]:
+        """The image, the expression."""
         return self.marked, ""
 
     def spelled(self, before: str, after: str) -> tuple[str, str]:

@@ -77,6 +77,8 @@ class LVLM(ABC):
     """Whether an image may be seen whole and in tiles, so that `recipe.blocks` is read."""
     needs_mask: ClassVar[bool] = False
     """Whether image tokens see what comes after them by a mask, which flash attention ignores."""
+    knows_chat: ClassVar[bool] = True
+    """Whether models of the family were taught to chat at all."""
     pads_images: ClassVar[bool] = True
     """Whether an image may be padded to a larger one's size, to share a forward with it."""
 
@@ -160,12 +162,15 @@ class LVLM(ABC):
     def words(self, recipe: Recipe) -> tuple[str, str]:
         """The prompt before and after the expression; the mark stands once in the first.
 
-        The processor's chat template, or plain: the image, a new line, the expression.
-
         Raises:
-            ValueError: the processor has no such template.
+            ValueError: a chat is asked for, but there is none.
         """
-        return self.chat() if recipe.template == "chat" else (f"{self.marked}\n", "")
+        return self.chat() if recipe.template == "chat" else self.plain
+
+    @property
+    def plain(self) -> tuple[str, str]:
+        """The prompt without a chat: the image, a new line, the expression."""
+        return f"{self.marked}\n", ""
 
     def spelled(self, before: str, after: str) -> tuple[str, str]:
         """`words` as the tokenizer reads them, where the processor writes more around them."""
@@ -328,10 +333,16 @@ class LVLM(ABC):
         """The processor's own chat template around an image and an expression.
 
         Raises:
-            ValueError: the processor has none, or one that fails or leaves the words out.
+            ValueError: the family knows no chat; the processor has no template, or one that fails
+                or leaves the words out.
         """
         from jinja2 import TemplateError
 
+        if not self.knows_chat:
+            raise ValueError(
+                f"recipe.template must be 'plain' for {type(self).__name__}, which knows no chat, "
+                "but got 'chat'"
+            )
         if not getattr(self.processor, "chat_template", None):
             raise ValueError(
                 f"recipe.template 'chat' needs a processor with a chat template, but that of "
