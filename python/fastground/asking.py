@@ -43,7 +43,8 @@ class Asking:
         self.cached = 0 if past is None else int(past.get_seq_length())
         padding = None
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-            padding = mask[:, -self.length :].cpu().bool()
+            mask = mask.cpu()
+            padding = mask[:, -self.length :].bool()
         self.needs_mask = (self.cached > 0 and self.length > 1) or (
             mask is not None and (padding is None or not bool(mask.all()))
         )
@@ -53,6 +54,7 @@ class Asking:
         self.jumps = (
             isinstance(places, torch.Tensor)
             and places.ndim == 2
+            and self.length > 1
             and not self.needs_mask
             and bool((places.diff(dim=1) != 1).any())
         )

@@ -67,8 +67,9 @@ def capture(
     """Capture the attention maps of one forward: `with capture(model) as captured: model(...)`.
 
     Args:
-        model: a transformers LVLM; call it once inside the block, in the same thread. The input is
-            read on the host once a forward, which synchronises a GPU.
+        model: a transformers LVLM; call it once inside the block, in the same thread. A mask of two
+            axes is read on the host, and of the input what `layouts` does not say; a GPU is waited
+            for then.
         heads: the (layer, head) pairs to keep, in this order; all unless given.
         rows: the asking tokens. "last": one a sequence, its last token that is not padding.
             (N, 2) int64: batch index and sequence position, each a row of the result. "steps": the
@@ -289,9 +290,9 @@ class Capture:
             # By M-RoPE's axes flash attention takes one text for many (GLM-4.5V, Ernie 4.5-VL).
             keywords = {**keywords, "position_ids": None}
         layer = getattr(module, "layer_idx", None)
-        if layer is None:  # no layer of the decoder, but a part that shares its configuration
-            return own(module, query, key, value, mask, **keywords)
-        if self._running is None:  # a part is called by itself, or again for its gradients
+        # No layer of the decoder, but a part that shares its configuration; or a part is called by
+        # itself, or again for its gradients.
+        if layer is None or self._running is None:
             return own(module, query, key, value, mask, **keywords)
         _refuse_left_out(module, key, keywords)
         if layer in self._running:
