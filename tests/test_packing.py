@@ -8,6 +8,7 @@ import torch
 from fastground import packing
 from fastground.attention import answers, attention_maps, attention_of_encoded, right_answers
 from fastground.models import wrap
+from fastground.seam import empty_cache, spread
 from fastground.types import Recipe, Sample
 from PIL import Image
 from random_llava import random_llava
@@ -30,6 +31,13 @@ def with_window(window=12):
     from transformers import MistralConfig
 
     return wrap(*random_llava(0, text=MistralConfig, sliding_window=window))
+
+
+def recurrent():
+    from transformers import Lfm2Config
+
+    kinds = ["conv", "full_attention", "conv", "full_attention", "conv"]
+    return wrap(*random_llava(0, text=Lfm2Config, layers=5, layer_types=kinds))
 
 
 def eager_maps(lvlm, encoded):
@@ -168,8 +176,9 @@ def sequences(lvlm):
     hook.remove()
 
 
-def test_models_with_a_sliding_window_are_asked_behind_the_image():
-    lvlm = with_window()
+@pytest.mark.parametrize("kind", [with_window, recurrent])
+def test_expressions_that_may_not_be_packed_are_asked_behind_the_image(kind):
+    lvlm = kind()
     assert not lvlm.shares_prefix and with_window(None).shares_prefix
     encoded = lvlm.encode(picture(), TEXTS, RECIPE)
     want = eager_maps(lvlm, encoded)
@@ -325,6 +334,36 @@ def test_answers_are_what_generate_says(seed, implementation, packed):
         want.append(tuple(tokenizer.decode(new, skip_special_tokens=True).split()))
     assert said == want
     assert len(set(said)) > 1
+
+
+@pytest.mark.parametrize("kind", [with_window, recurrent])
+def test_answers_are_said_behind_the_image_computed_once(kind):
+    lvlm = kind()
+    apart = answers(lvlm, picture(), TEXTS, max_new_tokens=4, packed=False)
+    with sequences(lvlm) as ran:
+        assert answers(lvlm, picture(), TEXTS, max_new_tokens=4) == apart
+    assert ran == [(1, 17), *((1, n) for length in (4, 11, 2, 7) for n in (length, 1, 1, 1))]
+    assert len(set(apart)) > 1
+
+
+def test_a_cache_is_spread_by_views_of_its_keys_and_stays_as_it_was():
+    model, cached = recurrent().model, empty_cache(recurrent().model)
+    ids = torch.arange(1, 7)[None]
+    [(name, cache)] = cached.items()
+    with torch.no_grad():
+        model(input_ids=ids, **cached, use_cache=True)
+        states = [cache.layers[n].conv_states[0].clone() for n in (0, 2, 4)]
+        [several] = spread(cached, 3).values()
+        assert several.layers[1].keys.data_ptr() == cache.layers[1].keys.data_ptr()
+        assert several.layers[1].values.shape[0] == several.layers[0].conv_states[0].shape[0] == 3
+        want = model(input_ids=torch.cat([ids, ids[:, :2]], dim=1)).logits[:, -2:]
+        for again in (several, spread(cached, 3)[name]):
+            found = model(input_ids=ids[:, :2].expand(3, -1), **{name: again}, use_cache=True)
+            torch.testing.assert_close(found.logits, want.expand(3, -1, -1), atol=1e-5, rtol=0)
+    assert cache.get_seq_length() == 6 and cache.layers[1].keys.shape[0] == 1
+    for n, state in zip((0, 2, 4), states, strict=True):
+        assert torch.equal(cache.layers[n].conv_states[0], state)
+    assert spread({}, 3) == {}
 
 
 def test_right_answers_are_those_said_word_for_word():

@@ -7,10 +7,9 @@ grounding look at the model through this module only.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from fastground.capture import capture
 from fastground.dispatch import in_host_memory
 from fastground.layers import checked_heads
 from fastground.models import LVLM
-from fastground.seam import cache_name, empty_cache
+from fastground.seam import empty_cache, spread
 from fastground.types import AttentionMaps, Encoded, HeadId, Recipe, Sample
 
 
@@ -72,6 +71,11 @@ def attention_of_encoded(
 ) -> Iterator[AttentionMaps]:
     """The same for many images, of which several share a forward; a GPU is not waited for.
 
+    But for words that the model says (`recipe.query`), a model's first forwards, which test the
+    capture, and what transformers reads itself: whether the image's tokens are as many as what the
+    model sees of it. Where images and expressions are neither packed nor cached, their mask is read
+    as well.
+
     Args:
         images: from `lvlm.encode`; read as far as a forward has room for.
         recipe: query is read.
@@ -81,7 +85,7 @@ def attention_of_encoded(
     Yields:
         One AttentionMaps an image, in order; see `check_finite`.
     """
-    if packed and lvlm.caches_prefix and not _packs(lvlm):
+    if packed and _follow(lvlm):
         for alone, run in groupby(images, lambda encoded: len(encoded.token_ids) == 1):
             if alone:
                 yield from _attention(lvlm, run, recipe, heads, False, max_tokens)
@@ -112,8 +116,8 @@ def _attention(
     whole: list[AttentionMaps] = []
     for batch in packing.batches(parts(), packed=packed, max_tokens=max_tokens):
         if recipe.query == "first_generated":
-            batch = _with_first_words(lvlm, batch, packed)
-        for maps in _ask(lvlm, batch, heads, packed):
+            batch = _with_first_words(lvlm, batch, packed, {})
+        for maps in _ask(lvlm, batch, heads, packed, {}):
             whole.append(maps)
             if len(whole) == left[0]:
                 yield _joined(whole)
@@ -138,7 +142,6 @@ def check_finite(lvlm: LVLM, sums: torch.Tensor) -> None:
         )
 
 
-@torch.no_grad()
 def answers(
     lvlm: LVLM,
     image: Any,
@@ -158,9 +161,11 @@ def answers(
     Returns:
         Per expression its words, split at white space.
     """
-    ids = _said_ids(lvlm, image, expressions, recipe or Recipe(), max_new_tokens, packed)
-    decode = lvlm.processor.tokenizer.decode
-    return [tuple(decode(each, skip_special_tokens=True).split()) for each in ids]
+    texts = said(
+        lvlm, image, expressions, recipe=recipe, max_new_tokens=max_new_tokens, packed=packed,
+        special_tokens=False,
+    )  # fmt: skip
+    return [tuple(text.split()) for text in texts]
 
 
 @torch.no_grad()
@@ -172,35 +177,25 @@ def said(
     recipe: Recipe | None = None,
     max_new_tokens: int,
     packed: bool = True,
+    special_tokens: bool = True,
 ) -> list[str]:
-    """What the model says to each expression, greedily, as text with its special tokens.
+    """What the model says to each expression, greedily, as text up to its end token.
 
     Args:
+        special_tokens: whether the text holds them.
         lvlm, image, expressions, recipe, max_new_tokens, packed: as in `answers`.
     """
-    ids = _said_ids(lvlm, image, expressions, recipe or Recipe(), max_new_tokens, packed)
-    decode = lvlm.processor.tokenizer.decode
-    return [decode(each, skip_special_tokens=False) for each in ids]
-
-
-def _said_ids(
-    lvlm: LVLM,
-    image: Any,
-    expressions: Sequence[str],
-    recipe: Recipe,
-    max_new_tokens: int,
-    packed: bool,
-) -> Iterator[list[int]]:
-    """The tokens that the model says to each expression, up to its end token."""
+    encoded = lvlm.encode(image, list(expressions), recipe or Recipe())
+    keys = _keys(lvlm, encoded) if packed and _follow(lvlm) else {}
     packed = packed and _packs(lvlm)
-    encoded = lvlm.encode(image, list(expressions), recipe)
-    end = lvlm.processor.tokenizer.eos_token_id
     # Prompts that are not packed go alone: recurrent layers would carry padding into the answer.
-    for part in packing.split(
-        encoded, packed=packed, max_tokens=packing.MAX_TOKENS if packed else 1
-    ):
-        for ids in _answer(lvlm, [part], packed, max_new_tokens).tolist():
-            yield ids[: ids.index(end)] if end in ids else ids
+    most = packing.MAX_TOKENS if packed else 1
+    tokenizer, texts = lvlm.processor.tokenizer, []
+    for part in packing.split(encoded, packed=packed, max_tokens=most):
+        for ids in _answer(lvlm, [part], packed, max_new_tokens, keys).tolist():
+            own = list(takewhile(lambda token: token != tokenizer.eos_token_id, ids))
+            texts.append(tokenizer.decode(own, skip_special_tokens=not special_tokens))
+    return texts
 
 
 def right_answers(
@@ -231,14 +226,18 @@ def _ask(
     batch: Sequence[Encoded],
     heads: Sequence[HeadId | tuple[int, int]] | None,
     packed: bool,
+    keys: dict[str, Any],
 ) -> list[AttentionMaps]:
-    """One forward: the maps of each part, a mean where several tokens ask for an expression."""
-    inputs, rows = packing.inputs_of(batch, packed)
+    """One forward: the maps of each part, a mean where several tokens ask for an expression.
+
+    Expressions follow the keys of their image, where there are any: see `_keys`.
+    """
+    inputs, rows = packing.inputs_of(batch, packed, cached=bool(keys))
     layouts = [part.layout for part in batch for _ in range(1 if packed else len(part.token_ids))]
     deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
-    inputs = _prepared(lvlm, inputs)
+    inputs = _prepared(lvlm, inputs) | spread(keys, len(inputs["input_ids"]))
     with capture(lvlm.model, heads, rows, deepest, layouts, packed) as captured:
-        lvlm.model(**inputs, use_cache=False)
+        lvlm.model(**inputs, use_cache=bool(keys))
     sequences = iter(captured.each)
     found = []
     for part in batch:
@@ -256,25 +255,29 @@ def _behind_image(
     max_tokens: int,
 ) -> AttentionMaps:
     """Of one image, whose keys are computed once, and each expression a sequence behind them."""
+    says = recipe.query == "first_generated"
     deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
-    last = [(deepest, head) for head in range(lvlm.architecture["num_heads"])]
-    name, image, layout = cache_name(lvlm.model), empty_cache(lvlm.model), encoded.layout
-    with in_host_memory():
-        inputs, rows = packing.prefix(encoded)
-    with capture(lvlm.model, last, rows, deepest, layout):  # no layer after it is needed
-        lvlm.model(**_prepared(lvlm, inputs), **{name: image}, use_cache=True)
+    keys = _keys(lvlm, encoded, None if says else deepest)
     found = []
     for part in packing.split(encoded, packed=False, max_tokens=max_tokens):
-        if recipe.query == "first_generated":
-            [part] = _with_first_words(lvlm, [part], packed=False)
-        with in_host_memory():
-            inputs, rows = packing.branches(part)
-        keys = copy.deepcopy(image)
-        keys.reorder_cache(torch.zeros(len(part.token_ids), dtype=torch.long, device=lvlm.device))
-        with capture(lvlm.model, heads, rows, deepest, layout) as captured:
-            lvlm.model(**_prepared(lvlm, inputs), **{name: keys}, use_cache=True)
-        found.append(_mean(captured.maps, [len(asks) for asks in part.asking]))
+        batch = _with_first_words(lvlm, [part], False, keys) if says else [part]
+        found += _ask(lvlm, batch, heads, False, keys)
     return _joined(found)
+
+
+def _keys(lvlm: LVLM, encoded: Encoded, deepest: int | None = None) -> dict[str, Any]:
+    """The cached keys of an image and what stands before it; in no layer after the deepest."""
+    keys = empty_cache(lvlm.model)
+    with in_host_memory():
+        inputs, rows = packing.prefix(encoded)
+    inputs = _prepared(lvlm, inputs) | keys
+    if deepest is None:
+        lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
+        return keys
+    last = [(deepest, head) for head in range(lvlm.architecture["num_heads"])]
+    with capture(lvlm.model, last, rows, deepest, encoded.layout):
+        lvlm.model(**inputs, use_cache=True)
+    return keys
 
 
 def _joined(parts: list[AttentionMaps]) -> AttentionMaps:
@@ -299,9 +302,12 @@ def _mean(attention: AttentionMaps, counts: list[int]) -> AttentionMaps:
     )
 
 
-def _with_first_words(lvlm: LVLM, batch: list[Encoded], packed: bool) -> list[Encoded]:
+def _with_first_words(
+    lvlm: LVLM, batch: list[Encoded], packed: bool, keys: dict[str, Any]
+) -> list[Encoded]:
     """The same prompts, each with the first token that the model says, which asks."""
-    said = _answer(lvlm, batch, packed, 1).cpu().split([len(part.token_ids) for part in batch])
+    ids = _answer(lvlm, batch, packed, 1, keys).cpu()
+    said = ids.split([len(part.token_ids) for part in batch])
     return [
         replace(
             part,
@@ -314,19 +320,20 @@ def _with_first_words(lvlm: LVLM, batch: list[Encoded], packed: bool) -> list[En
 
 @torch.no_grad()
 def _answer(
-    lvlm: LVLM, batch: Sequence[Encoded], packed: bool, max_new_tokens: int
+    lvlm: LVLM, batch: Sequence[Encoded], packed: bool, max_new_tokens: int, keys: dict[str, Any]
 ) -> torch.Tensor:
     """(N, max_new_tokens) token ids. Every step adds one token a branch to the cached keys."""
     batch = [
         replace(part, asking=tuple((len(ids) - 1,) for ids in part.token_ids)) for part in batch
     ]
-    inputs, rows = packing.inputs_of(batch, packed)
+    inputs, rows = packing.inputs_of(batch, packed, cached=bool(keys))
     rows = rows.to(lvlm.device)
     elements, places = rows.unbind(1)
     kept, where = places.unique(return_inverse=True)
     several = max_new_tokens > 1
-    keys = {cache_name(lvlm.model): empty_cache(lvlm.model)} if several else {}
-    out = lvlm.model(**_prepared(lvlm, inputs), **keys, use_cache=several, logits_to_keep=kept)
+    keys = spread(keys, len(inputs["input_ids"])) or (empty_cache(lvlm.model) if several else {})
+    given = _prepared(lvlm, inputs) | keys
+    out = lvlm.model(**given, use_cache=bool(keys), logits_to_keep=kept)
     # Some families compute the logits of all tokens whatever they are asked to keep.
     logits = out.logits if out.logits.shape[1] == len(kept) else out.logits[:, kept]
     said = [logits[elements, where].argmax(-1)]
@@ -334,10 +341,9 @@ def _answer(
         return said[0][:, None]
     assert len(batch) == 1, "several images answer one word at a time"
     count = len(rows)
-    mask = inputs["attention_mask"].to(rows.device)
-    visible = mask[:, :, places] if packed else mask
-    own = torch.eye(count, dtype=torch.bool, device=rows.device)[None, None]
-    own = own if packed else mask.new_ones(count, 1)
+    if packed:
+        visible = inputs["attention_mask"].to(rows.device)[:, :, places]
+        own = torch.eye(count, dtype=torch.bool, device=rows.device)[None, None]
     positions = torch.tensor(
         [packing.next_position(batch[0], len(ids)) for ids in batch[0].token_ids],
         device=rows.device,
@@ -345,12 +351,12 @@ def _answer(
     shape = (1, count) if packed else (count, 1)
     axes = inputs["position_ids"].shape[:-2] if "position_ids" in inputs else ()
     for step in range(max_new_tokens - 1):
-        visible = torch.cat([visible, own], dim=-1)
         inputs = {
             "input_ids": said[-1].view(shape),
             "position_ids": (positions + step).view(shape).expand(*axes, *shape),
-            "attention_mask": visible,
         }
+        if packed:
+            inputs["attention_mask"] = visible = torch.cat([visible, own], dim=-1)
         out = lvlm.model(**_prepared(lvlm, inputs), **keys, use_cache=True)
         said.append(out.logits.argmax(-1).view(count))
     return torch.stack(said, dim=1)
@@ -362,13 +368,18 @@ def _packs(lvlm: LVLM) -> bool:
     return lvlm.shares_prefix and text._attn_implementation in ("sdpa", "eager")
 
 
+def _follow(lvlm: LVLM) -> bool:
+    """Whether expressions that may not share a sequence follow the image's cached keys."""
+    return lvlm.caches_prefix and not _packs(lvlm)
+
+
 def _prepared(lvlm: LVLM, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs on the model's device, with the kind of mask that its attention takes."""
     inputs = _there({**inputs, **lvlm.token_inputs(inputs["input_ids"])}, lvlm)
     eager = lvlm.model.config.get_text_config(decoder=True)._attn_implementation == "eager"
-    if eager and inputs["attention_mask"].ndim == 4:
-        mask = packing.additive(inputs["attention_mask"], lvlm.model.dtype)
-        inputs["attention_mask"] = mask
+    mask = inputs.get("attention_mask")
+    if eager and mask is not None and mask.ndim == 4:
+        inputs["attention_mask"] = packing.additive(mask, lvlm.model.dtype)
     return inputs
 
 

@@ -15,7 +15,7 @@ before it, whatever stands between, and no image token one after it (`LVLM.share
 
 Where layers are recurrent, see the last so many tokens only, or let the image's tokens see each
 other, the image is computed once all the same (`LVLM.caches_prefix`): its prefix goes first, alone,
-and each expression is a sequence of its own behind a copy of the keys that are left in the cache.
+and each expression is a sequence of its own behind the keys that are left in the cache.
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ MAX_TOKENS = 2048
 """Default length of a pack: the mask and the attention grow with its square."""
 
 
-def inputs_of(images: Sequence[Encoded], packed: bool) -> tuple[dict[str, Any], torch.Tensor]:
-    """What `pack` or `separate` returns, in the host's memory.
+def inputs_of(
+    images: Sequence[Encoded], packed: bool, *, cached: bool = False
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """What `pack`, `branches` or `separate` returns, in the host's memory.
 
     Args:
-        images: from an adapter.
+        images: from an adapter; one alone, where it is cached.
         packed: whether the expressions of an image share a sequence.
+        cached: whether they follow the keys of the prefix.
     """
     from fastground.dispatch import in_host_memory
 
     with in_host_memory():
-        return (pack if packed else separate)(*images)
+        return (pack if packed else branches if cached else separate)(*images)
 
 
 def pack(*images: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
@@ -110,22 +113,31 @@ def separate(*images: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
 
 
 def prefix(encoded: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
-    """What `separate` returns, of the image and what stands before it; the last token asks."""
+    """What `separate` returns, of the image and what stands before it; the last token asks.
+
+    Without attention_mask, as in `branches`: there is no padding.
+    """
     length = encoded.prefix_length
     shared = encoded.token_ids[0][:length]
-    return separate(replace(encoded, token_ids=(shared,), asking=((length - 1,),)))
+    inputs, rows = separate(replace(encoded, token_ids=(shared,), asking=((length - 1,),)))
+    del inputs["attention_mask"]
+    return inputs, rows
 
 
 def branches(encoded: Encoded) -> tuple[dict[str, Any], torch.Tensor]:
     """Model inputs of one sequence an expression, behind the cached keys of the prefix.
 
+    Without attention_mask: no word sees the padding after it, and masks of two axes are read on the
+    host, for which a GPU is waited for.
+
     Returns:
-        (inputs, rows): input_ids (N, T) of what comes after the prefix, attention_mask (N, prefix +
-        T), position_ids (N, T) or (axes, N, T); rows (M, 2) int64 as in `pack`.
+        (inputs, rows): input_ids (N, T) of what comes after the prefix, position_ids (N, T) or
+        (axes, N, T); rows (M, 2) int64 as in `pack`.
     """
     import torch
 
     inputs, rows = separate(replace(encoded, image_inputs={}))
+    del inputs["attention_mask"]
     first, ids = encoded.prefix_length, inputs["input_ids"]
     if "position_ids" not in inputs:
         inputs["position_ids"] = torch.arange(ids.shape[1]).expand(len(ids), -1)

@@ -170,11 +170,34 @@ def cache_name(model: Any) -> str:
     return "cache" if "cache" in named else "past_key_values"
 
 
-def empty_cache(model: Any) -> Any:
-    """Where a forward puts its keys; some models make none themselves."""
+def empty_cache(model: Any) -> dict[str, Any]:
+    """Where a forward puts its keys, by its name for that; some models make none themselves."""
     from transformers import DynamicCache
 
-    return DynamicCache(config=model.config)
+    return {cache_name(model): DynamicCache(config=model.config)}
+
+
+def spread(cached: dict[str, Any], count: int) -> dict[str, Any]:
+    """The cache of one sequence, by its name, as one of so many, apart from it; or none of none.
+
+    Keys and values are views, which a forward copies as it joins its own to them.
+    """
+    return {name: _spread(cache, count) for name, cache in cached.items()}
+
+
+def _spread(cache: Any, count: int) -> Any:
+    whole = [
+        (place, name, x)
+        for place, layer in enumerate(cache.layers)
+        for name, x in vars(layer).items()
+        if name in ("keys", "values") and x is not None
+    ]
+    # States, which a forward overwrites, are copied; of keys and values nothing is, for now.
+    several = copy.deepcopy(cache, {id(x): x[..., :0, :] for _, _, x in whole})
+    several.reorder_cache(whole[0][2].new_zeros(count, dtype=torch.long))
+    for place, name, x in whole:
+        setattr(several.layers[place], name, x.expand(count, *x.shape[1:]))
+    return several
 
 
 _SEARCHES = ("beam_search", "assisted_decoding", "get_unconditional_logits")

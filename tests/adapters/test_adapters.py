@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import all_families
 from fastground import packing
-from fastground.attention import answers, attention_maps, attention_of_encoded
+from fastground.attention import answers, attention_maps, attention_of_encoded, said
 from fastground.capture import capture
 from fastground.models import LVLM, wrap
 from fastground.types import Recipe
@@ -20,6 +20,7 @@ CASES = [
     for family in all_families()
     for blocks in family.blocks
 ]
+FOLLOWING = [family for family in all_families() if family.caches and not family.packs]
 FAMILIES = [pytest.param(family, id=str(family)) for family in all_families()]
 
 
@@ -194,10 +195,19 @@ def test_together_equals_separate(family, blocks, query):
         together = attention_maps(lvlm, encoded, TEXTS, recipe=recipe)
     torch.testing.assert_close(together.maps, apart.maps, atol=1e-5, rtol=0)
     torch.testing.assert_close(together.sums, apart.sums, atol=1e-5, rtol=0)
-    if query != "first_generated":  # words are said by a forward of their own
-        longest = max(map(len, encoded.token_ids)) - encoded.prefix_length
-        once = encoded.prefix_length + len(TEXTS) * longest
+    longest = max(map(len, encoded.token_ids)) - encoded.prefix_length
+    once = encoded.prefix_length + len(TEXTS) * longest
+    if query != "first_generated":
         assert (sum(tokens) <= once) == (family.packs or family.caches)
+    elif family in FOLLOWING:  # words are said by a forward of their own, behind the same keys
+        assert sum(tokens) == once + len(TEXTS) * (longest + 1)
+
+
+@pytest.mark.parametrize("family", FOLLOWING, ids=str)
+def test_what_is_said_behind_the_image_is_what_is_said_apart(family):
+    lvlm = made(family)
+    apart = said(lvlm, picture(), TEXTS, max_new_tokens=4, packed=False)
+    assert said(lvlm, picture(), TEXTS, max_new_tokens=4) == apart
 
 
 @pytest.mark.parametrize(("family", "blocks"), CASES)
