@@ -177,8 +177,8 @@ class Capture:
         elements, maps, sums = self._found()
         layouts = self._forwards[0][0].layouts
         counts = elements.bincount(minlength=len(layouts)).tolist()
-        if bool((elements.diff() < 0).any()):  # to move the order to a GPU would wait for it
-            order = elements.argsort(stable=True).to(maps.device)
+        if bool((elements.diff() < 0).any()):
+            order = elements.argsort(stable=True).to(maps.device, non_blocking=True)
             maps, sums = maps[order], sums[order]
         parts = zip(maps.split(counts), sums.split(counts), layouts, strict=True)
         return [
@@ -205,7 +205,8 @@ class Capture:
             for part in (0, 1)
         )  # fmt: skip
         if found != list(self.heads):
-            order = [found.index(head) for head in self.heads]
+            order = torch.tensor([found.index(head) for head in self.heads], device="cpu")
+            order = order.to(device, non_blocking=True)  # by a list a GPU would be waited for
             maps, sums = maps[:, order], sums[:, order]
         return torch.cat([asking.elements for asking, _ in forwards]), maps, sums
 

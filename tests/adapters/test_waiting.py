@@ -48,12 +48,15 @@ def test_expressions_do_not_wait_for_a_gpu(name, packed):
     [family] = [family for family in all_families() if family.name == name]
     lvlm = wrap(*family.build(0))
     lvlm.model.cuda()
-    recipe = Recipe()
+    recipe, layers = Recipe(), lvlm.layers_with_heads
     for _ in range(2):  # the first forwards test the capture
         encoded = lvlm.encode(picture(), TEXTS, recipe)
         with waits() as readers:
-            for maps in attention_of_encoded(lvlm, [encoded], recipe=recipe, packed=packed):
-                head_statistics(maps, recipe, nan="propagate")
+            for heads in (None, [(layers[-1], 1), (layers[0], 0)]):
+                for maps in attention_of_encoded(
+                    lvlm, [encoded], recipe=recipe, heads=heads, packed=packed
+                ):
+                    head_statistics(maps, recipe, nan="propagate")
     masks = {reader for reader in readers if reader in OF_MASKS or "mask" in reader.split("/")[0]}
     assert masks == (set() if packed else set(OF_MASKS))
     others = {reader for reader in readers - masks if not reader.startswith("modeling_")}

@@ -38,7 +38,7 @@ WAITING = {
 """What hands numbers, or a shape that depends on them, to the host."""
 
 MEETING = {aten.copy_, aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_}
-"""Where a tensor of the CPU, of any shape, may meet one of the GPU."""
+"""Where a tensor of the CPU, of any shape, may meet one of the GPU; indices are moved first."""
 
 
 GUARD = """
@@ -207,6 +207,7 @@ def dispatched(func, args, kwargs):
 
     crossing = packet is aten._to_copy and to_gpu != any(here)
     crossing |= packet is aten.copy_ and here[0] != here[-1]
+    crossing |= packet in MEETING - {aten.copy_} and any(x.dtype == torch.long for x in apart)
     crossing = crossing and flat[-1].numel() > 0
     blocking = not (kwargs.get("non_blocking") or (packet is aten.copy_ and args[2:3] == (True,)))
     masks = packet is aten.index and any(x is not None and x.dtype == torch.bool for x in args[1])
