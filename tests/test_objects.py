@@ -242,14 +242,16 @@ def test_objects_are_right_each_by_itself():
     assert (scores.object_recall, scores.object_precision) == (0.75, 0.75)
 
 
-def test_a_table_of_shares_is_what_grounders_score(tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"box_from": "mask"}, {"region": "all"}])
+def test_a_table_of_shares_is_what_grounders_score(changes, tmp_path):
     samples = [dataclasses.replace(s, boxes=(s.box,) * 2, kind="plural, two")
                for s in small_world.samples()]  # fmt: skip
-    lvlm, ranking = small_world.lvlm(), small_world.ranking()
+    lvlm, own = small_world.lvlm(), small_world.RECIPE.replace(**changes)
+    ranking = dataclasses.replace(small_world.ranking(), recipe=own)
     found = paper_table("objects", lvlm, ranking, samples, out=tmp_path)
     assert [row.name for row in found.rows][:2] == ["one object", "share 0.5"]
     for row, share in zip(found.rows, (None, *SHARES), strict=True):
-        recipe = small_world.RECIPE.replace(objects=share)
+        recipe = own.replace(objects=share)
         plurals = "region" if share is None else "union"
         scores = evaluate(Grounder(lvlm, ranking, recipe=recipe), samples, plurals=plurals)
         ours, theirs = (dataclasses.replace(s, answer_accuracy=0.0) for s in (scores, row.scores))

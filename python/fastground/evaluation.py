@@ -119,7 +119,7 @@ def evaluate(
         found = grounder(image, expressions)
         told = counted(group, found, recipe)
         if plurals == "union":
-            found = united(group, found)
+            found = united(group, found, recipe)
         piece = measured(group, found, recipe) | told
         if out is not None:
             piece |= encoded(group, found)
