@@ -55,7 +55,7 @@ def coverage(mask, place, grid):
     corners = scipy.ndimage.map_coordinates(
         whole, np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest"
     )
-    return np.diff(np.diff(corners, axis=0), axis=1) / (cell[0] * cell[1])
+    return np.round(np.diff(np.diff(corners, axis=0), axis=1) / (cell[0] * cell[1]), 12)
 
 
 def best(masks, combined, place, recipe):
