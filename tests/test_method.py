@@ -8,6 +8,7 @@ within rounding of its map's cut.
 import dataclasses
 import functools
 import sys
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -20,6 +21,7 @@ from fastground import grounding, models, runs
 from fastground.attention import attention_maps
 from fastground.datasets.images import by_image
 from fastground.election import greedy, kept_heads
+from fastground.phrases import Phrase as phrase
 from fastground.ranking import rank
 from fastground.recipe import CHOICES as NAMED
 from fastground.recipe import PROFILES
@@ -86,7 +88,8 @@ def look(family, sample, recipe, expression=None):
     read = {
         name: getattr(recipe, name) for name in ("blocks", "query", "template", "ensure_period")
     }
-    key = (family, sample.image_id, expression, *read.values())
+    place = getattr(expression, "sentence", ""), getattr(expression, "start", 0)
+    key = (family, sample.image_id, expression, *place, *read.values())
     if key not in LOOKS:
         model, processor = lvlm(family).model, lvlm(family).processor
         before = model.config.get_text_config()._attn_implementation
@@ -159,6 +162,31 @@ def test_boxes_and_masks_of_maps_under_many_recipes(family):
         place = by_hand.look.Place(where.image_size, where.cell_size, where.origin)
         maps = attention.maps[0, chosen].numpy().astype(float)
         assert_same(found, *by_hand.grounding.found(maps, place, recipe), recipe)
+
+
+SENTENCES = {
+    "tiny": "the red star left of the small circle on top",
+    "other": " A small blue dog on the left of the red mug. ",
+}
+PARTS = ("red", "the red", "small", "left of", "on top", "mug", "A small blue dog", "mug. ")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_phrases_in_their_place_in_a_sentence(family):
+    """A phrase's own tokens ask: its last, or all of them; the sentence is read whole."""
+    sentence, image = SENTENCES.get(family, SENTENCES["other"]), samples(family)[0].image
+    places = [(sentence.find(part), len(part)) for part in PARTS]
+    phrases = [phrase(sentence, i, i + n) for i, n in places if i >= 0]
+    assert len(phrases) > 3
+    for query, period in product(("last_expression", "phrase_mean"), (False, True)):
+        recipe = fg.Recipe(query=query, ensure_period=period)
+        ours = attention_maps(lvlm(family), image, phrases, recipe=recipe)
+        sample = Sample(image, sentence, image_id=-1)
+        for i, each in enumerate(phrases):
+            view = look(family, sample, recipe, each)
+            maps = view.maps.reshape(-1, *view.maps.shape[2:])
+            np.testing.assert_allclose(ours.maps[i], maps, atol=1e-5, err_msg=f"{query} {each}")
+            np.testing.assert_allclose(ours.sums[i], view.sums.reshape(-1), atol=1e-5)
 
 
 def table(rng, levels):
