@@ -10,8 +10,10 @@ from pathlib import Path
 from random import Random
 
 import by_hand
+import fastground as fg
 import numpy as np
 import pytest
+import test_method as whole
 from fastground import models, textboxes
 from PIL import Image
 from random_llava import random_llava
@@ -23,6 +25,7 @@ from families import all_families
 TINY = {family.name: family for family in all_families()}
 QWEN = {"factor": 8, "least": 4 * 8 * 8, "most": 64 * 8 * 8}  # as tiny_qwen_vl.py has its images
 NAMED = {"other": "gemma3"}
+RECIPE = fg.Recipe(k=2, top_n=4, skip_layers=1)
 
 
 @functools.cache
@@ -55,3 +58,30 @@ def test_a_written_box_comes_back_to_its_pixels(family, monkeypatch):
             near = np.tile(step, 2) * 1.01
             assert (np.abs(ours - box) <= near).all(), (size, box, text, ours)
         assert np.isnan(found[3]).all()
+
+
+def test_written_boxes_scored(monkeypatch):
+    """Beside the truth: what holds no box is a miss; intervals from every draw of the images."""
+    family, random, some = "llava", Random(1), whole.samples("llava")
+    known = whole.lvlm(family)
+    ranking = fg.discover(known.model, known.processor, some, recipe=RECIPE, trials=1)
+    monkeypatch.setattr(textboxes, "can_write", lambda _: True)
+    monkeypatch.setattr(known, "_know", lambda *_: None)  # its tokenizer knows few words
+    told = {}
+    for sample in some:
+        left, top, right, bottom = sample.box or (0, 0, 9, 9)
+        box = left + random.choice([0, 4]), top, right, bottom + random.choice([0, 4])
+        told[sample.sample_id] = by_hand.written.written(family, box, sample.image.size, random)[0]
+    told[2], said = "I see no such thing.", iter(told.values())
+    monkeypatch.setattr(textboxes, "said", lambda _, __, p, **___: [next(said) for _ in p])
+    found = fg.evaluate(fg.Grounder(known, ranking), some, baseline="text-box").text_boxes
+    rows = [
+        (s, by_hand.written.read_shares(told[s.sample_id], s.image.size)) for s in some if s.box
+    ]
+    hits = [box is not None and by_hand.scores.iou(box, s.box) >= 0.5 for s, box in rows]
+    assert 0 < sum(hits) < len(hits) and found.accuracy == pytest.approx(np.mean(hits))
+    assert found.parsed == pytest.approx(1 - 1 / len(some))
+    images = [s.image_id for s, _ in rows]
+    draws = by_hand.scores.every_draw(hits, np.ones(len(hits)), images)
+    for least, most in by_hand.scores.outside(found.interval, draws):
+        assert least <= 0.05 and most >= 0.005

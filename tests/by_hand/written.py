@@ -86,3 +86,13 @@ def written(family, box, image, random, **size):
     """(text, step): one of the family's ways to write a box, in pixels, of an image."""
     numbers, step = FAMILIES[family][0](box, image, **size)
     return random.choice(FAMILIES[family][1]).format(*numbers), step
+
+
+def read_shares(text, image):
+    """The box in pixels of [x1, y1, x2, y2] in LLaVA's shares, cut to the image; None without."""
+    numbers = text.partition("[")[2].partition("]")[0].split(",")
+    if len(numbers) != 4:
+        return None
+    side, before = padded(image)
+    places = [side * float(n) - before[i % 2] for i, n in enumerate(numbers)]
+    return [min(max(place, 0), image[i % 2]) for i, place in enumerate(places)]
