@@ -119,9 +119,10 @@ def scores(rows):
     def mean(values):
         return float(np.mean(values)) if len(values) else math.nan
 
-    def ratio(part, whole):
+    def ratio(part, whole, empty=math.nan):
         over = [r for r in rows if r[whole] >= 0]
-        return sum(r[part] for r in over) / (sum(r[whole] for r in over) or math.nan)
+        total = sum(r[whole] for r in over)
+        return sum(r[part] for r in over) / total if total else empty
 
     def each(empty):
         return [r["intersections"] / r["unions"] if r["unions"] else empty for r in masked]
@@ -134,7 +135,7 @@ def scores(rows):
         },
         "mean_iou": mean(overlaps),
         "pointing": mean(pointed),
-        "ciou": ratio("intersections", "unions"),
+        "ciou": ratio("intersections", "unions", empty=1.0 if masked else math.nan),
         "giou": mean(each(1.0)),
         "average_recall": average_recall(each(0.0)) if masked else math.nan,
         "object_recall": ratio("objects_right", "objects"),
