@@ -65,6 +65,15 @@ def in_hull(part):
     return np.all(np.array(sides) >= 0, 0) | np.all(np.array(sides) <= 0, 0)
 
 
+def pixel_box(part, place):
+    """x1, y1, x2, y2 of a region's cells, cut to the image."""
+    rows, columns = part.any(1).nonzero()[0], part.any(0).nonzero()[0]
+    corners = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    (height, width), cell, origin = place
+    box = corners * np.tile(cell, 2) + np.tile(origin, 2)
+    return np.clip(box, 0, [width, height, width, height])
+
+
 def found(maps, place, recipe):
     """The combined map; what is kept, or None; further objects, the largest share first."""
     combined = sum(smooth(cells, recipe) for cells in maps)
@@ -87,18 +96,13 @@ def found(maps, place, recipe):
         best = foreground
 
     def one(part):
-        rows, columns = part.any(1).nonzero()[0], part.any(0).nonzero()[0]
-        corners = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-        (height, width), cell, origin = place
-        box = corners * np.tile(cell, 2) + np.tile(origin, 2)
-        box = np.clip(box, 0, [width, height, width, height])
         within = counts & (in_hull(part) if recipe.region == "hull" else part)
         outside = combined[counts & ~within]
         inner = combined[within]
         score = inner.mean() / outside.mean() if outside.any() else math.inf
         mass, share = inner.sum() / combined[counts].sum(), combined[part].sum()
         share /= combined[foreground].sum()
-        return Found(box, pixels(part), score, mass, share)
+        return Found(pixel_box(part, place), pixels(part), score, mass, share)
 
     def pixels(part):
         y, x = on_grid(place)
