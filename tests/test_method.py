@@ -209,6 +209,10 @@ def assert_ranked(ranking, sums, entropies, recipe):
     np.testing.assert_allclose(
         [h.attention_sum for h in ranking.heads], [sums.mean(0)[h] for h in order], rtol=1e-4
     )
+    finite = np.ma.masked_invalid(entropies).mean(0).filled(np.inf)
+    np.testing.assert_allclose(
+        [h.entropy for h in ranking.heads], [finite[h] for h in order], rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("levels", [None, 8])

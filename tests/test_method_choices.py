@@ -44,7 +44,7 @@ def assert_choice(choice, arrays, recipe, best, name):
         assert getattr(choice, what) == pytest.approx(value, abs=1e-6, nan_ok=True), (name, what)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 4, 111, 118, 181, 217, 338, 473])
 def test_every_choice(seed):
     check(seed)
 
