@@ -117,6 +117,30 @@ def test_resamples_tell_how_sure_a_head_is():
     assert [s.in_top for s in ablate(table, rank_table(table)).sureness] == [1, 1, 1]
 
 
+def test_by_attention_sum_alone_a_head_is_as_sure_as_its_sums():
+    """Two heads, each the largest in half of the images: neither is sure to be the first."""
+    sums = np.zeros((40, 3, 2), np.float32) + 0.1
+    sums[::2, 2, 0] = sums[1::2, 2, 1] = 0.5
+    columns = {"sums": sums, "entropies": np.ones_like(sums)}
+    recipe = Recipe(criteria="attention_sum", k=1, top_n=1)
+    table = HeadTable.of(columns, recipe=recipe)
+    found = ablate(table, rank_table(table, recipe, trials=1), resamples=400)
+    assert [tuple(one.head) for one in found.sureness] == [(2, 0), (2, 1)]
+    assert [one.in_top for one in found.sureness] == pytest.approx([0.5, 0.5], abs=0.15)
+
+
+def test_the_first_by_attention_sum_need_not_be_elected():
+    """The largest mean is of a head that is second everywhere."""
+    sums = np.zeros((40, 3, 3), np.float32) + 0.01
+    sums[:, 2, 0], sums[::2, 2, 1], sums[1::2, 2, 2] = 0.6, 0.7, 0.7
+    columns = {"sums": sums, "entropies": np.ones_like(sums)}
+    recipe = Recipe(criteria="attention_sum", k=2, top_n=1)
+    table = HeadTable.of(columns, recipe=recipe)
+    ranking = rank_table(table, recipe, trials=1)
+    (choice,) = ablate(table, ranking, most_n=1, resamples=1).by_n
+    assert choice.heads == ranking.top() and choice.heads[0] == (2, 0) and choice.shared == 2
+
+
 def test_blocks_do_not_matter(monkeypatch):
     table = made_up(n=90, levels=6)
     ranking = rank_table(table)

@@ -149,3 +149,12 @@ def test_a_true_box_must_be_in_the_image():
     for truth in ((0, 0, 0, 5), (5, 5, 2, 9), (0, 0, 99, 9), (-1, 0, 5, 5)):
         with pytest.raises(ValueError, match="truth must be x1, y1, x2, y2 in the image"):
             explained(truth)
+
+
+def test_a_part_that_reaches_as_far_as_all_is_an_object_besides_them():
+    """A ring with a spot in it, as a grounding has it."""
+    maps = block(slice(0, 6), slice(0, 6)) - block(slice(1, 5), slice(1, 5))
+    maps += block(2, 2, value=4.0)
+    e = told(maps[None], None, Recipe(kernel_size=1, region="all", objects=0.1))
+    assert [part.other for part in e.parts] == [True] * len(e.grounding.others) == [True, True]
+    assert all(part.kept for part in e.parts)

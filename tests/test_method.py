@@ -1,4 +1,4 @@
-"""The whole method beside itself by hand (`by_hand.py`): tables, heads, boxes, masks and scores.
+"""The whole method beside itself by hand (`by_hand/`): tables, heads, boxes, masks and scores.
 
 `tiny` on scenes of `shapes`, one of them cut to a strip, and random models that pad an image to a
 square, resize it to whole cells, or see it in tiles. Weights are in float64, so that no cell lies
@@ -8,6 +8,7 @@ within rounding of its map's cut.
 import dataclasses
 import functools
 import sys
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -20,6 +21,7 @@ from fastground import grounding, models, runs
 from fastground.attention import attention_maps
 from fastground.datasets.images import by_image
 from fastground.election import greedy, kept_heads
+from fastground.phrases import Phrase as phrase
 from fastground.ranking import rank
 from fastground.recipe import CHOICES as NAMED
 from fastground.recipe import PROFILES
@@ -31,7 +33,7 @@ sys.path.append(str(Path(__file__).parent / "adapters"))
 import tiny_llava_next
 import tiny_qwen_vl
 
-FAMILIES = ("tiny", *by_hand.FAMILIES)
+FAMILIES = ("tiny", *by_hand.look.FAMILIES)
 LOOKS = {}
 FEWER = {"k": 2, "top_n": 4, "skip_layers": 1}
 
@@ -58,12 +60,12 @@ def samples(family):
         return *first[:2], *(cut(sample, strip) for sample in second[:2])
     rng, found = np.random.default_rng(7), []
     for image_id, size in enumerate([(97, 61), (61, 97), (50, 44)]):
-        image = by_hand.image_of(image_id, size)
+        image = by_hand.look.image_of(image_id, size)
         for text in ("the red mug", "A dog on the left. ", "what is x"):
             mask = np.zeros(size[::-1], bool)
             y, x = rng.integers(0, 30, 2)
             mask[y : y + rng.integers(5, 40), x : x + rng.integers(5, 40)] = True
-            box = tuple(map(float, by_hand.tight(mask)))
+            box = tuple(map(float, by_hand.scores.tight(mask)))
             kind = "attribute, short" if "red" in text else "location, short"
             found.append(Sample(image, text, box, mask, image_id, len(found), kind))
     found[1] = dataclasses.replace(found[1], boxes=(box, found[1].box), first=False)
@@ -75,7 +77,7 @@ def samples(family):
 def cut(sample, strip):
     """Of the upper part of a scene, wider than high, so that it is padded; in capital letters."""
     mask = sample.mask[: strip.height]
-    box = tuple(map(float, by_hand.tight(mask))) if mask.any() else None
+    box = tuple(map(float, by_hand.scores.tight(mask))) if mask.any() else None
     text = sample.expression.upper()
     return dataclasses.replace(sample, image=strip, mask=mask, box=box, expression=text)
 
@@ -86,13 +88,14 @@ def look(family, sample, recipe, expression=None):
     read = {
         name: getattr(recipe, name) for name in ("blocks", "query", "template", "ensure_period")
     }
-    key = (family, sample.image_id, expression, *read.values())
+    place = getattr(expression, "sentence", ""), getattr(expression, "start", 0)
+    key = (family, sample.image_id, expression, *place, *read.values())
     if key not in LOOKS:
         model, processor = lvlm(family).model, lvlm(family).processor
         before = model.config.get_text_config()._attn_implementation
         model.set_attn_implementation("eager")
         name = "llava" if family == "tiny" else family
-        LOOKS[key] = by_hand.look(model, processor, name, sample.image, expression, recipe)
+        LOOKS[key] = by_hand.look.look(model, processor, name, sample.image, expression, recipe)
         model.set_attn_implementation(before)
     return LOOKS[key]
 
@@ -134,7 +137,7 @@ def assert_same(found, combined, kept, others, recipe):
         mask = one.mask.numpy()
         assert (mask != hand.mask).sum() <= 1  # a pixel may be at its map's mean but for 1e-8
         np.testing.assert_allclose(one.map_box, hand.box, atol=1e-3)
-        np.testing.assert_allclose(one.box, by_hand.box_of(hand, recipe), atol=1e-3)
+        np.testing.assert_allclose(one.box, by_hand.scores.box_of(hand, recipe), atol=1e-3)
         assert one.score == pytest.approx(hand.score, rel=1e-4)
         assert one.mass == pytest.approx(hand.mass, rel=1e-4)
 
@@ -156,9 +159,34 @@ def test_boxes_and_masks_of_maps_under_many_recipes(family):
         (found,) = grounding.ground(attention.select(heads), ["it"], recipe=recipe)
         recipe = recipe.replace(box_from="map")  # the mask's is the grounder's
         where = attention.layout
-        place = by_hand.Place(where.image_size, where.cell_size, where.origin)
+        place = by_hand.look.Place(where.image_size, where.cell_size, where.origin)
         maps = attention.maps[0, chosen].numpy().astype(float)
-        assert_same(found, *by_hand.found(maps, place, recipe), recipe)
+        assert_same(found, *by_hand.grounding.found(maps, place, recipe), recipe)
+
+
+SENTENCES = {
+    "tiny": "the red star left of the small circle on top",
+    "other": " A small blue dog on the left of the red mug. ",
+}
+PARTS = ("red", "the red", "small", "left of", "on top", "mug", "A small blue dog", "mug. ")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_phrases_in_their_place_in_a_sentence(family):
+    """A phrase's own tokens ask: its last, or all of them; the sentence is read whole."""
+    sentence, image = SENTENCES.get(family, SENTENCES["other"]), samples(family)[0].image
+    places = [(sentence.find(part), len(part)) for part in PARTS]
+    phrases = [phrase(sentence, i, i + n) for i, n in places if i >= 0]
+    assert len(phrases) > 3
+    for query, period in product(("last_expression", "phrase_mean"), (False, True)):
+        recipe = fg.Recipe(query=query, ensure_period=period)
+        ours = attention_maps(lvlm(family), image, phrases, recipe=recipe)
+        sample = Sample(image, sentence, image_id=-1)
+        for i, each in enumerate(phrases):
+            view = look(family, sample, recipe, each)
+            maps = view.maps.reshape(-1, *view.maps.shape[2:])
+            np.testing.assert_allclose(ours.maps[i], maps, atol=1e-5, err_msg=f"{query} {each}")
+            np.testing.assert_allclose(ours.sums[i], view.sums.reshape(-1), atol=1e-5)
 
 
 def table(rng, levels):
@@ -173,13 +201,17 @@ def table(rng, levels):
 
 def assert_ranked(ranking, sums, entropies, recipe):
     sums, entropies = sums.astype(float), entropies.astype(float)
-    order, frequency, ties = by_hand.ranking(sums, entropies, recipe)
-    assert ranking.tau == pytest.approx(by_hand.elbow(sums.mean(0), recipe.elbow), abs=1e-6)
+    order, frequency, ties = by_hand.heads.ranking(sums, entropies, recipe)
+    assert ranking.tau == pytest.approx(by_hand.heads.elbow(sums.mean(0), recipe.elbow), abs=1e-6)
     assert [tuple(h.head) for h in ranking.heads] == order
     assert [h.frequency for h in ranking.heads] == [frequency[h] for h in order]
     assert ranking.ties == ties
     np.testing.assert_allclose(
         [h.attention_sum for h in ranking.heads], [sums.mean(0)[h] for h in order], rtol=1e-4
+    )
+    finite = np.ma.masked_invalid(entropies).mean(0).filled(np.inf)
+    np.testing.assert_allclose(
+        [h.entropy for h in ranking.heads], [finite[h] for h in order], rtol=1e-4, atol=1e-6
     )
 
 
@@ -197,10 +229,10 @@ def test_rankings_of_tables_under_many_recipes(levels):
         passed = kept_heads(mean, recipe) if recipe.scope == "mean" else None
         own = greedy(sums[::8], entropies[::8], recipe, kept=passed)
         for s, e, heads in zip(sums[::8], entropies[::8], own, strict=True):
-            by = by_hand.own_heads(s.astype(float), e.astype(float), mean, recipe)
+            by = by_hand.heads.own_heads(s.astype(float), e.astype(float), mean, recipe)
             assert [divmod(head, 6) for head in heads] == by
         parts = np.random.default_rng(6).permutation(40).reshape(4, 10)
-        each = [by_hand.ranking(*(a[p].astype(float) for a in (sums, entropies)), recipe)
+        each = [by_hand.heads.ranking(*(a[p].astype(float) for a in (sums, entropies)), recipe)
                 for p in parts]  # fmt: skip
         assert ranking.trials == tuple(tuple(HeadId(*h) for h in e[0][: recipe.k]) for e in each)
         spread = np.std([e[1] for e in each], axis=0, ddof=1)
@@ -227,7 +259,7 @@ def test_from_images_to_scores(family, tmp_path):
 def whole_way(family, recipe, folder):
     some, known = samples(family), lvlm(family)
     views = [look(family, s, recipe) for s in some]
-    by = [by_hand.statistics(view, recipe) for view in views]
+    by = [by_hand.heads.statistics(view, recipe) for view in views]
     sums, entropies = (np.array(each, np.float32) for each in zip(*by, strict=True))
     ranking = None
     try:
@@ -239,9 +271,11 @@ def whole_way(family, recipe, folder):
     table = runs.load(folder / "heads")
     np.testing.assert_allclose(table.sums, sums, atol=1e-5)
     np.testing.assert_allclose(table.entropies, entropies, atol=1e-5)
-    ious = [by_hand.ious(v, s.mask, s.ignore, recipe) for v, s in zip(views, some, strict=True)]
+    ious = [
+        by_hand.heads.ious(v, s.mask, s.ignore, recipe) for v, s in zip(views, some, strict=True)
+    ]
     np.testing.assert_allclose(table.ious, ious, atol=1e-6)
-    order, frequency, _ = by_hand.ranking(sums, entropies, recipe)
+    order, frequency, _ = by_hand.heads.ranking(sums, entropies, recipe)
     if ranking is None:
         assert not frequency.any()
         return
@@ -256,14 +290,14 @@ def whole_way(family, recipe, folder):
     for i, (sample, view) in enumerate(zip(some, views, strict=True)):
         heads = order[: recipe.k]
         if recipe.selection == "greedy":
-            heads = by_hand.own_heads(sums[i], entropies[i], sums.mean(0), recipe)
+            heads = by_hand.heads.own_heads(sums[i], entropies[i], sums.mean(0), recipe)
         relative = recipe.sinks == "relative"
         generic = look(family, sample, recipe, recipe.generic) if relative else None
-        maps = by_hand.cleared(view, heads, generic, recipe)
-        by = by_hand.found(maps, view.place, recipe)
+        maps = by_hand.grounding.cleared(view, heads, generic, recipe)
+        by = by_hand.grounding.found(maps, view.place, recipe)
         assert [tuple(h) for h in told[i].heads] == heads
         assert_same(told[i], *by, recipe)
-        rows.append(by_hand.row(sample, *by, view.place, recipe))
+        rows.append(by_hand.scores.row(sample, *by, view.place, recipe))
         for name, value in rows[-1].items():
             near = 1 if name in ("intersections", "unions") else 1e-3
             np.testing.assert_allclose(columns[name][i], value, atol=near, err_msg=name)
@@ -285,15 +319,8 @@ def assert_scored(scores, some, rows, recipe):
             of = [r for r, here in zip(rows, where, strict=True) if here]
             assert_part(scores.parts[by][name] if of else None, of)
     assert_part(scores, rows)
-    if recipe != fg.Recipe.profile("paper").replace(**FEWER):
-        return  # drawing anew takes its time
-    ends = by_hand.drawn_again(rows, [s.image_id for s in some])
-    for name, ours in {
-        "accuracy": scores.interval, "ciou": scores.ciou_interval, "giou": scores.giou_interval,
-    }.items():  # fmt: skip
-        assert np.abs(ends[name] - ours).max() < 0.05, name
 
 
 def assert_part(part, rows):
-    for name, value in by_hand.scores(rows).items() if rows else ():
+    for name, value in by_hand.scores.scores(rows).items() if rows else ():
         assert getattr(part, name) == pytest.approx(value, abs=1e-3, nan_ok=True), name

@@ -208,6 +208,19 @@ def test_plural_phrases_are_scored_by_the_union_of_their_objects():
     assert repr(evaluate(Told(), samples, plurals="region")) == repr(kept)
 
 
+def test_of_all_regions_only_those_that_are_objects_are_united():
+    """Two squares with 5 and 1 of 6 parts of the attention, kept as one: a fifth is asked."""
+    maps = block(slice(0, 2), slice(0, 2), value=10.0) + block(slice(4, 6), slice(4, 6), value=2.0)
+    recipe = PLAIN.replace(region="all", objects=0.2)
+    given = attention(maps[None, None], layout((6, 6), (60, 60)))
+    found = grounding.ground(given, ["dogs"], recipe=recipe)
+    sample = Sample(Image.new("RGB", (60, 60)), "dogs", (0.0, 0.0, 20.0, 20.0), kind="plural")
+    assert found[0].box.tolist() == [0, 0, 60, 60] and len(found[0].others) == 1
+    (one,) = scoring.united([sample], found, recipe)
+    assert one.box.tolist() == [0, 0, 20, 20] and not one.mask[40:, 40:].any()
+    assert one.score == found[0].score and not one.others
+
+
 def test_what_was_united_is_kept_and_another_way_is_refused(tmp_path):
     recipe = small_world.RECIPE.replace(objects=0.01, kernel_size=1)
     made = Grounder(small_world.lvlm(), small_world.ranking(), recipe=recipe)
@@ -242,14 +255,16 @@ def test_objects_are_right_each_by_itself():
     assert (scores.object_recall, scores.object_precision) == (0.75, 0.75)
 
 
-def test_a_table_of_shares_is_what_grounders_score(tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"box_from": "mask"}, {"region": "all"}])
+def test_a_table_of_shares_is_what_grounders_score(changes, tmp_path):
     samples = [dataclasses.replace(s, boxes=(s.box,) * 2, kind="plural, two")
                for s in small_world.samples()]  # fmt: skip
-    lvlm, ranking = small_world.lvlm(), small_world.ranking()
+    lvlm, own = small_world.lvlm(), small_world.RECIPE.replace(**changes)
+    ranking = dataclasses.replace(small_world.ranking(), recipe=own)
     found = paper_table("objects", lvlm, ranking, samples, out=tmp_path)
     assert [row.name for row in found.rows][:2] == ["one object", "share 0.5"]
     for row, share in zip(found.rows, (None, *SHARES), strict=True):
-        recipe = small_world.RECIPE.replace(objects=share)
+        recipe = own.replace(objects=share)
         plurals = "region" if share is None else "union"
         scores = evaluate(Grounder(lvlm, ranking, recipe=recipe), samples, plurals=plurals)
         ours, theirs = (dataclasses.replace(s, answer_accuracy=0.0) for s in (scores, row.scores))

@@ -63,6 +63,7 @@ WHOLE = ImageLayout((4, 8), tuple(range(32)), image_size=(200, 400), cell_size=(
         (GENERIC, (0.25, 0.5, 0.5, 0.75), None, (100, 100, 200, 150)),
         (GENERIC, (250, 500, 500, 750), None, (100, 100, 200, 150)),
         (GENERIC, (0.5, 0.75, 0.25, 0.5), None, (100, 100, 200, 150)),  # corners turned round
+        (GENERIC, (0.25, 0.5, 0.5, 1.02), None, (100, 100, 200, 200)),  # a share, beyond the edge
         (GENERIC, (-1.0, -1.0, 0.5, 0.5), None, (0, 0, 200, 100)),
     ],
 )

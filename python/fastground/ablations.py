@@ -40,7 +40,7 @@ class Choice:
 
     name: str
     heads: tuple[HeadId, ...]
-    """The first k by selection frequency; fewer where fewer are ever elected."""
+    """The first k by selection frequency, fewer where fewer are ever elected; or by their sums."""
     shared: int
     """How many of them are among the ranking's first k."""
     kept: int
@@ -48,7 +48,8 @@ class Choice:
     iou: float
     """Mean IoU of their binarized maps with the true masks; nan without masks."""
     own_shared: float
-    """Share of the k heads chosen anew for each sample ("greedy") that are among the fixed k."""
+    """Share of the heads chosen anew for each sample that are among the fixed k: k of each, and
+    fewer where fewer pass, where a grounder under selection "greedy" takes others to make k."""
     own_iou: float
     """As `iou`, of the heads chosen anew for each sample."""
 
@@ -132,7 +133,7 @@ def ablate(
     with ThreadPoolExecutor() as pool:
         for images, *matrices in table.blocks(*columns):
             found, *_ = pool.map(lambda count: count.add(*matrices), counts.values())  # noqa: B023
-            draws.add(found[:, : recipe.top_n], images)
+            draws.add(found[:, : recipe.top_n], images, matrices[0])
 
     ious, best = table.mean_ious, set(ranking.top())
     rho, rho_heads = correlation(ranking, ious)
@@ -185,7 +186,7 @@ class _Count:
         """The heads that may be elected."""
         if self.recipe.scope == "mean":
             return np.flatnonzero(self.kept)
-        return np.arange(self.kept.size)
+        return np.flatnonzero(kept_heads(self.mean, self.recipe.replace(criteria="entropy")))
 
     def add(
         self, sums: np.ndarray, entropies: np.ndarray, ious: np.ndarray | None = None
@@ -214,7 +215,8 @@ class _Count:
         """What the elections of `top_n` heads a sample come to."""
         votes = self.votes[:top_n].sum(axis=0)
         order = in_order(votes, self.mean.reshape(-1), self.mean.shape, self.recipe)
-        fixed = [i for i in order[: self.recipe.k] if votes[i]]
+        by_sum = self.recipe.criteria == "attention_sum"  # whether or not a sample elects them
+        fixed = [i for i in order[: self.recipe.k] if by_sum or votes[i]]
         heads = tuple(HeadId(*map(int, divmod(i, self.mean.shape[1]))) for i in fixed)
         own = self.votes[: self.recipe.k].sum(axis=0)
         return Choice(
@@ -229,17 +231,18 @@ class _Count:
 
 
 class _Resamples:
-    """The votes when each image is drawn a Poisson-distributed number of times."""
+    """Votes and attention sums when each image is drawn a Poisson-distributed number of times."""
 
     def __init__(self, columns: np.ndarray, resamples: int, seed: int) -> None:
         self.columns = columns
         self.random = np.random.default_rng(seed)
         self.votes = np.zeros((resamples, len(columns)))
+        self.sums = np.zeros_like(self.votes)
         self.samples = np.zeros(resamples)
         self.last: tuple[int, np.ndarray] | None = None  # an image may go on in the next block
 
-    def add(self, found: np.ndarray, images: np.ndarray) -> None:
-        """Some more samples' elections, (n, top_n) heads, and their images."""
+    def add(self, found: np.ndarray, images: np.ndarray, sums: np.ndarray) -> None:
+        """Some more samples' elections, (n, top_n) heads, images and attention sums (n, L, H)."""
         starts = np.flatnonzero(np.concatenate([[True], images[1:] != images[:-1]]))
         weights = self.random.poisson(1, (len(starts), len(self.samples))).astype(np.float32)
         if self.last is not None and self.last[0] == images[0]:
@@ -251,23 +254,22 @@ class _Resamples:
         numbers += np.broadcast_to(run[:, None], found.shape)[there] * len(self.columns)
         votes = np.bincount(numbers, minlength=len(starts) * len(self.columns))
         self.votes += weights.T @ votes.reshape(len(starts), -1).astype(np.float32)
+        seen = sums.reshape(len(sums), -1).take(self.columns, axis=1)
+        self.sums += weights.T @ np.add.reduceat(seen, starts, axis=0)
         self.samples += weights.T @ np.bincount(run)
 
     def sureness(self, ranking: HeadRanking) -> tuple[Sureness, ...]:
         """Of every head that is among the first k of some resample."""
-        heads = ranking.architecture["num_heads"]
-        place = {h: int(i) for i, h in enumerate(self.columns)}
-        ranked = [h.head for h in ranking.heads if h.head.layer * heads + h.head.head in place]
-        columns = [place[h.layer * heads + h.head] for h in ranked]
-        votes = self.votes[:, columns]
-        if ranking.recipe.criteria == "attention_sum":  # the order does not hang on votes
-            votes = np.broadcast_to(-np.arange(len(ranked)), votes.shape)
-        first = np.argsort(-votes, axis=1, kind="stable")[:, : ranking.recipe.k]
-        in_top = np.bincount(first.reshape(-1), minlength=len(ranked)) / len(votes)
-        shares = self.votes[:, columns] / np.maximum(self.samples, 1)[:, None]
+        by = [-self.sums, -self.votes][: 1 if ranking.recipe.criteria == "attention_sum" else 2]
+        first = np.lexsort(by, axis=1)[:, : ranking.recipe.k]  # of equals the first in order
+        in_top = np.bincount(first.reshape(-1), minlength=len(self.columns)) / len(first)
+        shares = self.votes / np.maximum(self.samples, 1)[:, None]
         low, high = np.quantile(shares, (0.025, 0.975), axis=0)
+        heads = ranking.architecture["num_heads"]
+        place = {HeadId(*divmod(int(h), heads)): i for i, h in enumerate(self.columns)}
+        ranked = [(h.head, place[h.head]) for h in ranking.heads if h.head in place]
         return tuple(
             Sureness(head, float(in_top[i]), (float(low[i]), float(high[i])))
-            for i, head in enumerate(ranked)
+            for head, i in ranked
             if in_top[i] > 0
         )

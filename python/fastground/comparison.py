@@ -242,7 +242,7 @@ def _scored(
             for found in each:
                 told = counted(group, found, setting.recipe)
                 if number == "objects":
-                    found = united(group, found)
+                    found = united(group, found, setting.recipe)
                 pieces.append(measured(group, found, setting.recipe) | told)
         more = {}
         if whole:

@@ -78,7 +78,8 @@ def evaluate(
             as many as there are cores for beside a GPU, and 0 where the model runs on the CPU.
         plurals: what is scored of samples of the kind plural, as PNG has them: the kept region
             ("region"), or all objects of `Grounding.objects` together ("union"), for which
-            `Recipe.objects` must say how small an object may be.
+            `Recipe.objects` must say how small an object may be; where `Recipe.region` keeps all
+            regions as one, those of them that are not too small.
 
     Returns:
         Every score with its interval; nan where the samples lack that truth.
@@ -119,7 +120,7 @@ def evaluate(
         found = grounder(image, expressions)
         told = counted(group, found, recipe)
         if plurals == "union":
-            found = united(group, found)
+            found = united(group, found, recipe)
         piece = measured(group, found, recipe) | told
         if out is not None:
             piece |= encoded(group, found)

@@ -24,6 +24,7 @@ from fastground.grounding import (
     boxes_in_pixels,
     boxes_on_grid,
     cell_coverage,
+    further_objects,
     peaks,
     valid_cells,
 )
@@ -158,9 +159,9 @@ def explain(
         ceiling = _iou(boxes_in_pixels(boxes_on_grid(perfect, layout, recipe), layout), truth)
     regions = found_regions(found.map, recipe, valid)
     boxes = [layout.to_pixels(torch.tensor(r.box, dtype=torch.float32)) for r in regions]
-    kept = boxes_in_pixels(
-        ops.boxes(found.map.cpu()[None], recipe=recipe.replace(kernel_size=1), valid=valid), layout
-    )
+    cut = ops.boxes(found.map.cpu()[None], recipe=recipe.replace(kernel_size=1), valid=valid)
+    kept = cut.xyxy.tolist()
+    further = [id(region) for region in further_objects(regions, kept, recipe)]
     return Explanation(
         grounding=found,
         captured=captured.maps[0].cpu(),
@@ -174,10 +175,8 @@ def explain(
                 cells=int(region.cells.sum()),
                 area=region.area,
                 share=region.share,
-                kept=recipe.region == "all" or box == kept.tolist(),
-                other=recipe.objects is not None
-                and recipe.objects <= region.share
-                and box != kept.tolist(),
+                kept=recipe.region == "all" or list(region.box) == kept,
+                other=id(region) in further,
                 iou=_iou(box, truth),
             )
             for region, box in zip(regions, (b.tolist() for b in boxes), strict=True)

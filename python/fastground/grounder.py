@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, overload
@@ -179,10 +178,12 @@ class Grounder:
         return found[0] if one else found
 
     def _with_masks(self, image: Image | None, found: list[Grounding]) -> list[Grounding]:
-        """The segmenter's masks; it gets all objects of the image at once, and the image once."""
-        every = [replace(g, image=image, others=()) for one in found for g in (one, *one.others)]
-        made = iter(segmentation.segmented(self.segmenter, every, self.recipe))
-        return [replace(next(made), others=tuple(islice(made, len(g.others)))) for g in found]
+        """The segmenter's masks, and the image in every grounding and its other objects."""
+        placed = [
+            replace(g, image=image, others=tuple(replace(o, image=image) for o in g.others))
+            for g in found
+        ]
+        return segmentation.segmented(self.segmenter, placed, self.recipe)
 
     def _look(
         self, image: Image | Encoded, expressions: list[str]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fastground import ops
-from fastground.objects import found_regions
+from fastground.objects import FoundRegion, found_regions
 from fastground.regions import Boxes
 from fastground.result import Grounding
 from fastground.types import AttentionMaps, ImageLayout, Recipe
@@ -79,14 +79,9 @@ def ground(
 def _others(grounding: Grounding, kept: list[float], recipe: Recipe) -> tuple[Grounding, ...]:
     """The regions besides the kept one that are objects, each with its box and pseudo-mask."""
     layout, combined = grounding.layout, grounding.map
-    valid = valid_cells(layout, recipe)
-    assert recipe.objects is not None
     others = []
-    regions = found_regions(combined, recipe, valid)
-    one_is_kept = recipe.region != "all" or len(regions) == 1
-    for region in regions:
-        if region.share < recipe.objects or (one_is_kept and list(region.box) == kept):
-            continue
+    regions = found_regions(combined, recipe, valid_cells(layout, recipe))
+    for region in further_objects(regions, kept, recipe):
         cells = region.cells.to(combined.device)[None]
         box = layout.to_pixels(torch.tensor(region.box, dtype=torch.float32)).to(combined.device)
         mask = _painted(combined[None], cells, layout, recipe)[0]
@@ -96,6 +91,26 @@ def _others(grounding: Grounding, kept: list[float], recipe: Recipe) -> tuple[Gr
             )
         )
     return tuple(others)
+
+
+def further_objects(
+    regions: Sequence[FoundRegion], kept: list[float], recipe: Recipe
+) -> list[FoundRegion]:
+    """Those of a map's regions that are objects besides what is kept.
+
+    Args:
+        regions: all of the map's.
+        kept: the box of what is kept, in grid units.
+        recipe: objects and region; where all are kept as one, each of several is another.
+    """
+    if recipe.objects is None:
+        return []
+    one_is_kept = recipe.region != "all" or len(regions) == 1
+    return [
+        region
+        for region in regions
+        if region.share >= recipe.objects and not (one_is_kept and list(region.box) == kept)
+    ]
 
 
 def boxes_on_grid(maps: torch.Tensor, layout: ImageLayout, recipe: Recipe) -> Boxes:

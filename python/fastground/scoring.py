@@ -16,7 +16,7 @@ Source: of the empty mask, the evaluation of LISA (Lai et al., CVPR 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -168,8 +168,7 @@ def counted(samples: Sequence[Sample], found: Sequence[Grounding], recipe: Recip
     """
     rows = []
     for sample, grounding in zip(samples, found, strict=True):
-        parts = grounding.others if recipe.region == "all" else ()
-        surest = sorted(parts or grounding.objects, key=lambda one: -one.mass)
+        surest = sorted(_objects(grounding, recipe), key=lambda one: -one.mass)
         boxes = [one.box.tolist() for one in surest]
         right = matched(boxes, sample.boxes)
         rows.append((len(sample.boxes), len(boxes), right) if sample.boxes else (-1, -1, -1))
@@ -205,12 +204,31 @@ def _row(sample: Sample, grounding: Grounding, recipe: Recipe) -> dict[str, Any]
     }
 
 
-def united(samples: Sequence[Sample], found: Sequence[Grounding]) -> list[Grounding]:
-    """The same groundings, all objects as one where a sample is of the kind plural."""
+def united(
+    samples: Sequence[Sample], found: Sequence[Grounding], recipe: Recipe
+) -> list[Grounding]:
+    """The same groundings, all objects as one where a sample is of the kind plural.
+
+    Args:
+        samples: n of them.
+        found: their groundings.
+        recipe: region is read, as in `counted`.
+    """
     return [
-        grounding.united() if "plural" in _kinds(sample.kind) else grounding
+        _as_one(grounding, recipe) if "plural" in _kinds(sample.kind) else grounding
         for sample, grounding in zip(samples, found, strict=True)
     ]
+
+
+def _objects(grounding: Grounding, recipe: Recipe) -> tuple[Grounding, ...]:
+    parts = grounding.others if recipe.region == "all" else ()
+    return parts or grounding.objects
+
+
+def _as_one(grounding: Grounding, recipe: Recipe) -> Grounding:
+    first, *rest = _objects(grounding, recipe) or (grounding,)
+    one = replace(first, others=tuple(rest)).united()
+    return replace(grounding, box=one.box, map_box=one.map_box, mask=one.mask, others=())
 
 
 def _kinds(kind: str) -> set[str]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,13 +96,15 @@ def segmented(
 
     Args:
         segmenter: None keeps the pseudo-masks.
-        groundings: which know their image; where nothing was found the mask stays empty.
+        groundings: which know their image; where nothing was found the mask stays empty. It gets
+            all their objects at once.
         recipe: box_from is read, and what the segmenter reads.
 
     Raises:
         ValueError: the segmenter returned other than a mask of the image's size each.
     """
-    found = [g for g in groundings if g.found]
+    every = [replace(g, others=()) for one in groundings for g in (one, *one.others)]
+    found = [g for g in every if g.found]
     masks = [g.mask for g in found]
     if segmenter is not None and found:
         assert found[0].image is not None, "the grounder sets it"
@@ -113,7 +116,8 @@ def segmented(
             )
         masks = [_checked(mask, g) for mask, g in zip(made, found, strict=True)]
     given = iter(masks)
-    return [_with_mask(g, next(given), recipe) if g.found else g for g in groundings]
+    whole = iter([_with_mask(g, next(given), recipe) if g.found else g for g in every])
+    return [replace(next(whole), others=tuple(islice(whole, len(g.others)))) for g in groundings]
 
 
 def _checked(mask: Any, grounding: Grounding) -> torch.Tensor:
@@ -264,6 +268,8 @@ def peaks_in_box(grounding: Grounding, recipe: Recipe) -> torch.Tensor:
 
 def best(proposed: torch.Tensor, grounding: Grounding, recipe: Recipe) -> torch.Tensor:
     """The mask that agrees best with the map, by Pearson's correlation over its cells.
+
+    One that covers all of them alike agrees neither way: 0.
 
     Args:
         proposed: (masks, height, width) bool.

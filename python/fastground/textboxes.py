@@ -6,7 +6,7 @@
     InternVL            <box>[[52, 104, 431, 560]]</box>              thousandths
     LLaVA               [0.05, 0.1, 0.43, 0.56]                       shares of the padded square
     PaliGemma           <loc0106><loc0053><loc0573><loc0441>          1024ths, y before x
-    any other           asked for shares; above 1 they, and LLaVA's, are read as thousandths
+    any other           asked for shares; above 2 they, and LLaVA's, are read as thousandths
 
 What a share is a share of is what the model sees of the image: the rectangle of its layout, so that
 LLaVA's padding and crops are undone as they are for maps. A model that cannot write a digit is not
@@ -39,7 +39,7 @@ class Dialect:
     prompt: str
     """With {} where the expression stands."""
     unit: float | None = None
-    """How many the whole side is; None: 1 or 1000, by whether a number exceeds 1."""
+    """How many the whole side is; None: 1, or 1000 where a number exceeds 2: 1.02 is a share."""
     pixels: bool = False
     """Whether it counts pixels of the image as the model sees it, instead."""
     by_rows: bool = False
@@ -123,7 +123,7 @@ def to_pixels(
     if dialect.pixels and seen_size:
         units = np.array(seen_size[::-1], dtype=np.float64)
     else:
-        unit = dialect.unit or (1 if max(numbers) <= 1 else 1000)
+        unit = dialect.unit or (1 if max(numbers) <= 2 else 1000)
         units = np.array([unit, unit], dtype=np.float64)
     corners = np.array(numbers, dtype=np.float64).reshape(2, 2)
     if dialect.by_rows:

@@ -6,8 +6,10 @@
          images/val2017/000000000139.jpg
 
 Every phrase with segments is a sample: its mask is their union, its box that mask's. The kind says
-how the benchmark counts it: thing or stuff, by its first segment, and singular or plural. The
-expression is a `phrases.Phrase`, asked in its place in the caption:
+how it is counted: thing or stuff, by its first segment, and singular or plural, by the file's flag.
+(F-LMM goes by the flag, too, and has every plural a thing; the benchmark's own program goes by the
+number of segments, and by the last of them.) The expression is a `phrases.Phrase`, asked in its
+place in the caption:
 
     In this picture we can see two dogs. Behind them there is grass.      caption
                                |------|                      |---|        expressions
