@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastground.hub import reached
 from fastground.models import processors, yi_vl
-from fastground.models.codes import Chameleon, Emu3
+from fastground.models.codes import Apertus, Chameleon, Emu3
 from fastground.models.conversion import NEWER, convert, refuse_unconverted
 from fastground.models.fuyu import Fuyu
 from fastground.models.gemma import Gemma3, Gemma3n, Gemma4, Gemma4Unified, PaliGemma
@@ -60,7 +60,7 @@ ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
         Llava, FastVLM, VideoLlava,
-        Chameleon, Emu3, Fuyu,
+        Apertus, Chameleon, Emu3, Fuyu,
         YiVL,
         MiniGemini,
         InternVL, AyaVision, GotOcr2, Chart2Table, Llama4, QianfanOCR,
