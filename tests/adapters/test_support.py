@@ -13,7 +13,7 @@ from test_adapters import made
 TESTED = ("native", "conversion", "hooks")
 ROWS = {row.name: row for row in support.table()}
 FAMILIES = {family.name: family for family in all_families()}
-GENERIC = {"nemotron_h_omni", "unlimited_ocr"}
+GENERIC = {"unlimited_ocr"}
 """Models of transformers that are left to the generic adapter, which reads or refuses them."""
 
 

@@ -45,7 +45,7 @@ from fastground.models.ovis import Ovis
 from fastground.models.perception_lm import PerceptionLM
 from fastground.models.phi4 import Phi4
 from fastground.models.pixtral import Pixtral
-from fastground.models.qwen_vl import Ernie, MiniMaxM3, Qwen4, Qwen35, QwenVL
+from fastground.models.qwen_vl import Ernie, MiniMaxM3, Nemotron, Qwen4, Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
 from fastground.models.step import Step
 from fastground.models.yi_vl import YiVL
@@ -67,7 +67,7 @@ ADAPTERS: dict[str, type[LVLM]] = {
         LlavaNext, Granite,
         HunYuan, Idefics, GraniteDocling, Kimi, Glm5, Lfm2Vl, MiniCPM, MiniCPM47, Molmo2, Ovis,
         PerceptionLM, Phi4, Pixtral,
-        QwenVL, Qwen35, Qwen4, Ernie, MiniMaxM3,
+        QwenVL, Qwen35, Qwen4, Ernie, MiniMaxM3, Nemotron,
         Step,
         DeepseekVL, Janus,
         Gemma3, Gemma3n, Gemma4, Gemma4Unified, PaliGemma,
