@@ -48,6 +48,7 @@ from fastground.models.pixtral import Pixtral
 from fastground.models.qwen_vl import Ernie, MiniMaxM3, Nemotron, Qwen4, Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
 from fastground.models.step import Step
+from fastground.models.unlimited import UnlimitedOcr
 from fastground.models.yi_vl import YiVL
 from fastground.seam import refuse_absent
 
@@ -68,7 +69,7 @@ ADAPTERS: dict[str, type[LVLM]] = {
         HunYuan, Idefics, GraniteDocling, Kimi, Glm5, Lfm2Vl, MiniCPM, MiniCPM47, Molmo2, Ovis,
         PerceptionLM, Phi4, Pixtral,
         QwenVL, Qwen35, Qwen4, Ernie, MiniMaxM3, Nemotron,
-        Step,
+        Step, UnlimitedOcr,
         DeepseekVL, Janus,
         Gemma3, Gemma3n, Gemma4, Gemma4Unified, PaliGemma,
     )
