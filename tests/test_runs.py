@@ -402,6 +402,9 @@ def test_discover_goes_on_and_ranks_the_whole(tmp_path):
         assert found(5) == small_world.ranking()  # no better one is lost
     assert HeadRanking.load(tmp_path / "ranking.json") == small_world.ranking()
     assert rank_table(runs.load(tmp_path), trials=3) == small_world.ranking()
+    options["recipe"] = small_world.RECIPE.replace(elbow="curvature", k=1)  # and so ranks who asks
+    assert found(11) == HeadRanking.load(tmp_path / "ranking.json") != small_world.ranking()
+    assert rank_table(runs.load(tmp_path), trials=3) == found(11)
 
 
 @pytest.mark.slow
