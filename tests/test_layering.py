@@ -24,7 +24,7 @@ ROWS = (
     # layer 1, implementations
     {"reference", "kernels"},
     # layer 2, the doors
-    {"arguments", "dispatch"},
+    {"arguments", "dispatch", "nodes"},
     {"gpu", "rows"},
     {"ops"},
     # layer 3, stages

@@ -142,6 +142,22 @@ def test_a_run_of_something_else_is_refused_by_name(run, change, says):
     assert gather(run[0], recipe=reading).recipe == reading
 
 
+def test_a_run_is_read_by_the_recipe_that_was_last_asked_for(run):
+    folder, table = run
+    before = [p.read_bytes() for p in shards(folder)]
+    made = json.loads((folder / runs.MANIFEST).read_text())
+    for elbow in ("curvature", 0.1, small_world.RECIPE.elbow):
+        recipe = small_world.RECIPE.replace(elbow=elbow, k=1)
+        assert same(gather(folder, recipe=recipe), table)
+        assert runs.load(folder).recipe == recipe
+        told = json.loads((folder / runs.MANIFEST).read_text())
+        assert told == {**made, "recipe": recipe.to_dict()}
+    with pytest.raises(ValueError, match=r"recipe\.cut must be"):
+        gather(folder, recipe=recipe.replace(cut="2mean+eps"))
+    assert runs.load(folder).recipe == recipe, "what is refused changes nothing"
+    assert [p.read_bytes() for p in shards(folder)] == before
+
+
 def test_other_samples_are_refused(run):
     samples = list(small_world.samples())
     samples[4] = dataclasses.replace(samples[4], expression="the blue mug")
@@ -386,6 +402,9 @@ def test_discover_goes_on_and_ranks_the_whole(tmp_path):
         assert found(5) == small_world.ranking()  # no better one is lost
     assert HeadRanking.load(tmp_path / "ranking.json") == small_world.ranking()
     assert rank_table(runs.load(tmp_path), trials=3) == small_world.ranking()
+    options["recipe"] = small_world.RECIPE.replace(elbow="curvature", k=1)  # and so ranks who asks
+    assert found(11) == HeadRanking.load(tmp_path / "ranking.json") != small_world.ranking()
+    assert rank_table(runs.load(tmp_path), trials=3) == found(11)
 
 
 @pytest.mark.slow

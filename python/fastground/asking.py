@@ -13,6 +13,7 @@ from weakref import ref
 
 import torch
 
+from fastground.layers import KEEPS_PROMPT
 from fastground.layouts import cache_of, find_image
 from fastground.types import ImageLayout
 from fastground.visibility import visible_keys
@@ -39,6 +40,9 @@ class Asking:
         if source is None or 0 in source.shape:
             raise ValueError("model must be called with input_ids or inputs_embeds of some tokens")
         batch, self.length = source.shape[:2]
+        text = config.get_text_config(decoder=True)
+        keeps = KEEPS_PROMPT in (getattr(text, "layer_types", None) or ())
+        self._window: int | None = text.sliding_window if keeps else None
         past = cache_of(given)
         self.cached = 0 if past is None else int(past.get_seq_length())
         padding = None
@@ -118,9 +122,23 @@ class Asking:
         """(N, heads, cells) and (N, heads) of rows (batch, R, heads, keys)."""
         at = self._on(rows.device)
         rows = self.take(rows)
-        gone = max(0, self.cached + self.length - rows.shape[-1])
+        gone = self._gone(rows.shape[-1])
         maps = at.cells.take(rows, gone)
         return maps, (maps if at.image is None else at.image.take(rows, gone)).sum(-1)
+
+    def _gone(self, keys: int) -> int:
+        """How many keys are gone before the image's, where a layer has so many left."""
+        gone = max(0, self.cached + self.length - keys)
+        if gone and self._window is not None:  # behind the prompt
+            prompt = keys - self.length - (self._window - 1)
+            last = max(max(a.all_tokens or a.tokens) for a in self.layouts)
+            if last >= prompt:
+                raise ValueError(
+                    f"layouts must lie in the prompt's {prompt} tokens, all that the model keeps, "
+                    f"but an image's token is at {last}; give its image with the first forward"
+                )
+            return 0
+        return gone
 
 
 def _rows(

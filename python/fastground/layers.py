@@ -21,15 +21,18 @@ import torch
 
 from fastground.types import HeadId
 
+KEEPS_PROMPT = "reference_sliding_attention"
+"""A kind whose cache keeps all of a prompt, and the last so many tokens after it."""
+
 WITH_HEADS = (
     "full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid",
     "hybrid_sliding", "indexed_attention", "deepseek_sparse_attention", "qwen_sparse_attention",
-    "minimax_m3_sparse",
+    "minimax_m3_sparse", KEEPS_PROMPT,
 )  # fmt: skip
 """The kinds of layers, as a configuration's `layer_types` names them, whose keys are the tokens.
 
-In the last four, of which older transformers knows two by the names in the middle, an index of the
-model's own chooses which of them a token sees."""
+In the four before the last, of which older transformers knows two by the names in the middle, an
+index of the model's own chooses which of them a token sees."""
 
 
 def layers_with_heads(config: Any) -> tuple[int, ...]:

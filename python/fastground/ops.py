@@ -15,6 +15,8 @@ float32 is inf, and no box is found there, mass and score being NaN.
 Where a result is as large as the maps, `out` may hold it: a contiguous array of the result's shape
 and dtype, of the kind and on the device of maps, apart from them in memory: between its first and
 last byte lies none of theirs. It is returned; when maps are refused it is as it was.
+
+Traced by torch.compile, a call on a tensor without `out` is one node of the graph (nodes.py).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import torch
 from numpy import empty as new_array
 from numpy import float32
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from fastground import gpu, reference
 from fastground.arguments import (
@@ -52,9 +55,14 @@ from fastground.arguments import (
 )
 from fastground.core import _core
 from fastground.dispatch import implementations, native, native_on_gpu
+from fastground.nodes import node
 from fastground.regions import Boxes
 from fastground.rows import attention_rows
 from fastground.types import HeadStats, Recipe
+
+STATS = "str weight, str cut, str empty, str nan"
+FILTER = "int kernel_size, float sigma, str border, str nan"
+"""What nodes are told."""
 
 __all__ = [
     "attention_rows",
@@ -70,6 +78,7 @@ __all__ = [
 ]
 
 
+@node("str nan", torch.float32)
 def attention_sum(maps: Any, *, nan: str = "raise") -> Any:
     """The sum of each map, in [0, 1] for attention.
 
@@ -84,6 +93,8 @@ def attention_sum(maps: Any, *, nan: str = "raise") -> Any:
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
+    if is_dynamo_compiling() and isinstance(maps, Tensor):
+        return torch.ops.fastground.attention_sum(maps.detach(), nan=nan)
     maps, shape, strict = take_maps(maps, nan)
     if native(maps):
         sums: Any = new_array(shape[:-2], float32)
@@ -96,6 +107,7 @@ def attention_sum(maps: Any, *, nan: str = "raise") -> Any:
     return give(sums, maps)
 
 
+@node("str cut, str nan", torch.bool, cells=None)
 def binarize(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = None) -> Any:
     """Where a map strictly exceeds its mean, or another cut; nowhere in a constant map.
 
@@ -112,9 +124,12 @@ def binarize(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = Non
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
+    if is_dynamo_compiling() and isinstance(maps, Tensor) and out is None:
+        return torch.ops.fastground.binarize(maps.detach(), cut=cut, nan=nan)
     return _foreground(take_maps(maps, nan), cut, out, "bool", "binarize")
 
 
+@node("str cut, str nan", torch.int32, cells=None)
 def label(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = None) -> Any:
     """The 8-connected regions of each map's foreground.
 
@@ -131,9 +146,12 @@ def label(maps: Any, *, cut: str = "mean", nan: str = "raise", out: Any = None) 
         TypeError: maps is no array, or neither floating nor bool.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
+    if is_dynamo_compiling() and isinstance(maps, Tensor) and out is None:
+        return torch.ops.fastground.label(maps.detach(), cut=cut, nan=nan)
     return _foreground(take_maps(maps, nan, masks=True), cut, out, "int32", "label")
 
 
+@node(STATS, torch.float32)
 def entropy(
     maps: Any,
     *,
@@ -161,6 +179,9 @@ def entropy(
 
     Source: Kang et al., CVPR 2025 (arXiv 2503.06287), equations 3 and 7.
     """
+    if is_dynamo_compiling() and isinstance(maps, Tensor):
+        told = {"weight": weight, "cut": cut, "empty": empty, "nan": nan}
+        return torch.ops.fastground.entropy(maps.detach(), **told)
     maps, shape, strict = take_maps(maps, nan)
     try:
         choices = WEIGHT[weight], CUT[cut], EMPTY[empty]
@@ -178,6 +199,7 @@ def entropy(
     return give(entropies, maps)
 
 
+@node(STATS, torch.float32, torch.float32)
 def head_stats(
     maps: Any,
     *,
@@ -200,6 +222,9 @@ def head_stats(
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
+    if is_dynamo_compiling() and isinstance(maps, Tensor):
+        told = {"weight": weight, "cut": cut, "empty": empty, "nan": nan}
+        return HeadStats(*torch.ops.fastground.head_stats(maps.detach(), **told))
     maps, shape, strict = take_maps(maps, nan)
     try:
         choices = WEIGHT[weight], CUT[cut], EMPTY[empty]
@@ -219,6 +244,7 @@ def head_stats(
     return give_stats(sums, entropies, maps)
 
 
+@node(FILTER, torch.float32, cells=None)
 def smooth(
     maps: Any,
     *,
@@ -246,6 +272,9 @@ def smooth(
         TypeError: maps is no array, or not floating.
         ValueError: a shape, a choice or, under nan="raise", a value that is refused.
     """
+    if is_dynamo_compiling() and isinstance(maps, Tensor) and out is None:
+        told = {"kernel_size": kernel_size, "sigma": sigma, "border": border, "nan": nan}
+        return torch.ops.fastground.smooth(maps.detach(), **told)
     maps, shape, strict = take_maps(maps, nan)
     try:
         recipe = _filter(kernel_size, sigma, border)
@@ -254,6 +283,10 @@ def smooth(
     return _combine(maps, shape, shape, 1, recipe, strict, out)
 
 
+@node(
+    FILTER, torch.float32, heads=True, cells=None,
+    run=lambda maps, nan, **told: combine(maps, recipe=Recipe(**told), nan=nan),
+)  # fmt: skip
 def combine(maps: Any, *, recipe: Recipe | None = None, nan: str = "raise", out: Any = None) -> Any:
     """The combined map of k heads: each map smoothed, then summed.
 
@@ -270,11 +303,17 @@ def combine(maps: Any, *, recipe: Recipe | None = None, nan: str = "raise", out:
         TypeError: maps is no array, or not floating.
         ValueError: a shape or, under nan="raise", a value that is refused.
     """
+    if is_dynamo_compiling() and isinstance(maps, Tensor) and out is None:
+        return torch.ops.fastground.combine(maps.detach(), **_told_nodes(recipe), nan=nan)
     maps, shape, strict = take_maps(maps, nan, heads=True)
     result_shape = (*shape[:-3], *shape[-2:])
     return _combine(maps, shape, result_shape, shape[-3], recipe, strict, out)
 
 
+@node(
+    f"{FILTER}, str region, str padding, Tensor? valid", torch.float32, heads=True, cells=7,
+    run=lambda maps, **told: _box_rows(maps, **told),
+)  # fmt: skip
 def boxes(
     maps: Any, *, recipe: Recipe | None = None, valid: Any = None, nan: str = "raise"
 ) -> Boxes:
@@ -297,6 +336,10 @@ def boxes(
         TypeError: maps is no array, or not floating; valid is not bool.
         ValueError: a shape or, under nan="raise", a value that is refused.
     """
+    if is_dynamo_compiling() and isinstance(maps, Tensor):
+        kept = recipe or _PAPER
+        told = {"region": kept.region, "padding": kept.padding, "valid": valid, "nan": nan}
+        return Boxes.of(torch.ops.fastground.boxes(maps.detach(), **_told_nodes(recipe), **told))
     maps, shape, strict = take_maps(maps, nan, heads=True)
     recipe, taps, border, region = _told(recipe)
     if valid is not None:
@@ -329,6 +372,18 @@ def boxes(
         refuse_maps(combined)
     found = reference.regions(combined, region=recipe.region, valid=valid)
     return found if isinstance(maps, Tensor) else Boxes._make(part.numpy() for part in found)
+
+
+def _told_nodes(recipe: Recipe | None) -> dict[str, Any]:
+    """What of a recipe smooths."""
+    recipe = recipe or _PAPER
+    return {"kernel_size": recipe.kernel_size, "sigma": recipe.sigma, "border": recipe.border}
+
+
+def _box_rows(maps: Tensor, *, valid: Tensor | None, nan: str, **told: Any) -> Tensor:
+    """What `boxes` finds, as `Boxes.of` takes it."""
+    xyxy, *numbers, _ = boxes(maps, recipe=Recipe(**told), valid=valid, nan=nan)
+    return torch.cat([xyxy, torch.stack(numbers, dim=-1)], dim=-1)
 
 
 def _elsewhere(maps: Array) -> tuple[Any, Tensor]:
@@ -429,4 +484,6 @@ def _taps(kernel_size: int, sigma: float) -> np.ndarray:
     return np.array(reference.gaussian(kernel_size, sigma))
 
 
-_last: tuple[Recipe | None, tuple[Recipe, np.ndarray, int, int]] = None, _tell(Recipe())
+_PAPER = Recipe()
+
+_last: tuple[Recipe | None, tuple[Recipe, np.ndarray, int, int]] = None, _tell(_PAPER)

@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from fastground import reference
 from fastground.arguments import DTYPES, Array, dtype_name, give, holds_numbers, take, tensor
 from fastground.dispatch import forced
+from fastground.nodes import register
 
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -91,6 +93,11 @@ def attention_rows(
             "query and key must both be arrays, or lists of as many, one a layer, but got "
             f"{count[0]} and {count[1]}"
         )
+    if is_dynamo_compiling() and isinstance(query[0] if layers else query, torch.Tensor):
+        return _in_graph(
+            query, key, heads, visible=visible, scale=scale, softcap=softcap,
+            tokens=tokens, phrases=phrases, block_table=block_table,
+        )  # fmt: skip
     given = take(query[0] if layers else query, "query")
     queries, keys = (
         [_taken(array, name) for array in (arrays if layers else [arrays])]
@@ -143,6 +150,52 @@ def attention_rows(
     if tokens is None:
         return give(found, given)
     return TokenRows(*(give(part, given) for part in found))
+
+
+def _in_graph(query: Any, key: Any, heads: Any, **given: Any) -> Any:
+    """The node in place of `attention_rows`, whose indices are tensors."""
+    layers = isinstance(key, (list, tuple))
+    for name in ("tokens", "phrases", "block_table"):
+        index = given[name]
+        if isinstance(index, range):
+            index = torch.arange(index.start, index.stop, index.step)
+        given[name] = torch.tensor(index) if isinstance(index, (list, tuple)) else index
+    queries, keys = (
+        [each.detach() for each in of] if layers else [of.detach()] for of in (query, key)
+    )
+    if layers and heads is not None:
+        heads = [number for pair in heads for number in pair]
+    found = torch.ops.fastground.attention_rows(queries, keys, layers=layers, heads=heads, **given)
+    return found[0] if given["tokens"] is None else TokenRows(*found)
+
+
+def _run(query: list[Any], key: list[Any], *, layers: bool, heads: Any, **given: Any) -> Any:
+    """Rows, and sums of none where no tokens are named."""
+    if layers and heads is not None:
+        heads = list(zip(heads[::2], heads[1::2], strict=True))
+    ours = (query, key) if layers else (query[0], key[0])
+    found = attention_rows(*ours, heads=heads, **given)
+    rows, sums = (found, found.new_empty(0)) if given["tokens"] is None else found
+    return rows.contiguous(), sums.contiguous()
+
+
+def _results(query: list[Any], key: list[Any], *, layers: bool, heads: Any, **given: Any) -> Any:
+    batch, rows, count, _ = query[0].shape
+    count = count * len(query) if heads is None else len(heads) // (1 + layers)
+    tokens, phrases, table = (given[name] for name in ("tokens", "phrases", "block_table"))
+    rows = rows if phrases is None else phrases.shape[-2]
+    columns = key[0].shape[2] * (1 if table is None else table.shape[1])
+    columns = columns if tokens is None else tokens.shape[-1]
+    found = query[0].new_empty((batch, rows, count, columns), dtype=torch.float32)
+    return found, found.new_empty(0 if tokens is None else (batch, rows, count))
+
+
+register(
+    "attention_rows",
+    "(Tensor[] query, Tensor[] key, *, bool layers, int[]? heads, Tensor? visible, float? scale, "
+    "float? softcap, Tensor? tokens, Tensor? phrases, Tensor? block_table) -> (Tensor, Tensor)",
+    _results, _run,
+)  # fmt: skip
 
 
 def _taken(array: Any, name: str) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """A run as a folder, which may be killed at any instant and goes on from there.
 
-    RUN/run.json                what the run is: command, model, data set, recipe, versions
+    RUN/run.json                what the run is: command, model, data set, versions, and the recipe
+                                    that was last asked for
         shards/00000.parquet    the first thousand samples: discovery's rows of the head-statistics
         shards/00001.parquet        table, or evaluation's boxes and masks; zstd, checksums
         ranking.json            what came of it; of an evaluation scores.json
@@ -324,6 +325,8 @@ def begin(
             manifest.check(folder, made, about)
             manifest.tell_versions(folder, made.get("versions", {}), about.get("versions", {}))
             shard_samples = made["shard_samples"]
+            if made["recipe"] != about["recipe"]:  # in what only reads the numbers
+                manifest.write(folder, {**made, "recipe": about["recipe"]})
         elif any((folder / SHARDS).glob("*.parquet")):
             raise ValueError(
                 f"{folder} must hold {MANIFEST} beside its shards, but does not; choose another "

@@ -62,7 +62,10 @@ def moved_layout(layout, shift):
 @torch.no_grad()
 def eager_rows(lvlm, inputs, rows, layouts):
     """(rows, heads, cells) and (rows, heads): what the model's own eager attention says."""
-    before = lvlm.model.config.get_text_config(decoder=True)._attn_implementation
+    config = lvlm.model.config
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    parts = {"": config, **{name: part for name, part in parts.items() if part is not None}}
+    before = {name: part._attn_implementation or "sdpa" for name, part in parts.items()}
     lvlm.model.set_attn_implementation("eager")
     try:
         attentions = lvlm.model(**inputs, output_attentions=True, use_cache=False).attentions

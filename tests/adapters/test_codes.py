@@ -1,4 +1,4 @@
-"""Chameleon and Emu3: their tokens by hand, their frames, and who shares a forward."""
+"""Chameleon, Emu3 and Apertus: their tokens by hand, their frames, and who shares a forward."""
 
 import pytest
 import torch
@@ -7,13 +7,13 @@ from fastground.models import wrap
 from fastground.types import Recipe
 from PIL import Image
 from test_adapters import TEXTS, assert_answers_are_those_of_generate, picture
-from tiny_codes import chameleon, emu3
+from tiny_codes import apertus, chameleon, emu3
 from tiny_llava import video_llava
 
 SIZES = [(31, 20), (20, 44), (31, 20)]
 
 
-@pytest.mark.parametrize("build", [chameleon, emu3])
+@pytest.mark.parametrize("build", [chameleon, emu3, apertus])
 def test_answers_are_those_of_generate(build):
     assert_answers_are_those_of_generate(wrap(*build(0)), picture(), TEXTS[:2])
 
@@ -55,6 +55,19 @@ def test_the_lines_of_emu3_end_with_a_token():
     assert ids[0] == lvlm.processor.tokenizer.bos_token_id and ids.count(ids[0]) == 1
 
 
+def test_between_the_lines_of_apertus_is_a_token_that_is_not_the_images():
+    lvlm = wrap(*apertus(0))
+    encoded = lvlm.encode(picture((97, 61)), TEXTS[:1], Recipe())
+    layout, ids = encoded.layout, encoded.token_ids[0].tolist()
+    assert layout.grid == (6, 10) and layout.cell_size == (9.7, 61 / 6)
+    first = layout.tokens[0]
+    assert layout.all_tokens is None
+    assert layout.tokens == tuple(first + row * 11 + i for row in range(6) for i in range(10))
+    names = lvlm.processor.tokenizer.convert_ids_to_tokens(ids)
+    assert names[first - 5 : first] == ["<start>", "6", "*", "10", "<wrapper>"]
+    assert names[first + 10] == "<line>" and names[layout.tokens[-1] + 1] == "<end>"
+
+
 def test_a_chat_that_begins_with_bos_keeps_one():
     model, processor = emu3(0)
     processor.chat_template = "<s>" + processor.chat_template
@@ -66,11 +79,11 @@ def test_a_chat_that_begins_with_bos_keeps_one():
 def test_another_autoencoder_than_the_processors_is_refused():
     model, processor = emu3(0)
     processor.downsample_ratio = 4
-    with pytest.raises(ValueError, match=r"one image token for 8 x 8 pixels and one a line, but"):
+    with pytest.raises(ValueError, match=r"one image token for 8 x 8 pixels and 1 a line, but"):
         wrap(model, processor).encode(picture(), TEXTS[:1], Recipe())
 
 
-@pytest.mark.parametrize(("build", "groups"), [(chameleon, [3]), (emu3, [1, 1, 1])])
+@pytest.mark.parametrize(("build", "groups"), [(chameleon, [3]), (emu3, [1, 1, 1]), (apertus, [3])])
 def test_images_of_emu3_share_a_forward_where_they_have_one_size(build, groups):
     lvlm = wrap(*build(0))
     encoded = [lvlm.encode(picture(size), TEXTS[:1], Recipe()) for size in SIZES]

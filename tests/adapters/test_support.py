@@ -13,8 +13,6 @@ from test_adapters import made
 TESTED = ("native", "conversion", "hooks")
 ROWS = {row.name: row for row in support.table()}
 FAMILIES = {family.name: family for family in all_families()}
-GENERIC = {"apertus1p5", "nemotron_h_omni", "unlimited_ocr"}
-"""Models of transformers that are left to the generic adapter, which reads or refuses them."""
 
 
 def test_every_row_has_its_tests_and_every_test_its_row():
@@ -25,7 +23,7 @@ def test_every_row_has_its_tests_and_every_test_its_row():
     assert without == set(), "families without a row"
 
 
-def test_every_model_of_transformers_has_a_row_or_is_left_to_the_generic_adapter():
+def test_every_model_of_transformers_has_a_row():
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as LOADED,
     )
@@ -33,8 +31,7 @@ def test_every_model_of_transformers_has_a_row_or_is_left_to_the_generic_adapter
     named = {
         kind.partition("+")[0] for row in ROWS.values() for kind in (row.name, *row.model_types)
     }
-    assert set(LOADED) - named - GENERIC == set(), "neither a row nor in GENERIC"
-    assert GENERIC & named == set(), "has a row"
+    assert set(LOADED) - named == set()
 
 
 @pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if (f.row or n) in ROWS])

@@ -36,6 +36,15 @@ QWEN = {"size": {"shortest_edge": 56 * 56, "longest_edge": 12845056}, "patch_siz
 TRUE = {  # family: side of a cell, vision configuration, image processor, configuration, processor
     "llava": (14, {"image_size": 336, "patch_size": 14}, cropped(336), {}, {}),
     "chameleon": (16, {}, cropped(512), {"vq_config": ChameleonVQVAEConfig()}, {}),
+    "apertus1p5": (
+        16, {"channel_multiplier": (1, 1, 2, 2, 4)},
+        {"size": {"min_pixels": 128 * 128, "max_pixels": 1400 * 1400}, "spatial_factor": 16},
+        {}, {},
+    ),
+    "nemotron_h_omni": (
+        32, {"patch_size": 16},
+        {"patch_size": 16, "min_num_patches": 1024, "max_num_patches": 13312}, {}, {},
+    ),
     "video_llava": (14, {"image_size": 224, "patch_size": 14}, cropped(224), {}, {}),
     "deepseek_vl": (
         16, {"image_size": 384, "patch_size": 16}, square(384) | {"min_size": 14}, {},
@@ -189,6 +198,10 @@ def colours(lvlm, seen, cell):
     pixels = seen.inputs["pixel_values" if "pixel_values" in names else names[0]]
     if "image_grid_thw" in seen.inputs:  # patches of a cell follow each other
         means = pixels.view(len(pixels), 3, -1).mean(-1).unflatten(0, (-1, 4)).mean(1)
+    elif "image_grid_hw" in seen.inputs:  # patches line by line
+        [grid] = seen.inputs["image_grid_hw"].tolist()
+        patches = pixels.view(*grid, 3, -1).mean(-1).permute(2, 0, 1)
+        means = torch.nn.functional.avg_pool2d(patches, 2).flatten(1).T
     elif "image_token_pooling" in seen.inputs:  # a cell names its patches, whose colours come last
         patches, of_cell = pixels.unflatten(-1, (-1, 3)).mean(-2).flatten(0, 1), seen.inputs
         of_cell = of_cell["image_token_pooling"].long()

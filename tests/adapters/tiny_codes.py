@@ -1,4 +1,4 @@
-"""Chameleon and Emu3: images as words, by an autoencoder of convolutions.
+"""Chameleon, Emu3 and Apertus: images as words, by an autoencoder of convolutions.
 
 Of a trained one a code is what is drawn in its square. Random convolutions look as far beyond as
 inside, and at edges most: here those of stride 2 take the mean of their square, and others look to
@@ -7,8 +7,10 @@ Codes are what the encoder makes of squares of many colours, and words with code
 each other are near each other, too: so it can be seen how much a square changed.
 """
 
+import pytest
 import torch
 from families import Family, sharpen, tokenizer
+from without_torchvision import image_processor_class
 
 CODES = 256
 FIRST = 64
@@ -26,9 +28,8 @@ TEXT = {
 
 
 @torch.no_grad()
-def as_trained(model, side, encode):
+def as_trained(model, vq, side, encode):
     """The autoencoder's codes and their words, for squares of so many pixels a side."""
-    vq = model.model.vqmodel
     for name, weight in vq.encoder.named_parameters():
         if any(part in name for part in ("conv2", "proj_out", "out_proj")):
             weight.mul_(0.001)
@@ -70,7 +71,7 @@ def chameleon(seed):
     )  # fmt: skip
     torch.manual_seed(seed)
     model = sharpen(hf.ChameleonForConditionalGeneration(config), seed)
-    as_trained(model, 4, model.model.vqmodel.encode)
+    as_trained(model, model.model.vqmodel, 4, model.model.vqmodel.encode)
     with torch.no_grad():  # queries and keys are normalised
         for layer in model.model.layers:
             layer.self_attn.q_norm.weight.div_(3)
@@ -106,9 +107,63 @@ def emu3(seed):
     torch.manual_seed(seed)
     model = sharpen(hf.Emu3ForConditionalGeneration(config), seed)
     sizes = torch.full((4, 2), 64)
-    as_trained(model, 8, lambda pixels: model.model.vqmodel.encode(pixels, sizes))
+    vq = model.model.vqmodel
+    as_trained(model, vq, 8, lambda pixels: vq.encode(pixels, sizes))
     images = hf.Emu3ImageProcessor(min_pixels=16 * 8 * 8, max_pixels=64 * 8 * 8)
     return model, hf.Emu3Processor(images, words, chat_template=CHAT)
 
 
-FAMILIES = [Family("chameleon", chameleon), Family("emu3", emu3)]
+def apertus(seed):
+    """16 to 64 codes of 8 x 8 pixels, likewise; a code is found by its angle, not its distance."""
+    import transformers as hf
+
+    if not hasattr(hf, "Apertus1p5Config"):
+        pytest.skip("this transformers has no Apertus 1.5")
+    marks = {
+        "image_token": "<|image|>", "audio_token": "<|audio|>", "boi_token": "<start>",
+        "eoi_token": "<end>", "image_wrapper_token": "<wrapper>", "eol_token": "<line>",
+        "boa_token": "<hear>", "eoa_token": "<heard>",
+    }  # fmt: skip
+    words = tokenizer([*marks.values(), *map(str, range(17)), "*"], extra_special_tokens=marks)
+    config = hf.Apertus1p5Config(
+        text_config={
+            **TEXT, "vocab_size": FIRST + CODES + 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+        vision_config={
+            "codebook_size": CODES, "embed_dim": 16, "latent_channels": 16, "base_channels": 32,
+            "channel_multiplier": [1, 1, 1, 4], "num_res_blocks": 1, "resolution": 128,
+        },
+        audio_config={
+            "codebook_size": 4, "codebook_dim": 8, "hidden_size": 8, "num_filters": 4,
+            "num_lstm_layers": 1,
+        },
+        image_token_id=words.image_token_id, audio_token_id=words.audio_token_id,
+        image_token_offset=FIRST, audio_token_offset=FIRST + CODES,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = sharpen(hf.Apertus1p5ForConditionalGeneration(config), seed)
+    with torch.no_grad():  # queries and keys are normalised
+        for layer in model.get_decoder().layers:
+            layer.self_attn.q_norm.weight.mul_(3)
+    vq = model.model.vision_tokenizer
+    as_trained(model, vq, 8, vq.encode)
+    codes = vq.quantize.embedding.weight.data
+    vq.quant_conv.bias.data.sub_(codes.mean(0))
+    codes.sub_(codes.mean(0)).div_(codes.norm(dim=1, keepdim=True))
+    module = "apertus1p5.image_processing_apertus1p5"
+    images = image_processor_class(module, "Apertus1p5ImageProcessor")(
+        size={"min_pixels": 16 * 8 * 8, "max_pixels": 64 * 8 * 8}, spatial_factor=8
+    )
+    return model, hf.Apertus1p5Processor(
+        images,
+        hf.WavTokenizerFeatureExtractor(),
+        words,
+        chat_template=CHAT.replace("<image>", "<|image|>"),
+    )
+
+
+FAMILIES = [
+    Family("chameleon", chameleon), Family("emu3", emu3),
+    Family("apertus1p5", apertus, loads=False),
+]  # fmt: skip

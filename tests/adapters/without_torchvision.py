@@ -58,6 +58,7 @@ def _resize(images, size, interpolation=None, antialias=True):
 @cache
 def _by_torch():
     from transformers.image_processing_backends import TorchvisionBackend
+    from transformers.image_utils import SizeDict
 
     class ByTorch(TorchvisionBackend):
         def process_image(self, image, **keywords):
@@ -72,6 +73,9 @@ def _by_torch():
 
         def pad(self, images, pad_size=None, fill_value=0, is_nested=False, **keywords):
             if is_nested or isinstance(images, list):
+                if pad_size is None:  # that of the largest
+                    shapes = [image.shape[-2:] for image in images]
+                    pad_size = SizeDict(*map(max, zip(*shapes, strict=True)))
                 return [self.pad(image, pad_size, fill_value) for image in images]
             more = (0, pad_size.width - images.shape[-1], 0, pad_size.height - images.shape[-2])
             return torch.nn.functional.pad(images, more, value=fill_value or 0)

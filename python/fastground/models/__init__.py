@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastground.hub import reached
 from fastground.models import processors, yi_vl
-from fastground.models.codes import Chameleon, Emu3
+from fastground.models.codes import Apertus, Chameleon, Emu3
 from fastground.models.conversion import NEWER, convert, refuse_unconverted
 from fastground.models.fuyu import Fuyu
 from fastground.models.gemma import Gemma3, Gemma3n, Gemma4, Gemma4Unified, PaliGemma
@@ -45,9 +45,10 @@ from fastground.models.ovis import Ovis
 from fastground.models.perception_lm import PerceptionLM
 from fastground.models.phi4 import Phi4
 from fastground.models.pixtral import Pixtral
-from fastground.models.qwen_vl import Ernie, MiniMaxM3, Qwen4, Qwen35, QwenVL
+from fastground.models.qwen_vl import Ernie, MiniMaxM3, Nemotron, Qwen4, Qwen35, QwenVL
 from fastground.models.square import DeepseekVL, Janus
 from fastground.models.step import Step
+from fastground.models.unlimited import UnlimitedOcr
 from fastground.models.yi_vl import YiVL
 from fastground.seam import refuse_absent
 
@@ -60,15 +61,15 @@ ADAPTERS: dict[str, type[LVLM]] = {
     name: kind
     for kind in (
         Llava, FastVLM, VideoLlava,
-        Chameleon, Emu3, Fuyu,
+        Apertus, Chameleon, Emu3, Fuyu,
         YiVL,
         MiniGemini,
         InternVL, AyaVision, GotOcr2, Chart2Table, Llama4, QianfanOCR,
         LlavaNext, Granite,
         HunYuan, Idefics, GraniteDocling, Kimi, Glm5, Lfm2Vl, MiniCPM, MiniCPM47, Molmo2, Ovis,
         PerceptionLM, Phi4, Pixtral,
-        QwenVL, Qwen35, Qwen4, Ernie, MiniMaxM3,
-        Step,
+        QwenVL, Qwen35, Qwen4, Ernie, MiniMaxM3, Nemotron,
+        Step, UnlimitedOcr,
         DeepseekVL, Janus,
         Gemma3, Gemma3n, Gemma4, Gemma4Unified, PaliGemma,
     )

@@ -127,6 +127,20 @@ class Generic(LVLM):
             )
         return ids, inputs
 
+    def placed(self, made: Any) -> dict[str, torch.Tensor]:
+        """As every family.
+
+        Raises:
+            ValueError: the processor makes what is no tensor, as of tiles that differ in number.
+        """
+        strange = [name for name, value in made.items() if not hasattr(value, "shape")]
+        if strange:
+            raise ValueError(
+                f"processor must make tensors alone, but also makes {', '.join(strange)}; "
+                f"{self._own}"
+            )
+        return super().placed(made)
+
     def look(self, image: Image.Image, recipe: Recipe) -> Seen:
         """As every family, with the positions that the model itself counts."""
         seen = super().look(image, recipe)

@@ -11,7 +11,7 @@ a cell is exactly width / grid_w by height / grid_h original pixels. The process
 patches there are: `image_grid_thw`, frames, rows and columns.
 
     <start> # # # # # # <end>      2 x 3 cells in raster order; Video-LLaMA-3 has no <start>, <end>,
-                                   and in MiniMax M3 and Muse the processor writes them
+                                   and in MiniMax M3, Muse and Nemotron the processor writes them
 
     time    0 0 0 0 0 0 3 4 ..     positions, counted from the first cell's: one frame, all at once;
     row     0 0 0 1 1 1 3 4 ..     what follows goes on after the longer side, on all axes alike
@@ -47,6 +47,13 @@ class QwenVL(LVLM):
         "cohere_compass", "cosmos3_omni", "cosmos3_edge", "exaone4_5", "paddleocr_vl",
         "video_llama_3", "muse_glimmer", "muse_spark", "hyperclovax_vision_v2", "dots3_note",
     )  # fmt: skip
+    patches: ClassVar[str] = "image_grid_thw"
+    """What the processor calls the number of patches."""
+
+    @property
+    def merge(self) -> int:
+        """How many patches a side become a token."""
+        return int(self.processor.image_processor.merge_size)
 
     @property
     def marked(self) -> str:
@@ -63,7 +70,7 @@ class QwenVL(LVLM):
     ) -> ImageLayout:
         """One cell a square of merged patches."""
         grid_h, grid_w = self._grid(inputs)
-        patches, merge = len(inputs["pixel_values"]), self.processor.image_processor.merge_size
+        patches, merge = len(inputs["pixel_values"]), self.merge
         tokens = [i for i, token in enumerate(ids) if token == self.image_token_id]
         if len(tokens) != grid_h * grid_w or patches != len(tokens) * merge**2:
             raise ValueError(
@@ -89,9 +96,8 @@ class QwenVL(LVLM):
         return torch.stack([torch.zeros_like(rows), rows, torch.arange(grid_w).repeat(grid_h)])
 
     def _grid(self, inputs: dict[str, Any]) -> tuple[int, int]:
-        [[_, patches_h, patches_w]] = inputs["image_grid_thw"].tolist()
-        merge = self.processor.image_processor.merge_size
-        return patches_h // merge, patches_w // merge
+        [[*_, patches_h, patches_w]] = inputs[self.patches].tolist()
+        return patches_h // self.merge, patches_w // self.merge
 
 
 class Qwen35(QwenVL):
@@ -99,6 +105,18 @@ class Qwen35(QwenVL):
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe", "lfm3_vl")
     shares_prefix = False
+
+
+class Nemotron(Qwen35):
+    """One run of image tokens between two marks; of the layers few have heads, most a state."""
+
+    model_types = ("nemotron_h_omni",)
+    patches = "image_grid_hw"
+
+    @property
+    def merge(self) -> int:
+        """How many patches a side become a token."""
+        return round(1 / self.model.config.downsample_ratio)
 
 
 class Qwen4(Qwen35):
