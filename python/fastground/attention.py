@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fastground import packing
-from fastground.capture import capture
+from fastground.capture import Capture
 from fastground.dispatch import in_host_memory
 from fastground.layers import checked_heads
 from fastground.models import LVLM
@@ -29,7 +29,7 @@ def attention_maps(
     image: Any,
     expressions: Sequence[str],
     *,
-    recipe: Recipe,
+    recipe: Recipe = Recipe(),
     heads: Sequence[HeadId | tuple[int, int]] | None = None,
     packed: bool = True,
     max_tokens: int = packing.MAX_TOKENS,
@@ -237,7 +237,7 @@ def _ask(
     layouts = [part.layout for part in batch for _ in range(1 if packed else len(part.token_ids))]
     deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
     inputs = _prepared(lvlm, inputs)
-    with capture(lvlm.model, heads, rows, deepest, layouts, packed) as captured:
+    with Capture(lvlm.model, heads, rows, deepest, layouts, packed, move=False) as captured:
         lvlm.model(**inputs, use_cache=False)
     sequences = iter(captured.each)
     found = []
@@ -261,7 +261,8 @@ def _behind_image(
     name, image, layout = cache_name(lvlm.model), empty_cache(lvlm.model), encoded.layout
     with in_host_memory():
         inputs, rows = packing.prefix(encoded)
-    with capture(lvlm.model, last, rows, deepest, layout):  # no layer after it is needed
+    # No layer after the deepest is needed.
+    with Capture(lvlm.model, last, rows, deepest, layout, False, move=False):
         lvlm.model(**_prepared(lvlm, inputs), **{name: image}, use_cache=True)
     found = []
     for part in packing.split(encoded, packed=False, max_tokens=max_tokens):
@@ -271,7 +272,7 @@ def _behind_image(
             inputs, rows = packing.branches(part)
         keys = copy.deepcopy(image)
         keys.reorder_cache(torch.zeros(len(part.token_ids), dtype=torch.long, device=lvlm.device))
-        with capture(lvlm.model, heads, rows, deepest, layout) as captured:
+        with Capture(lvlm.model, heads, rows, deepest, layout, False, move=False) as captured:
             lvlm.model(**_prepared(lvlm, inputs), **{name: keys}, use_cache=True)
         found.append(_mean(captured.maps, [len(asks) for asks in part.asking]))
     return _joined(found)
