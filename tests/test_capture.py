@@ -439,19 +439,6 @@ def test_two_images_in_a_sequence_need_layouts(llava):
                 model(**inputs)
 
 
-def test_a_layout_made_with_other_words_follows_the_image(llava):
-    model, processor = llava
-    inputs = inputs_of(processor)
-    with torch.no_grad(), capture(model) as found:
-        model(**inputs)
-    layout = found.maps.layout
-    other = replace(layout, tokens=tuple(n + 3 for n in layout.tokens))
-    with torch.no_grad(), capture(model, layouts=other) as captured:
-        model(**inputs)
-    assert captured.maps.layout == layout
-    assert torch.equal(captured.maps.maps, found.maps.maps)
-
-
 @pytest.mark.parametrize("name", ["paged|sdpa", "paged|eager", "paged|flash_attention_2"])
 def test_other_attention_is_refused(llava, monkeypatch, name):
     monkeypatch.setattr(llava[0].config.text_config, "_attn_implementation_internal", name)
