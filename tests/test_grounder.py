@@ -139,6 +139,8 @@ def test_a_ranking_may_be_its_folder_and_a_model_must_be_wrapped(tmp_path):
         Grounder(lvlm, small_world.ranking().top())
     with pytest.raises(ValueError, match=r"give models.wrap\(model, processor\)"):
         Grounder(lvlm.model, small_world.ranking())
+    with pytest.raises(ValueError, match=r"segmenter must be a name, .* but got 5"):
+        Grounder(lvlm, small_world.ranking(), segmenter=5)
     for loaded in (lvlm, lvlm.model):
         with pytest.raises(
             ValueError, match=r"must be a name or a folder.* to fastground.models.wr"

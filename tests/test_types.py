@@ -181,9 +181,10 @@ def test_nouns_say_what_they_hold_in_a_line():
         "ImageLayout(0 x 0 cells, 0 tokens from 0 on, no image))"
     )
     assert repr(ranking()) == (
-        "HeadRanking('tiny', L0 H1, L1 H1, L2 H1 and 1 heads more, tau 0.240, 10 of shapes train)"
+        "HeadRanking('tiny', L0 H1, L1 H1, L2 H1 and 1 heads more, tau 0.240, "
+        "10 samples of shapes train)"
     )
-    assert "tau 0.240, 10 of samples)" in repr(ranking(dataset="", split=""))
+    assert "tau 0.240, 10 samples)" in repr(ranking(dataset="", split=""))
 
 
 def test_a_layout_without_an_image_has_cells_but_no_pixels():

@@ -97,6 +97,11 @@ class Grounder:
         self.recipe = ranking.recipe if recipe is None else recipe
         if isinstance(segmenter, str):
             segmenter = segmentation.load(segmenter, device=lvlm.device)
+        if not (segmenter is None or callable(segmenter)):
+            raise ValueError(
+                "segmenter must be a name, such as 'grabcut' or 'sam:FOLDER', or what is called "
+                f"with an image and its groundings, but got {segmenter!r}"
+            )
         self.segmenter = segmenter
         if isinstance(ranking, PublishedRanking):
             _check_known(ranking, self.recipe)

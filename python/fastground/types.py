@@ -308,10 +308,10 @@ class HeadRanking:
     """Samples in which the last elected head shared its entropy with one left out."""
 
     def __repr__(self) -> str:
-        where = f"{self.dataset} {self.split}".strip() or "samples"
+        where = f"{self.dataset} {self.split}".strip()
         return (
             f"HeadRanking({self.checkpoint!r}, {_some([h.head for h in self.heads])}, tau "
-            f"{self.tau:.3f}, {self.num_samples:,} of {where})"
+            f"{self.tau:.3f}, {self.num_samples:,} samples{where and f' of {where}'})"
         )
 
     def top(self, k: int | None = None) -> tuple[HeadId, ...]:
@@ -393,7 +393,7 @@ class Sample:
     mask: Any = None
     """(height, width) bool array; empty, and without a box, where there is no such object."""
     image_id: int = 0
-    """Samples of one image share it and follow one another; intervals are by it."""
+    """Samples of one image share it and follow one another; intervals are by it, and nan of one."""
     sample_id: int = 0
     kind: str = ""
     """What the expression uses, e.g. attribute, location, relation."""
