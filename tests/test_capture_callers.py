@@ -1,5 +1,7 @@
 """Who calls a captured model, and what else is called: wrappers, parts, twins, other defaults."""
 
+from dataclasses import replace
+
 import pytest
 import small_world
 import torch
@@ -183,3 +185,16 @@ def test_the_whole_way_under_other_defaults(dtype):
     for one, other in zip(found, groundings, strict=True):
         assert torch.equal(one.box, other.box) and torch.equal(one.map, other.map)
         assert torch.equal(one.mask, other.mask)
+
+
+def test_a_layout_made_with_other_words_follows_the_image(asked):
+    model, inputs, _ = asked
+    with torch.no_grad(), capture(model) as found:
+        model(**inputs)
+    layouts = [each.layout for each in found.each]
+    assert len({layout.tokens for layout in layouts}) > 1  # each behind its own padding
+    other = replace(layouts[0], tokens=tuple(n + 3 for n in layouts[0].tokens))
+    with torch.no_grad(), capture(model, layouts=other) as captured:
+        model(**inputs)
+    assert [each.layout for each in captured.each] == layouts
+    assert torch.equal(captured.maps.maps, found.maps.maps)

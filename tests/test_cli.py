@@ -225,6 +225,7 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["rank", "{heads}", "--out", "{heads}"], "--out must be a file"),
         (["ground", "nowhere.png", "the mug", "--checkpoint", "{model}", "--ranking", "{heads}"],
          "nowhere.png"),
+        (["explain", "no/model", "nowhere.png", "the mug"], "nowhere.png"),  # before it is loaded
         (["ground", "{model}/config.json", "left circle", "--checkpoint", "{model}",
           "--ranking", "{heads}"], "config.json"),
         (["ground", "{photo}", "", "--checkpoint", "{model}", "--ranking", "{heads}"],
@@ -295,7 +296,8 @@ def test_demo_goes_the_whole_way(capsys, model, tmp_path):
         (["report", "nowhere"], "nowhere"),
         (["report", "{heads}", "--format", "bmp"], "png, svg, pdf"),
         (["report", "{heads}/ranking.json", "--recipe", "k=2"], "need a run's table"),
-        (["report", "{heads}", "--examples", "1", "--data", "nowhere"], "must have no data"),
+        (["report", "{heads}", "--examples", "1", "--data", "nowhere"],
+         "must have no data; name the data set of your files: --dataset listed"),
         (["rank", "nowhere"], "nowhere has no run.json"),
         (["rank", "{heads}", "--trials", "20"], "trials must be 1 to the 12 samples"),
         (["rank", "{heads}", "--trials", "9999"], "--trials"),

@@ -12,7 +12,15 @@ from fastground.discovery import collect, discover
 from fastground.metrics import map_iou
 from fastground.ranking import rank, rank_table
 from fastground.stats import head_statistics
-from fastground.types import RANKING_FILE, HeadRanking
+from fastground.types import RANKING_FILE, HeadRanking, Sample
+
+
+def test_samples_may_be_arrays_of_one_id_and_must_be_many():
+    arrays = [np.full((4, 4, 3), shade, np.uint8) for shade in (0, 90, 90)]
+    groups = list(by_image([*(Sample(a, "a") for a in arrays), Sample(arrays[2], "b")]))
+    assert [len(group) for group in groups] == [1, 1, 2]
+    with pytest.raises(ValueError, match=r"samples must be many, .* but got a Sample"):
+        next(by_image(Sample(arrays[0], "a")))
 
 
 def test_the_table_holds_each_samples_numbers():

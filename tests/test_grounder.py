@@ -10,6 +10,7 @@ from fastground.attention import attention_maps
 from fastground.election import greedy, kept_heads
 from fastground.grounder import Grounder
 from fastground.grounding import ground
+from fastground.models import load
 from fastground.types import HeadId
 from PIL import Image
 
@@ -126,6 +127,27 @@ def test_a_ranking_of_another_architecture_is_refused():
     with pytest.raises(ValueError, match="k must be 1 to 12"):
         recipe = small_world.RECIPE.replace(k=13)
         Grounder(small_world.lvlm(), small_world.ranking(), recipe=recipe)
+
+
+def test_a_ranking_may_be_its_folder_and_a_model_must_be_wrapped(tmp_path):
+    lvlm = small_world.lvlm()
+    small_world.ranking().save(tmp_path / "ranking.json")
+    assert Grounder(lvlm, tmp_path).ranking == Grounder(lvlm, f"{tmp_path}/ranking.json").ranking
+    with pytest.raises(FileNotFoundError, match="make one with: fastground discover"):
+        Grounder(lvlm, tmp_path / "none")
+    with pytest.raises(ValueError, match=r"ranking must be a HeadRanking.*but got tuple"):
+        Grounder(lvlm, small_world.ranking().top())
+    with pytest.raises(ValueError, match=r"give models.wrap\(model, processor\)"):
+        Grounder(lvlm.model, small_world.ranking())
+    with pytest.raises(ValueError, match=r"segmenter must be a name, .* but got 5"):
+        Grounder(lvlm, small_world.ranking(), segmenter=5)
+    for loaded in (lvlm, lvlm.model):
+        with pytest.raises(
+            ValueError, match=r"must be a name or a folder.* to fastground.models.wr"
+        ):
+            Grounder.from_pretrained(loaded)
+        with pytest.raises(ValueError, match=f"but got {type(loaded).__name__}; give a model"):
+            load(loaded)
 
 
 def test_a_segmenter_without_weights_is_refused_at_once(tmp_path):

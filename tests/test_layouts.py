@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fastground.layouts import find_image
+from fastground.layouts import find_image, moved
+from fastground.types import ImageLayout
 
 IMAGE = 9
 VISION = SimpleNamespace(patch_size=14, spatial_merge_size=2)
@@ -64,6 +65,31 @@ def test_merged_patches_of_one_tile(more, shape, tokens, grid):
     given = {"input_ids": words(tokens), "pixel_values": pixels(*shape)}
     [found] = find_image(config(**more), given, 1)
     assert found.grid == grid and found.tokens == tuple(range(2, 2 + tokens))
+
+
+def test_a_layout_follows_its_image():
+    """Made with other words before it: by its cells, with what stands between, after padding."""
+    ids = words(6, 6, before=5)
+    ids[1] = ids[1].roll(2)
+    plain, rows = ImageLayout((2, 3), tuple(range(1, 7))), (1, 2, 3, 5, 6, 7)
+    found = moved([plain, plain], config(), {"input_ids": ids}, 0)
+    assert [a.tokens[0] for a in found] == [5, 7]
+    assert moved(found, config(), {"input_ids": ids}, 0) == found
+    ids = words(7, before=4)
+    ids[0, 7] = 1  # an end of a row, which is the image's, too
+    [found] = moved([ImageLayout((2, 3), rows, tuple(range(9)))], config(), {"input_ids": ids}, 0)
+    assert found.tokens == (4, 5, 6, 8, 9, 10) and found.all_tokens == tuple(range(3, 12))
+    tiles = ImageLayout((1, 2), (2, 3), tuple(range(1, 8)))
+    [found] = moved([tiles], config(), {"input_ids": words(7, before=3)}, 10)
+    assert found.tokens == (14, 15) and found.all_tokens == tuple(range(13, 20))
+
+
+def test_a_layout_stays_where_the_input_says_nothing_against_it():
+    layout = ImageLayout((1, 2), (3, 4))
+    for given in ({"input_ids": words(6)}, {"input_ids": words(0)}, {"input_ids": None}, {}):
+        assert moved([layout], config(), given, 0) == [layout]
+    with pytest.raises(ValueError, match=r"2 tokens from 3 on, .* 5 image tokens from 4 on; pass"):
+        moved([layout], config(), {"input_ids": words(5, before=4)}, 0)
 
 
 class Cached:

@@ -48,6 +48,22 @@ def test_the_names_are_these_and_no_others():
         _ = fastground.ground_truth
 
 
+def test_modules_are_there_without_an_import_of_their_own():
+    ran = fresh(
+        "import fastground as fg\n"
+        "print(fg.types.Sample.__name__, fg.models.wrap.__name__, fg.figures.overlay.__name__,\n"
+        "      fg.ablations.__name__, callable(fg.capture), hasattr(fg, '_nothing'))"
+    )
+    assert ran.stdout.split() == [
+        "Sample",
+        "wrap",
+        "overlay",
+        "fastground.ablations",
+        "True",
+        "False",
+    ]
+
+
 def test_a_name_that_is_also_a_module_stays_the_function():
     import fastground.capture
 

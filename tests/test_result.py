@@ -26,6 +26,16 @@ def nothing(grounding):
     )
 
 
+def test_a_line_says_what_was_found(grounding, nothing):
+    said = repr(grounding)
+    assert said.startswith("Grounding('the red mug': box ") and len(said) < 200
+    assert f"score {grounding.score:.2f}; L" in said and "x 24 pixels" in said
+    assert "'the red mug': nothing found; L" in repr(nothing)
+    assert "2 others" in repr(dataclasses.replace(grounding, others=(grounding, grounding)))
+    again = dataclasses.replace(grounding)
+    assert grounding in {grounding} and again not in [grounding]
+
+
 def test_rle_is_the_mask(grounding, nothing):
     masks = pytest.importorskip("pycocotools.mask")
     for one in (grounding, nothing):

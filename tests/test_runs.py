@@ -44,6 +44,20 @@ def run(tmp_path):
     return tmp_path / "run", gather(tmp_path / "run")
 
 
+def test_a_run_that_kept_nothing_is_begun_anew_as_asked(tmp_path):
+    def none():
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        gather(tmp_path, none(), split="val")
+    assert json.loads((tmp_path / runs.MANIFEST).read_text())["split"] == "val"
+    assert gather(tmp_path, resume=False).num_samples == len(small_world.samples())
+    assert json.loads((tmp_path / runs.MANIFEST).read_text())["split"] == "train"
+    with pytest.raises(ValueError, match="split must be 'train', with which"):
+        gather(tmp_path, split="val")
+
+
 def test_a_shard_holds_whole_images_and_tells_all_about_itself(run):
     import pyarrow as pa
     from pyarrow import parquet

@@ -152,6 +152,41 @@ def test_an_image_thinner_than_a_cell_is_not_all_padding():
     assert not outside.valid().any()
 
 
+def test_maps_at_every_pixel_are_linear_between_cells():
+    layout = ImageLayout(
+        (2, 3), tuple(range(6)), image_size=(10, 8), cell_size=(4.0, 6.0), origin=(-2.0, 0.0)
+    )
+    maps = torch.rand(5, 2, 3)
+    found = layout.on_image(maps)
+    assert found.shape == (5, 10, 8) and found.dtype == torch.float32
+    want = torch.nn.functional.interpolate(
+        maps[None], (12, 12), mode="bilinear", align_corners=False
+    )[0]
+    torch.testing.assert_close(found, want[:, :10, 2:10])
+    assert torch.equal(layout.on_image(maps[0]), found[0])
+    seen = dataclasses.replace(layout, origin=(0.0, 6.0), image_size=(20, 13))
+    cut = seen.on_image(torch.ones(2, 3))
+    assert torch.equal(cut[6:18, :12], torch.ones(12, 12)) and cut.sum() == 144
+    with pytest.raises(ValueError, match=r"maps must be \(..., 2, 3\), .* got shape \(3, 2\)"):
+        layout.on_image(maps[0].T)
+
+
+def test_nouns_say_what_they_hold_in_a_line():
+    heads = tuple(HeadId(0, n) for n in range(5))
+    layout = ImageLayout((2, 3), tuple(range(4, 10)), tuple(range(4, 12)), (10, 8), (4.0, 5.0))
+    assert repr(layout) == "ImageLayout(2 x 3 cells, 8 tokens from 4 on, 10 x 8 pixels)"
+    maps = AttentionMaps(torch.zeros(1, 5, 2, 3), torch.zeros(1, 5), heads, ImageLayout((0, 0), ()))
+    assert repr(maps) == (
+        "AttentionMaps(1 x 5 x 2 x 3, L0 H0, L0 H1, L0 H2 and 2 heads more, cpu, "
+        "ImageLayout(0 x 0 cells, 0 tokens from 0 on, no image))"
+    )
+    assert repr(ranking()) == (
+        "HeadRanking('tiny', L0 H1, L1 H1, L2 H1 and 1 heads more, tau 0.240, "
+        "10 samples of shapes train)"
+    )
+    assert "tau 0.240, 10 samples)" in repr(ranking(dataset="", split=""))
+
+
 def test_a_layout_without_an_image_has_cells_but_no_pixels():
     layout = ImageLayout((2, 3), tuple(range(6)))
     assert layout.valid().all() and layout.valid().shape == (2, 3)

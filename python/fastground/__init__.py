@@ -1,7 +1,8 @@
 """fastground shows where a frozen vision-language model looks: boxes and masks without training.
 
-The names below are the public face; each loads its module on first use, so that importing
-fastground needs torch but neither transformers nor Triton nor a GPU.
+The names below are the public face; each loads its module on first use, as do the modules
+themselves (fastground.models, fastground.figures), so that importing fastground needs torch but
+neither transformers nor Triton nor a GPU.
 """
 
 import sys
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastground import datasets
+    from fastground import figures as figures
+    from fastground import models as models
+    from fastground import types as types
     from fastground.capture import capture
     from fastground.discovery import discover
     from fastground.dispatch import get_num_threads, set_num_threads
@@ -68,9 +72,11 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("fastground")
-    if name == "datasets":
-        return import_module("fastground.datasets")
-    if name not in __all__:
+    if name == "datasets" or name not in __all__:
+        from importlib.util import find_spec
+
+        if not name.startswith("_") and find_spec(f"fastground.{name}"):
+            return import_module(f"fastground.{name}")
         raise AttributeError(f"module 'fastground' has no attribute {name!r}")
     value = getattr(import_module(f"fastground.{_HOMES.get(name, 'ops')}"), name)
     globals()[name] = value

@@ -14,7 +14,7 @@ from weakref import ref
 import torch
 
 from fastground.layers import KEEPS_PROMPT
-from fastground.layouts import cache_of, find_image
+from fastground.layouts import cache_of, find_image, moved
 from fastground.types import ImageLayout
 from fastground.visibility import visible_keys
 
@@ -22,7 +22,9 @@ from fastground.visibility import visible_keys
 class Asking:
     """Which tokens ask and where the image is, in the input of one forward."""
 
-    def __init__(self, config: Any, given: dict[str, Any], rows: Any, layouts: Any) -> None:
+    def __init__(
+        self, config: Any, given: dict[str, Any], rows: Any, layouts: Any, move: bool = False
+    ) -> None:
         """The answers, from what a forward is called with.
 
         Args:
@@ -31,9 +33,11 @@ class Asking:
             rows: (N, 2) int64, or "last" or "steps" for the last token of every sequence; in
                 "steps", where no mask names it, the last position, as generate has it.
             layouts: one for all, one each, or None: found in the input.
+            move: whether layouts may be of other words before the image, and follow it; a GPU is
+                then waited for.
 
         Raises:
-            ValueError: no tokens, rows out of range or padding, no image found.
+            ValueError: no tokens, rows out of range or padding, no image found, or another.
         """
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         source = ids if ids is not None else given.get("inputs_embeds")
@@ -65,6 +69,8 @@ class Asking:
         """Whether positions restart without a mask: flash attention may take it for many texts."""
         rows = _rows(rows, batch, self.length, padding, masked=mask is not None)
         self.layouts = _layouts(layouts, config, given, batch)
+        if move and layouts is not None:
+            self.layouts = moved(self.layouts, config, given, self.cached)
         self.elements = rows[:, 0]
         asked = [self.layouts[b] for b in self.elements.tolist()]
         _check_places(asked, self.cached + self.length)

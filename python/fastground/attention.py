@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fastground import packing
-from fastground.capture import capture
+from fastground.capture import Capture
 from fastground.dispatch import in_host_memory
 from fastground.layers import checked_heads
 from fastground.models import LVLM
@@ -28,7 +28,7 @@ def attention_maps(
     image: Any,
     expressions: Sequence[str],
     *,
-    recipe: Recipe,
+    recipe: Recipe = Recipe(),
     heads: Sequence[HeadId | tuple[int, int]] | None = None,
     packed: bool = True,
     max_tokens: int = packing.MAX_TOKENS,
@@ -236,7 +236,7 @@ def _ask(
     layouts = [part.layout for part in batch for _ in range(1 if packed else len(part.token_ids))]
     deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
     inputs = _prepared(lvlm, inputs) | spread(keys, len(inputs["input_ids"]))
-    with capture(lvlm.model, heads, rows, deepest, layouts, packed) as captured:
+    with Capture(lvlm.model, heads, rows, deepest, layouts, packed, move=False) as captured:
         lvlm.model(**inputs, use_cache=bool(keys))
     sequences = iter(captured.each)
     found = []
@@ -275,7 +275,7 @@ def _keys(lvlm: LVLM, encoded: Encoded, deepest: int | None = None) -> dict[str,
         lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
         return keys
     last = [(deepest, head) for head in range(lvlm.architecture["num_heads"])]
-    with capture(lvlm.model, last, rows, deepest, encoded.layout):
+    with Capture(lvlm.model, last, rows, deepest, encoded.layout, False, move=False):
         lvlm.model(**inputs, use_cache=True)
     return keys
 

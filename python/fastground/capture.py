@@ -80,7 +80,9 @@ def capture(
             the block is left at that call; a compiled model returns, but not its answer. A cache
             given to the model has then grown in the layers up to this one only.
         layouts: where the image's tokens are among the keys, one for all sequences or one each;
-            read off the input (image token ids and pixel values) unless given.
+            read off the input (image token ids and pixel values) unless given. One made with other
+            words before the image, or without padding, is moved to the input's image tokens where
+            the model's configuration names them.
         packed: whether attention_mask is that of a pack, in which no token sees a later one; on a
             CPU sdpa then leaves out what is hidden, in two thirds of its time, and the model's
             output is the same up to rounding only.
@@ -115,7 +117,9 @@ class Capture:
         stop_after: int | None,
         layouts: ImageLayout | Sequence[ImageLayout] | None,
         packed: bool,
+        move: bool = True,
     ) -> None:
+        """As `capture`; without move layouts are of this very input, and no GPU is waited for."""
         if not hasattr(getattr(model, "config", None), "get_text_config"):
             raise ValueError(
                 f"model must be a transformers model, but got {type(model).__name__}; load one, "
@@ -131,7 +135,7 @@ class Capture:
         refuse_absent(self._model)
         self._text = model.config.get_text_config(decoder=True)
         self._rows = _checked_rows(rows, stop_after)
-        self._layouts = layouts
+        self._layouts, self._move = layouts, move
         self._causal = CausalAttention() if packed else None
         self.heads = checked_heads(heads, stop_after, model.config)
         self._by_layer: dict[int, list[int]] = {}
@@ -254,9 +258,10 @@ class Capture:
         if steps:
             refuse_searches()
         # Later forwards have no image of their own.
-        layouts = self._forwards[0][0].layouts if self._forwards else self._layouts
+        first = not self._forwards
+        layouts = self._layouts if first else self._forwards[0][0].layouts
         with in_host_memory():
-            asking = Asking(config, given, self._rows, layouts)
+            asking = Asking(config, given, self._rows, layouts, move=first and self._move)
         if self._forwards and asking.cached and asking.length > 1:
             raise ValueError(
                 "rows='steps' needs one new token a forward after the first, but one brought "

@@ -292,20 +292,11 @@ def _outcome(
 
 
 def _on_image(map: Any, layout: ImageLayout) -> Any:
-    """(height, width) float32 in 0..1: the map resized and shifted onto the image's pixels."""
-    import numpy as np
-    from PIL import Image as Images
+    """(height, width) float32 in 0..1: the map at the image's pixels, its largest value 1."""
+    import torch
 
-    if layout.image_size is None or layout.cell_size is None:
-        raise ValueError("layout knows no image, so its map cannot be drawn over one")
-    share = np.asarray(map, dtype=np.float32)
-    share = share / max(float(share.max()), 1e-30)
-    (grid_h, grid_w), (x, y) = share.shape, layout.cell_size
-    size = (round(grid_w * x), round(grid_h * y))
-    wide = Images.fromarray(share).resize(size, Images.Resampling.BILINEAR)
-    left, top = (-round(v) for v in layout.origin)
-    height, width = layout.image_size
-    return np.asarray(wide.crop((left, top, left + width, top + height))).clip(0, 1)
+    share = torch.as_tensor(map).float()
+    return layout.on_image(share / share.max().clamp(min=1e-30)).clamp(0, 1).cpu().numpy()
 
 
 def _dashes(box: Sequence[float], step: float) -> list[tuple[float, float, float, float]]:

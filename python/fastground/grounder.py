@@ -38,7 +38,7 @@ class Grounder:
     def __init__(
         self,
         lvlm: LVLM,
-        ranking: HeadRanking,
+        ranking: HeadRanking | str | Path,
         *,
         segmenter: Segmenter | str | None = None,
         recipe: Recipe | None = None,
@@ -46,8 +46,9 @@ class Grounder:
         """A grounder of a loaded model.
 
         Args:
-            lvlm: from `fastground.models`.
-            ranking: of the same architecture; its first k heads are used.
+            lvlm: from `fastground.models`, which wraps a model of your own, too.
+            ranking: of the same architecture, its file, or the folder that holds it; its first k
+                heads are used.
             segmenter: turns groundings into masks, or its name as `segmentation.load` takes it;
                 the attention map itself does unless given.
             recipe: the ranking's own unless given.
@@ -55,12 +56,20 @@ class Grounder:
         Raises:
             ValueError: no such model, recipe or segmenter; the ranking is of another architecture,
                 names heads that the model does not have, or fewer than k.
-            FileNotFoundError: the segmenter's weights are not there.
+            FileNotFoundError: no such ranking, or the segmenter's weights are not there.
         """
         if not isinstance(lvlm, LVLM):
             raise ValueError(
-                f"lvlm must be a model of fastground.models, but got {type(lvlm).__name__}; load "
-                "one with fastground.models.load, or take Grounder.from_pretrained"
+                f"lvlm must be a model of fastground.models, but got {type(lvlm).__name__}; give "
+                "models.wrap(model, processor) of one that is loaded, or take "
+                "Grounder.from_pretrained"
+            )
+        if isinstance(ranking, (str, Path)):
+            ranking = HeadRanking.load(ranking)
+        if not isinstance(ranking, HeadRanking):
+            raise ValueError(
+                "ranking must be a HeadRanking, as fastground.discover gives it, or the folder of "
+                f"its run, but got {type(ranking).__name__}"
             )
         if not isinstance(recipe, (Recipe, NoneType)):
             raise ValueError(
@@ -87,6 +96,11 @@ class Grounder:
         self.recipe = ranking.recipe if recipe is None else recipe
         if isinstance(segmenter, str):
             segmenter = segmentation.load(segmenter, device=lvlm.device)
+        if not (segmenter is None or callable(segmenter)):
+            raise ValueError(
+                "segmenter must be a name, such as 'grabcut' or 'sam:FOLDER', or what is called "
+                f"with an image and its groundings, but got {segmenter!r}"
+            )
         self.segmenter = segmenter
         if isinstance(ranking, PublishedRanking):
             _check_known(ranking, self.recipe)
@@ -122,8 +136,9 @@ class Grounder:
             ValueError: no such model, a ranking of another architecture, or no ranking at all.
             FileNotFoundError: no such ranking file, or no weights of the segmenter.
         """
+        checkpoint = models.named(checkpoint)
         if ranking is None:
-            ranking = _own_ranking(str(checkpoint))
+            ranking = _own_ranking(checkpoint)
         if isinstance(ranking, PublishedRanking):
             warnings.warn(
                 f"the heads of {checkpoint} are as published, not discovered: {ranking.provenance};"
@@ -131,7 +146,7 @@ class Grounder:
                 stacklevel=2,
             )
         if not isinstance(ranking, HeadRanking):
-            ranking = HeadRanking.load(ranking_file(ranking))
+            ranking = HeadRanking.load(ranking)
         lvlm = models.load(checkpoint, device=device, dtype=dtype)
         return cls(lvlm, ranking, segmenter=segmenter, recipe=recipe)
 
@@ -205,21 +220,6 @@ class Grounder:
         kept = kept_of(self.ranking, self.recipe)
         chosen = greedy(sums, entropies, self.recipe, kept=kept)
         return torch.from_numpy(attention.positions(chosen, shape[1]))
-
-
-def ranking_file(path: str | Path) -> Path:
-    """The file of a ranking, given itself or the folder that holds it.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
-    file = Path(path) / RANKING_FILE if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"ranking must be a file or folder written by fastground discover, but {path} is not "
-            "there; make one with: fastground discover MODEL --out FOLDER"
-        )
-    return file
 
 
 def _check_known(ranking: PublishedRanking, recipe: Recipe) -> None:

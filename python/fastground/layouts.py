@@ -12,13 +12,17 @@ know the rest.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fastground.types import ImageLayout
 
-_WAY_OUT = "pass layouts=, from fastground.models.wrap(model, processor).encode(...).layout"
+_WAY_OUT = (
+    "pass layouts=, from fastground.models.wrap(model, processor).encode(image, [text]).layout"
+)
 
 _WITHOUT_GRID = ("perceiver_config", "qformer_config", "projector_patch_to_query_dict")
 """Parts that make image tokens of learned queries, which have no place in the image."""
@@ -74,6 +78,53 @@ def find_image(config: Any, given: dict[str, Any], batch: int) -> list[ImageLayo
             )
         layouts.append(ImageLayout(grid, run[spare:], all_tokens=run if spare else None))
     return layouts
+
+
+def moved(
+    layouts: Sequence[ImageLayout], config: Any, given: dict[str, Any], cached: int
+) -> list[ImageLayout]:
+    """Layouts made with other words before the image, each moved to where the input has it.
+
+        encode       1  9  9  9  9  5            tokens 1 to 4
+        the input    1  7  6  9  9  9  9  5      moved by 2
+
+    Args:
+        layouts: one a sequence.
+        config: of the whole model.
+        given: what its forward was called with, by name; where that names no image token, as with
+            inputs_embeds, layouts stay.
+        cached: tokens before the input.
+
+    Raises:
+        ValueError: an image of other tokens than the input has.
+    """
+    ids, image_id = given.get("input_ids"), getattr(config, "image_token_id", None)
+    if ids is None or image_id is None:
+        return list(layouts)
+    end = cached + ids.shape[1]
+    rows = [(row.nonzero()[:, 0] + cached).tolist() for row in (ids == image_id).cpu()]
+    return [_moved(layout, row, end) for layout, row in zip(layouts, rows, strict=True)]
+
+
+def _moved(layout: ImageLayout, places: list[int], end: int) -> ImageLayout:
+    cells, there = set(layout.tokens), set(places)
+    every = cells | set(layout.all_tokens or ())
+    shifts = {
+        places[0] - min(every), places[0] - min(cells), places[-1] - max(every)
+    } if there else set()  # fmt: skip
+    for by in (0, *sorted(shifts)):
+        if {n + by for n in cells} <= there <= {n + by for n in every}:
+            whole = layout.all_tokens and tuple(n + by for n in layout.all_tokens)
+            tokens = tuple(n + by for n in layout.tokens)
+            return replace(layout, tokens=tokens, all_tokens=whole) if by else layout
+    # A part of what is there, as the caller says; or no place of the sequence, as it will be told.
+    if cells <= there or not there or min(every) < 0 or max(every) >= end:
+        return layout
+    raise ValueError(
+        f"layouts must be of the input's image, but one names {len(every)} tokens from "
+        f"{min(every)} on, and the input has {len(places)} image tokens from {places[0]} on; "
+        f"{_WAY_OUT}, of the same image"
+    )
 
 
 def _grids(config: Any, given: dict[str, Any]) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastground.types import HeadId, ImageLayout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grounding:
     """What one expression means in one image."""
 
@@ -38,7 +38,7 @@ class Grounding:
     """Share of the attention inside the region."""
     found: bool
     map: torch.Tensor
-    """(grid_h, grid_w) float32: the smoothed maps, summed."""
+    """(grid_h, grid_w) float32: the smoothed maps, summed. `layout.on_image(map)` has pixels."""
     maps: torch.Tensor
     """(k, grid_h, grid_w) float32: each head's map, as captured but for `Recipe.sinks`."""
     heads: tuple[HeadId, ...]
@@ -47,6 +47,15 @@ class Grounding:
     """Further objects, the largest share of attention first, where `Recipe.objects` asks."""
     image: Image | None = field(default=None, repr=False)
     """The image in RGB, upright, which box and mask are in; None where only maps were given."""
+
+    def __repr__(self) -> str:
+        what = "nothing found"
+        if self.found:
+            corners = ", ".join(f"{v:.1f}" for v in self.box.tolist())
+            more = f", {len(self.others)} others" if self.others else ""
+            what = f"box {corners}, score {self.score:.2f}{more}"
+        heads = ", ".join(map(str, self.heads))
+        return f"Grounding({str(self.expression)!r}: {what}; {heads}; {self.layout!r})"
 
     @property
     def objects(self) -> tuple[Grounding, ...]:

@@ -301,8 +301,8 @@ def begin(
         UserWarning: it goes on with other versions of the libraries than it was made with.
 
     Raises:
-        ValueError: pyarrow is not installed, the folder holds a run of something else or is in use,
-            or holds a run and `resume` is false.
+        ValueError: pyarrow is not installed, the folder holds shards of something else or is in
+            use, or holds some and `resume` is false.
     """
     try:
         import pyarrow  # noqa: F401
@@ -315,7 +315,8 @@ def begin(
     (folder / SHARDS).mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         about = {"command": command, **about}
-        if (folder / MANIFEST).exists():
+        kept = any((folder / SHARDS).glob("*.parquet"))
+        if (folder / MANIFEST).exists() and kept:
             if not resume:
                 raise ValueError(
                     f"out must hold no run where resume is False, but {folder} does; choose "
@@ -327,12 +328,14 @@ def begin(
             shard_samples = made["shard_samples"]
             if made["recipe"] != about["recipe"]:  # in what only reads the numbers
                 manifest.write(folder, {**made, "recipe": about["recipe"]})
-        elif any((folder / SHARDS).glob("*.parquet")):
+        elif kept:
             raise ValueError(
                 f"{folder} must hold {MANIFEST} beside its shards, but does not; choose another "
                 "folder, or delete it"
             )
         else:
+            if (folder / MANIFEST).exists():  # of a run that ended before it kept anything
+                manifest.read(folder, command)
             manifest.write(folder, {"shard_samples": shard_samples, **about})
         for part in (folder / SHARDS).glob("*.part"):
             part.unlink()  # of a run that was killed

@@ -144,7 +144,7 @@ def measured(samples: Sequence[Sample], found: Sequence[Grounding], recipe: Reci
         if sample.box is None and (sample.mask is None or np.any(sample.mask)):
             raise ValueError(
                 f"samples must have true boxes to be scored, but sample {sample.sample_id} "
-                f"({sample.expression!r}) has none"
+                f"({sample.expression!r}) has none; leave it out, or give it one"
             )
         for box in (*([] if sample.box is None else [sample.box]), *sample.boxes):
             try:

@@ -16,6 +16,8 @@ from fastground.recipe import CHOICES, PROFILES, Recipe
 from fastground.strict_json import dumps
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import torch
     from PIL.Image import Image
@@ -39,9 +41,25 @@ class HeadId(NamedTuple):
         return f"L{self.layer} H{self.head}"
 
 
+def _some(heads: Sequence[HeadId]) -> str:
+    """The first heads, and how many there are."""
+    named = ", ".join(str(HeadId(*head)) for head in heads[:3])
+    return named if len(heads) <= 3 else f"{named} and {len(heads) - 3} heads more"
+
+
+def _between(at: torch.Tensor, cells: int) -> torch.Tensor:
+    """(n, cells) float32: what each cell counts at (n,) places on the grid, linear in between."""
+    import torch
+
+    centre = (at - 0.5).clamp(0, cells - 1)
+    share = 1 - (centre[:, None] - torch.arange(cells, device=at.device)).abs()
+    return (share.clamp(min=0) * ((at >= 0) & (at < cells))[:, None]).float()
+
+
 _NO_IMAGE = (
-    "layout knows no image, so cells have no pixels; encode the image with "
-    "fastground.models.load(...).encode, or set image_size and cell_size"
+    "layout knows no image, so cells have no pixels; take that of "
+    "fastground.models.wrap(model, processor).encode(image, [text]), which capture(layouts=) "
+    "takes, too, or set image_size and cell_size"
 )
 
 
@@ -68,6 +86,14 @@ class ImageLayout:
                 f"layout.tokens must hold grid_h * grid_w = {self.grid[0]} * {self.grid[1]} "
                 f"positions, but got {len(self.tokens)}"
             )
+
+    def __repr__(self) -> str:
+        whole = self.tokens if self.all_tokens is None else self.all_tokens
+        image = "no image" if self.image_size is None else "{} x {} pixels".format(*self.image_size)
+        return (
+            f"ImageLayout({self.grid[0]} x {self.grid[1]} cells, {len(whole)} tokens from "
+            f"{min(whole, default=0)} on, {image})"
+        )
 
     def to_pixels(self, boxes: torch.Tensor) -> torch.Tensor:
         """Boxes in original pixels, clipped to the image.
@@ -110,6 +136,29 @@ class ImageLayout:
             return within if within.any() else (centre > -cell / 2) & (centre < size + cell / 2)
 
         return inside(0)[:, None] & inside(1)
+
+    def on_image(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps at every pixel of the image, linear between the centres of cells.
+
+        Args:
+            maps: (..., grid_h, grid_w).
+
+        Returns:
+            (..., height, width) float32, in the maps' own unit; 0 where the model sees no pixel.
+
+        Raises:
+            ValueError: maps of another grid, or the layout does not know its image.
+        """
+        if tuple(maps.shape[-2:]) != self.grid:
+            raise ValueError(
+                f"maps must be (..., {self.grid[0]}, {self.grid[1]}), as the layout's grid, but "
+                f"got shape {tuple(maps.shape)}"
+            )
+        rows, columns = (
+            _between(at, cells).to(maps.device)
+            for at, cells in zip(self.pixel_centers(), self.grid, strict=True)
+        )
+        return rows @ maps.float() @ columns.T
 
     def pixel_centers(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the image's pixel centres lie on the grid.
@@ -158,7 +207,7 @@ class Encoded:
     """Whether it may be padded to a larger image's size, to share a forward with that."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionMaps:
     """What the asking tokens see of the image, head by head."""
 
@@ -170,6 +219,10 @@ class AttentionMaps:
     """The heads, in the order of the second dimension."""
     layout: ImageLayout
     """The image the maps lie on."""
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.maps.shape))
+        return f"AttentionMaps({shape}, {_some(self.heads)}, {self.maps.device}, {self.layout!r})"
 
     def select(self, heads: tuple[HeadId, ...] | list[HeadId]) -> AttentionMaps:
         """The same maps for these heads only, in this order.
@@ -254,6 +307,13 @@ class HeadRanking:
     ties: int = 0
     """Samples in which the last elected head shared its entropy with one left out."""
 
+    def __repr__(self) -> str:
+        where = f"{self.dataset} {self.split}".strip()
+        return (
+            f"HeadRanking({self.checkpoint!r}, {_some([h.head for h in self.heads])}, tau "
+            f"{self.tau:.3f}, {self.num_samples:,} samples{where and f' of {where}'})"
+        )
+
     def top(self, k: int | None = None) -> tuple[HeadId, ...]:
         """The first k heads; k is the recipe's unless given.
 
@@ -288,14 +348,20 @@ class HeadRanking:
 
     @classmethod
     def load(cls, path: str | Path) -> HeadRanking:
-        """Read a ranking.
+        """Read a ranking: its file, or the folder of a run that holds it.
 
         Raises:
             ValueError: the file is no head ranking.
             FileNotFoundError: there is no such file.
         """
+        file = Path(path) / RANKING_FILE if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"ranking must be a file or folder written by fastground discover, but {path} is "
+                "not there; make one with: fastground discover MODEL --out FOLDER"
+            )
         try:
-            data = json.loads(Path(path).read_text())
+            data = json.loads(file.read_text())
             heads = tuple(
                 RankedHead(
                     head=HeadId(*h.pop("head")),
@@ -311,7 +377,7 @@ class HeadRanking:
             return cls(heads=heads, trials=trials, recipe=recipe, curve=curve, tau=tau, **data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"ranking must be a JSON file written by fastground discover, but {path} is not "
+                f"ranking must be a JSON file written by fastground discover, but {file} is not "
                 f"({type(error).__name__}: {error}); make one with: fastground discover MODEL"
             ) from error
 
@@ -327,7 +393,7 @@ class Sample:
     mask: Any = None
     """(height, width) bool array; empty, and without a box, where there is no such object."""
     image_id: int = 0
-    """Samples of one image share it and follow one another; intervals are by it."""
+    """Samples of one image share it and follow one another; intervals are by it, and nan of one."""
     sample_id: int = 0
     kind: str = ""
     """What the expression uses, e.g. attribute, location, relation."""

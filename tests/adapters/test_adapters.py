@@ -10,6 +10,7 @@ from families import all_families
 from fastground import packing
 from fastground.attention import answers, attention_maps, attention_of_encoded, said
 from fastground.capture import capture
+from fastground.layouts import moved
 from fastground.models import LVLM, wrap
 from fastground.types import Recipe
 from PIL import Image
@@ -152,6 +153,17 @@ def test_maps_equal_eager_attention(family, blocks, side):
         lvlm.model(**inputs, use_cache=False)
     torch.testing.assert_close(captured.maps.maps.flatten(2), want, atol=2e-6, rtol=0)
     torch.testing.assert_close(captured.sums, sums, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "blocks"), CASES)
+def test_layouts_of_another_prompt_follow_the_image(family, blocks):
+    lvlm = made(family)
+    inputs, _, layouts = asked(lvlm, blocks, texts=TEXTS[:1])
+    others = [moved_layout(layout, 5) for layout in layouts]
+    named = getattr(lvlm.model.config, "image_token_id", None) is not None
+    assert named or family.name == "phi4_multimodal"
+    assert moved(others, lvlm.model.config, inputs, 0) == (layouts if named else others)
+    assert moved(layouts, lvlm.model.config, inputs, 0) == layouts
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -37,11 +37,13 @@ def explain(
 ) -> None:
     """Show how an expression became a box, and where it was lost if it was."""
     from fastground import explain, figures
+    from fastground.models.geometry import read_image
 
     picture_file(out)
     box = None if truth is None else _box(truth)
+    seen = read_image(image)  # before the model is loaded, which takes longer
     grounder = make_grounder(model, ranking, profile, recipe, segmenter, read=STATISTICS)
-    explained = explain.explain(grounder, str(image), expression, box)
+    explained = explain.explain(grounder, seen, expression, box)
     if out is not None:
         figures.save(explain.figure(explained), out)
     if as_json:

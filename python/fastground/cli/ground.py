@@ -42,14 +42,16 @@ def ground(
 ) -> None:
     """Find what an expression means in an image."""
     from fastground import figures
+    from fastground.models.geometry import read_image
 
     picture_file(out)
     if in_place and not phrases:
         raise ValueError("--in-place says how --phrases are asked, but was given alone; add it")
     if phrases:
         expression = [phrase for e in expression for phrase in _phrases(e, in_place)]
+    seen = read_image(image)  # before the model is loaded, which takes longer
     grounder = make_grounder(checkpoint, ranking, profile, recipe, segmenter)
-    found = grounder(str(image), expression)
+    found = grounder(seen, expression)
     if out is not None:
         if len(found) == 1:
             found[0].save(out)

@@ -83,13 +83,12 @@ def _read(
     """
     from fastground import runs
     from fastground.ablations import ablate
-    from fastground.grounder import ranking_file
     from fastground.manifest import MANIFEST
     from fastground.ranking import rank_table
 
     other = profile is not None or bool(changes)
     if not (path / MANIFEST).is_file():
-        ranking = HeadRanking.load(ranking_file(path))
+        ranking = HeadRanking.load(path)
         if other:
             raise ValueError(
                 f"--profile and --recipe need a run's table, but {path} has none; give the folder "

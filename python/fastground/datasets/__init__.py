@@ -69,7 +69,10 @@ def load(
         given = [option for option, value in unfit.items() if value is not None]
         given += ["num_samples=None"] * (num_samples is None) + ["masks=False"] * (not masks)
         if given or num_samples is None:
-            raise ValueError(f"shapes is drawn without end and must have no {', '.join(given)}")
+            name_it = "" if data is None else "; name the data set of your files: --dataset listed"
+            raise ValueError(
+                f"shapes is drawn without end and must have no {', '.join(given)}{name_it}"
+            )
         return shapes(split=split, num_samples=num_samples, seed=seed, several=several)
     images = annotated_images(name, data, split, **options)
     return stream(images, num_samples=num_samples, seed=seed, masks=masks, on_bad=on_bad)

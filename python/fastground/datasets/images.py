@@ -13,8 +13,12 @@ def by_image(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     """Runs of samples that follow one another and show the same image, as they stream in.
 
     Raises:
-        ValueError: one of them is no `Sample`.
+        ValueError: one of them is no `Sample`, or they are no iterable.
     """
+    if not isinstance(samples, Iterable):
+        raise ValueError(
+            f"samples must be many, such as a list of them, but got a {type(samples).__name__}"
+        )
     run: list[Sample] = []
     for sample in samples:
         if not isinstance(sample, Sample):
@@ -43,4 +47,4 @@ def _same_image(a: Sample, b: Sample) -> bool:
     if a.image_id != b.image_id:
         return False
     one, other = unopened(a), unopened(b)
-    return one is other or one == other
+    return one is other or (one == other) is True  # of arrays it is one, and not asked for

@@ -127,7 +127,7 @@ def load(
     import transformers
     from transformers import AutoConfig
 
-    name = str(checkpoint)
+    name = named(checkpoint)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _check_device(device)
@@ -210,6 +210,21 @@ def wrap(model: Any, processor: Any, *, checkpoint: str | None = None) -> LVLM:
             "model.set_attn_implementation({'text_config': 'eager'}) first"
         )
     return adapter(model, processor, checkpoint or config.name_or_path or config.model_type)
+
+
+def named(checkpoint: str | Path) -> str:
+    """A checkpoint's name or folder as text.
+
+    Raises:
+        ValueError: it is something else, such as a model that is loaded already.
+    """
+    if not isinstance(checkpoint, (str, Path)):
+        raise ValueError(
+            "checkpoint must be a name or a folder, but got "
+            f"{type(checkpoint).__name__}; give a model that is loaded already, with its processor,"
+            " to fastground.models.wrap, and what that makes to fastground.Grounder"
+        )
+    return str(checkpoint)
 
 
 def _check_device(device: str | torch.device) -> None:

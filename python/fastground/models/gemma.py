@@ -155,7 +155,7 @@ class PaliGemma(Square):
         ids = [self.model.config.image_token_id] * self.processor.image_seq_length
         return ids, self.placed(made)
 
-    def encode(self, image: Any, expressions: list[str], recipe: Recipe) -> Encoded:
+    def encode(self, image: Any, expressions: list[str], recipe: Recipe = Recipe()) -> Encoded:
         """As every family; a new line would end the expression."""
         for expression in expressions:
             if isinstance(expression, str) and "\n" in expression.strip():

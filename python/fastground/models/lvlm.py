@@ -232,7 +232,7 @@ class LVLM(ABC):
         """What else the model's forward takes token by token: (batch, tokens) each."""
         return {}
 
-    def encode(self, image: Any, expressions: list[str], recipe: Recipe) -> Encoded:
+    def encode(self, image: Any, expressions: list[str], recipe: Recipe = Recipe()) -> Encoded:
         """One image and its expressions as token ids, with the tokens that ask.
 
         No device is touched, so that processes without one may do it.
