@@ -1,13 +1,17 @@
 """A model by its name on the hub: a stand-in for the hub that answers, refuses, or is silent."""
 
 import http.server
+import json
 import threading
 import time
 
 import huggingface_hub
 import pytest
 from fastground import models
-from fastground.hub import reached
+from fastground.discovery import discover
+from fastground.hub import parted, reached
+from fastground.types import HeadRanking, Sample
+from PIL import Image
 from random_llava import random_llava
 
 NAME, COMMIT = "org/name", "0" * 39 + "1"
@@ -21,7 +25,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.asked.append(self.path)
         path = self.folder / self.path.rpartition("/")[2]
-        body = path.read_bytes() if path.is_file() and self.path.startswith(f"/{NAME}/") else None
+        known = self.path.startswith((f"/{NAME}/resolve/main/", f"/{NAME}/resolve/{COMMIT}/"))
+        body = path.read_bytes() if path.is_file() and known else None
         if self.closed:
             self.send_response(401)
             self.send_header("X-Error-Code", "GatedRepo")
@@ -76,6 +81,33 @@ def test_a_hub_that_answers_is_left_to_the_loaders(hub):
     hub.closed = True
     assert reached(NAME) == {}, "what is gated, the loaders tell"
     assert reached("org/other") == {} and reached("no name at all") == {}
+
+
+def test_a_revision_is_asked_for_and_told(hub, tmp_path):
+    lvlm = models.load(f"{NAME}@{COMMIT}", device="cpu")
+    files = [path for path in hub.asked if "/resolve/" in path]
+    assert len(files) > 3 and all(f"/resolve/{COMMIT}/" in path for path in files)
+    assert lvlm.revision == COMMIT and lvlm.checkpoint == f"{NAME}@{COMMIT}"
+    samples = [Sample(Image.new("RGB", (40, 30)), "a", image_id=n, sample_id=n) for n in range(6)]
+    for out in (None, tmp_path / "run"):
+        ranking = discover(
+            lvlm.model, lvlm.processor, samples, trials=1, checkpoint=lvlm.checkpoint, out=out
+        )
+        assert ranking.revision == COMMIT
+    assert HeadRanking.load(tmp_path / "run").revision == COMMIT
+    manifest = tmp_path / "run" / "run.json"
+    made = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**made, "revision": "of another page"}))
+    goes_on = {"trials": 1, "checkpoint": lvlm.checkpoint, "out": tmp_path / "run"}
+    assert discover(lvlm.model, lvlm.processor, samples, **goes_on).num_samples == 6
+    (tmp_path / "a@b").mkdir()
+    assert parted(str(tmp_path / "a@b")) == (str(tmp_path / "a@b"), {})
+    assert parted("tiny") == ("tiny", {}) and models.load("tiny").revision == ""
+
+
+def test_a_revision_that_is_not_there_is_told(hub):
+    with pytest.raises(ValueError, match=r"'org/name@none' could not be read"):
+        models.load(f"{NAME}@none")
 
 
 def test_a_folder_asks_nobody(hub, tmp_path):

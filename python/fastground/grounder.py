@@ -16,6 +16,7 @@ from fastground import models, segmentation, sinks
 from fastground.attention import attention_maps
 from fastground.election import greedy, kept_of
 from fastground.grounding import ground
+from fastground.hub import parted
 from fastground.models import LVLM
 from fastground.models.geometry import read_image
 from fastground.published import RANKINGS, PublishedRanking
@@ -252,9 +253,10 @@ def _own_ranking(checkpoint: str) -> Path | PublishedRanking:
         folder = Path(models.__file__).parent.parent / "tiny" / "checkpoint"
     if (folder / RANKING_FILE).is_file():
         return folder / RANKING_FILE
-    if checkpoint in RANKINGS:
-        return RANKINGS[checkpoint]
-    if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", checkpoint):
+    name, _ = parted(checkpoint)
+    if name in RANKINGS:
+        return RANKINGS[name]
+    if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise ValueError(
             "checkpoint must be 'tiny', a folder or a model on the hub, such as "
             f"'llava-hf/llava-1.5-7b-hf', but there is no {checkpoint!r}"

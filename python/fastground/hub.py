@@ -6,11 +6,23 @@ from pathlib import Path
 from typing import Any
 
 
-def reached(name: str) -> dict[str, Any]:
+def parted(checkpoint: str) -> tuple[str, dict[str, Any]]:
+    """A checkpoint's name, and the revision after its @ as `from_pretrained` takes it.
+
+    A folder is whole, whatever it is called.
+    """
+    name, _, revision = checkpoint.partition("@")
+    if not revision or Path(checkpoint).is_dir():
+        return checkpoint, {}
+    return name, {"revision": revision}
+
+
+def reached(name: str, **revision: Any) -> dict[str, Any]:
     """How `from_pretrained` is to read a checkpoint: keywords for it.
 
     Args:
         name: a folder, or a name on the hub.
+        revision: the keyword of that name; its main one, unless given.
 
     Returns:
         Where the hub does not answer, but its cache holds the model, that it alone is read; else
@@ -27,11 +39,11 @@ def reached(name: str) -> dict[str, Any]:
 
     no_answer: Any = errors  # names what its client raises, of whatever version
     try:
-        hub.get_hf_file_metadata(hub.hf_hub_url(name, "config.json"))
+        hub.get_hf_file_metadata(hub.hf_hub_url(name, "config.json", **revision))
     except (errors.HfHubHTTPError, ValueError):  # what is wrong with the name, loaders tell
         return {}
     except (no_answer.HTTPError, errors.OfflineModeIsEnabled) as error:
-        if isinstance(hub.try_to_load_from_cache(name, "config.json"), str):
+        if isinstance(hub.try_to_load_from_cache(name, "config.json", **revision), str):
             return {"local_files_only": True}
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(

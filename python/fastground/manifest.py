@@ -26,6 +26,7 @@ def identity(lvlm: LVLM) -> dict[str, Any]:
     """What a run is labelled with that only the loaded model tells."""
     return {
         "checkpoint": lvlm.checkpoint,
+        "revision": lvlm.revision,
         "architecture": dict(lvlm.architecture),
         "weights": fingerprint(lvlm.model.named_parameters()),
     }
@@ -78,11 +79,13 @@ def read(folder: Path, command: str) -> dict[str, Any]:
 def check(folder: Path, made: dict[str, Any], asked: dict[str, Any]) -> None:
     """Nothing where a folder's run is of the same as what is asked for.
 
+    A model's weights are compared, not its revision, which a word in its page changes.
+
     Raises:
         ValueError: something differs that decides the numbers.
     """
     recipe = DECIDED_BY if asked["command"] == DISCOVER else tuple(asked["recipe"])
-    names = [name for name in asked if name not in ("recipe", "versions")]
+    names = [name for name in asked if name not in ("recipe", "versions", "revision")]
     pairs = [(name, made.get(name), asked[name]) for name in names]
     pairs += [(f"recipe.{n}", made["recipe"].get(n), asked["recipe"][n]) for n in recipe]
     for name, before, now in pairs:

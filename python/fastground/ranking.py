@@ -137,6 +137,7 @@ def rank_table(
         dataset=table.dataset,
         split=table.split,
         versions=dict(table.versions),
+        revision=table.revision,
         ties=whole.ties,
     )
 

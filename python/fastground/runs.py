@@ -121,6 +121,7 @@ class Run:
             read=lambda names: (columns(shard, names) for shard in shards if shard.rows),
             recipe=recipe,
             checkpoint=about["checkpoint"],
+            revision=about.get("revision", ""),
             architecture=about["architecture"],
             dataset=about["dataset"],
             split=about["split"],

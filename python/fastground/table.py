@@ -43,6 +43,8 @@ class HeadTable:
     """Pieces of any length of the columns so named, in order, from the first sample on."""
     recipe: Recipe
     checkpoint: str = ""
+    revision: str = ""
+    """The hub's commit; of a folder none."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """model_type, num_layers, num_heads."""
     dataset: str = ""

@@ -304,6 +304,8 @@ class HeadRanking:
     dataset: str
     split: str
     versions: dict[str, str] = field(default_factory=dict)
+    revision: str = ""
+    """The hub's commit that the checkpoint was read from; of a folder none."""
     ties: int = 0
     """Samples in which the last elected head shared its entropy with one left out."""
 

@@ -15,7 +15,10 @@ from fastground.cli import INTERRUPTED
 from fastground.cli.unread import NO_TILES, of_segmenter, refuse_chosen, refuse_unread
 from fastground.types import Recipe
 
-Model = Annotated[str, typer.Argument(help='"tiny" (ships along), a folder, or a name on the hub.')]
+Model = Annotated[
+    str,
+    typer.Argument(help='"tiny" (ships along), a folder, or NAME[@REVISION] on the hub.'),
+]
 Dataset = Annotated[
     str, typer.Option(help="shapes, refcoco, refcoco+, refcocog, reasonseg, png, or listed.")
 ]

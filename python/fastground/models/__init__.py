@@ -23,7 +23,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastground.hub import reached
+from fastground.hub import parted, reached
 from fastground.models import processors, yi_vl
 from fastground.models.codes import Apertus, Chameleon, Emu3
 from fastground.models.conversion import NEWER, convert, refuse_unconverted
@@ -114,8 +114,8 @@ def load(
     """A model with its processor, in evaluation mode.
 
     Args:
-        checkpoint: "tiny" (the embedded model), a folder, or a model's name on the hub. Code that
-            comes with a checkpoint is never run.
+        checkpoint: "tiny" (the embedded model), a folder, or a model's name on the hub, also of a
+            branch, tag or commit: NAME@REVISION. Code that comes with a checkpoint is never run.
         device: a GPU where there is one, else the CPU.
         dtype: float32 on the CPU; on a GPU what the weights are stored in.
 
@@ -138,11 +138,11 @@ def load(
             f"checkpoint must be 'tiny', a folder or a model on the hub, but there is no {name!r}"
         )
     with ExitStack() as stack:
-        source = name
+        source, revision = parted(name)
         if name == "tiny":
             source = str(stack.enter_context(_embedded()))
             stack.enter_context(_without_progress())
-        where = reached(source)
+        where = reached(source, **revision) | revision
         refuse_unconverted(source, **where)
         yi_vl.classes()
         config = _read(

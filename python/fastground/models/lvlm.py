@@ -134,6 +134,11 @@ class LVLM(ABC):
         return unwrapped(self.model)
 
     @property
+    def revision(self) -> str:
+        """The hub's commit that the model was read from; empty where it was a folder."""
+        return str(getattr(self.model.config, "_commit_hash", None) or "")
+
+    @property
     def count_positions(self) -> Any:
         """The model's own way to count positions in several axes; None where it has one axis."""
         own = getattr(self.bare, "get_rope_index", None)
