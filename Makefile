@@ -30,7 +30,7 @@ help:
 	@echo "make test-newest  those that touch transformers, with its newest release"
 	@echo "make test-cuda  compare the CUDA kernels, run on the CPU, with the native core on"
 	@echo "                $(CUDA_MAPS) maps"
-	@echo "make test-kernels  those of the CUDA kernels, rehearse-gpu-check too; part of make test"
+	@echo "make test-kernels  those of the kernels for a GPU, rehearse-gpu-check too; part of make test"
 	@echo "make rehearse-gpu-check  all of gpu-check's steps on a stand-in of a GPU; part of make test"
 	@echo "make test-exhaustive  that, and the native core with SciPy on $(EXHAUSTIVE_MAPS) maps"
 	@echo "make sanitize   run its tests under the address and undefined-behaviour sanitizers"
