@@ -8,6 +8,8 @@ CUDA_MAPS ?= 300000
 FUZZ_SECONDS ?= 120
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# Of 18,000 files few are ever imported; Python compiles those.
+INSTALL := install --no-compile
 CPP := $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.cu csrc/*.cuh)
 PY := python kernels benches tests
 
@@ -28,7 +30,7 @@ help:
 	@echo "make test-newest  those that touch transformers, with its newest release"
 	@echo "make test-cuda  compare the CUDA kernels, run on the CPU, with the native core on"
 	@echo "                $(CUDA_MAPS) maps"
-	@echo "make test-kernels  those of the CUDA kernels, rehearse-gpu-check too; part of make test"
+	@echo "make test-kernels  those of the kernels for a GPU, rehearse-gpu-check too; part of make test"
 	@echo "make rehearse-gpu-check  all of gpu-check's steps on a stand-in of a GPU; part of make test"
 	@echo "make test-exhaustive  that, and the native core with SciPy on $(EXHAUSTIVE_MAPS) maps"
 	@echo "make sanitize   run its tests under the address and undefined-behaviour sanitizers"
@@ -103,14 +105,14 @@ clean:
 	 the headers of Python, but $(PYTHON) has none; Debian, Ubuntu: apt install python3-dev")'
 	@echo "setting up .venv (a few minutes the first time)"
 	$(PYTHON) -m venv .venv
-	$(PIP) install -c constraints.txt "scikit-build-core>=0.11,<2" "pybind11>=3,<4" cmake ninja
+	$(PIP) $(INSTALL) -c constraints.txt "scikit-build-core>=0.11,<2" "pybind11>=3,<4" cmake ninja
 	@touch $@
 
 .venv/ready: .venv/tools pyproject.toml CMakeLists.txt $(CPP)
 	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null\
 	 || { echo "fastground needs a C++20 compiler, but there is no $${CXX:-c++}; Debian, Ubuntu:\
 	 apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install" >&2; exit 1; }
-	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[test,lint]"
+	$(PIP) $(INSTALL) -c constraints.txt --no-build-isolation --editable ".[test,lint]"
 	@touch $@
 
 # Its own transformers, and what that needs, found before all that .venv has: nothing built twice.
@@ -119,9 +121,9 @@ $(NEWEST)/ready: .venv/ready
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" %\
 	 sysconfig.get_path("purelib"))' >$(NEWEST)/venv.pth
 	mv $(NEWEST)/venv.pth $(NEWEST)/lib/python3*/site-packages
-	$(NEWEST)/bin/python -m pip --disable-pip-version-check --quiet install -U "transformers>=5,<6"
+	$(NEWEST)/bin/python -m pip --disable-pip-version-check --quiet $(INSTALL) -U "transformers>=5,<6"
 	@touch $@
 
 .venv/bench: .venv/ready
-	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[bench]"
+	$(PIP) $(INSTALL) -c constraints.txt --no-build-isolation --editable ".[bench]"
 	@touch $@

@@ -4,6 +4,7 @@ Who needs a GPU is marked `gpu`, and only so left out without one: .ci/gpu-check
 """
 
 import re
+import signal
 from dataclasses import dataclass
 
 import hypothesis
@@ -25,6 +26,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("fastground")
 torch.set_num_threads(1)  # tiny models take several times as long with more
+# A script's background ignores Ctrl-C, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.arange(1 << 16, dtype=torch.float32).cos()  # a process's first may be off: see models/lvlm.py
 
 

@@ -30,14 +30,9 @@ SIDES = (60, 67, 80, 140, 210, 480)
 
 
 @cache
-def model(name):
-    return published(name)
-
-
-@cache
 def black(name, blocks, size):
     """A black image's layout, and how red each cell is of it, whose padding may be grey."""
-    lvlm, cell = model(name)
+    lvlm, cell = published(name)
     layout, colours = seen_colours(lvlm, Image.new("RGB", size), blocks, cell)
     return layout, colours[..., 0]
 
@@ -71,6 +66,8 @@ def looked_at(white):
     All are tried whose sides are those of the white, or a cell further in.
     """
     row, column = (torch.arange(n) for n in white.shape[1:])
+    before = torch.nn.functional.pad(white.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    each = torch.arange(len(white))
     sides = []
     for across, places in ((2, row), (1, column)):
         has = white.amax(across) > 0.02
@@ -78,17 +75,20 @@ def looked_at(white):
             places[(has.int() if way else has.int().flip(1)).argmax(1)] for way in (1, 0)
         )
         sides += [(first, first + 1), (len(places) - last, len(places) - last - 1)]
-    best = torch.full((len(white),), -1.0)
-    chosen = torch.zeros_like(white)
-    for ends in product(*sides):
-        top, bottom, left, right = (end[:, None] for end in ends)
-        rows, columns = ((row >= top) & (row < bottom)), ((column >= left) & (column < right))
-        inside = rows[:, :, None] & columns[:, None]
-        common = (white * inside).sum((1, 2))
-        shared = common / (inside.sum((1, 2)) + white.sum((1, 2)) - common)
+    best = torch.full((len(white),), -1.0, dtype=torch.float64)
+    chosen = torch.zeros(len(white), 4, dtype=torch.long)
+    for top, bottom, left, right in product(*sides):
+        bottom, right = bottom.maximum(top), right.maximum(left)
+        upper, lower = (before[each, y, right] - before[each, y, left] for y in (top, bottom))
+        common = lower - upper
+        cells = (bottom - top) * (right - left)
+        shared = common / (cells + before[:, -1, -1] - common)
         better = shared > best
-        best[better], chosen[better] = shared[better], inside[better].float()
-    return chosen
+        best[better] = shared[better]
+        chosen[better] = torch.stack([top, bottom, left, right], dim=1)[better]
+    top, bottom, left, right = chosen.T[..., None]
+    rows, columns = ((row >= top) & (row < bottom)), ((column >= left) & (column < right))
+    return (rows[:, :, None] & columns[:, None]).float()
 
 
 def ranking(lvlm):
@@ -105,7 +105,7 @@ def ranking(lvlm):
 @pytest.mark.parametrize("size", SIZES, ids=["landscape", "portrait"])
 @pytest.mark.parametrize(("name", "blocks"), PREPARED)
 def test_heads_that_look_at_a_square_give_its_box(name, blocks, size, monkeypatch):
-    lvlm, cell = model(name)
+    lvlm, cell = published(name)
 
     def planted(lvlm, image, expressions, *, recipe, heads):
         layout, colours = seen_colours(lvlm, image, recipe.blocks, cell)

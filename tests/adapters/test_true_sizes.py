@@ -5,6 +5,8 @@ that brightens to the right (red) and downwards (green). So every cell's mean co
 pixels that the model would get, says where the cell's middle lies.
 """
 
+from functools import cache
+
 import pytest
 import torch
 from families import all_families
@@ -168,6 +170,7 @@ def given(part, values):
         setattr(part, name, value)
 
 
+@cache
 def published(name):
     """The family's tiny model with the published sizes, and the side of a cell in pixels."""
     model, processor = BUILD[name](0)
@@ -269,10 +272,11 @@ def seen_colours(lvlm, image, blocks, cell):
         grid = seen.layout.grid
         return seen.layout, found.unflatten(0, (-1, views.shape[-1] // cell))[: grid[0], : grid[1]]
     image_id = lvlm.image_token_id
-    places = [i for i, token in enumerate(seen.ids) if token == image_id]
+    image_tokens = [i for i, token in enumerate(seen.ids) if token == image_id]
+    places = {token: place for place, token in enumerate(image_tokens)}
     found = colours(lvlm, seen, cell)
     assert len(found) == len(places)
-    found = found[[places.index(i) for i in seen.layout.tokens]]
+    found = found[[places[i] for i in seen.layout.tokens]]
     return seen.layout, found.view(*seen.layout.grid, 2)
 
 
