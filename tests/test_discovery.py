@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import small_world
+import torch
 from fastground import ops, runs
 from fastground.attention import attention_maps
 from fastground.datasets.images import by_image
@@ -19,6 +20,8 @@ def test_samples_may_be_arrays_of_one_id_and_must_be_many():
     arrays = [np.full((4, 4, 3), shade, np.uint8) for shade in (0, 90, 90)]
     groups = list(by_image([*(Sample(a, "a") for a in arrays), Sample(arrays[2], "b")]))
     assert [len(group) for group in groups] == [1, 1, 2]
+    others = [np.zeros((4, 6, 3)), torch.zeros(3, 4, 4), torch.zeros(3, 5, 5), "file.png"]
+    assert len(list(by_image(Sample(a, "a") for a in (*arrays, *others)))) == 7
     with pytest.raises(ValueError, match=r"samples must be many, .* but got a Sample"):
         next(by_image(Sample(arrays[0], "a")))
 

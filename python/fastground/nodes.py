@@ -25,10 +25,17 @@ def register(name: str, schema: str, results: Callable[..., Any], run: Callable[
         name: the door's.
         schema: arguments and results, as torch.library has them.
         results: of the same arguments, empty tensors like the results.
-        run: what the node calls.
+        run: what the node calls; a graph relies on strides, and gets contiguous tensors.
     """
+
+    def packed(*given: Any, **told: Any) -> Any:
+        found = run(*given, **told)
+        if isinstance(found, torch.Tensor):
+            return found.contiguous()
+        return tuple(part.contiguous() for part in found)
+
     _library.define(name + schema)
-    _library.impl(name, run, "CompositeExplicitAutograd")
+    _library.impl(name, packed, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastground::{name}", results, lib=_library)
 
 
@@ -57,8 +64,7 @@ def node(
 
     def registered(door: Any) -> Any:
         gives = ", ".join("Tensor" for _ in kinds)
-        gives = f"({gives})" if len(kinds) > 1 else gives
-        register(door.__name__, f"(Tensor maps, *, {settings}) -> {gives}", results, run or door)
+        register(door.__name__, f"(Tensor maps, *, {settings}) -> ({gives})", results, run or door)
         return door
 
     return registered

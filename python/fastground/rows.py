@@ -159,12 +159,14 @@ def _in_graph(query: Any, key: Any, heads: Any, **given: Any) -> Any:
         index = given[name]
         if isinstance(index, range):
             index = torch.arange(index.start, index.stop, index.step)
-        given[name] = torch.tensor(index) if isinstance(index, (list, tuple)) else index
+        if isinstance(index, (list, tuple)):
+            index = torch.tensor(index, dtype=None if index else torch.int64)
+        given[name] = index
     queries, keys = (
-        [each.detach() for each in of] if layers else [of.detach()] for of in (query, key)
+        [torch.as_tensor(each).detach() for each in (of if layers else [of])] for of in (query, key)
     )
     if layers and heads is not None:
-        heads = [number for pair in heads for number in pair]
+        heads = [number for layer, head in heads for number in (layer, head)]
     found = torch.ops.fastground.attention_rows(queries, keys, layers=layers, heads=heads, **given)
     return found[0] if given["tokens"] is None else TokenRows(*found)
 
@@ -175,12 +177,11 @@ def _run(query: list[Any], key: list[Any], *, layers: bool, heads: Any, **given:
         heads = list(zip(heads[::2], heads[1::2], strict=True))
     ours = (query, key) if layers else (query[0], key[0])
     found = attention_rows(*ours, heads=heads, **given)
-    rows, sums = (found, found.new_empty(0)) if given["tokens"] is None else found
-    return rows.contiguous(), sums.contiguous()
+    return (found, found.new_empty(0)) if given["tokens"] is None else found
 
 
 def _results(query: list[Any], key: list[Any], *, layers: bool, heads: Any, **given: Any) -> Any:
-    batch, rows, count, _ = query[0].shape
+    batch, rows, count = query[0].shape[:3]
     count = count * len(query) if heads is None else len(heads) // (1 + layers)
     tokens, phrases, table = (given[name] for name in ("tokens", "phrases", "block_table"))
     rows = rows if phrases is None else phrases.shape[-2]

@@ -67,7 +67,7 @@ DIALECTS = {
 }
 """By transformers' model_type; all others are asked in `GENERIC`."""
 
-_NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*"
+_NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*"
 _FOUR = (
     re.compile(r"\s*".join([r"<loc(\d{4})>"] * 4)),
     re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]"),

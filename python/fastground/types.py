@@ -359,7 +359,7 @@ class HeadRanking:
         file = Path(path) / RANKING_FILE if Path(path).is_dir() else Path(path)
         if not file.is_file():
             raise FileNotFoundError(
-                f"ranking must be a file or folder written by fastground discover, but {path} is "
+                f"ranking must be a file or folder written by fastground discover, but {file} is "
                 "not there; make one with: fastground discover MODEL --out FOLDER"
             )
         try:

@@ -36,6 +36,8 @@ CALLS = {
     "attention_rows": rows,
     "rows of heads": lambda maps: rows(maps, heads=[3, 1], phrases=[(0, 2), (1, 3)]),
     "rows of a range": lambda maps: tuple(rows(maps, tokens=range(4, 20))),
+    "rows of no places": lambda maps: tuple(rows(maps, tokens=[])),
+    "rows of other arrays": lambda maps: fg.attention_rows(QUERY * maps[0, 0, 0, 0], KEY.numpy()),
     "rows of places": lambda maps: tuple(rows(maps, tokens=[3, 4, 9], softcap=5, scale=1)),
     "rows of layers": lambda maps: rows(maps, True, heads=[(0, 1), (1, 2)]),
     "rows of a paged cache": lambda maps: rows(maps, block_table=torch.tensor([[0, 1], [1, -1]])),
@@ -85,6 +87,25 @@ def test_a_node_tells_what_it_makes(node, told):
     torch.library.opcheck(node, (MAPS,), told, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+def test_a_node_gives_contiguous_tensors(implementation, monkeypatch):
+    """As it tells, whatever the strides of its maps; none of them in the memory of these."""
+    monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", implementation)
+    flipped, one = MAPS.transpose(-1, -2), {**FILTER, "kernel_size": 1}
+    rows = dict.fromkeys(("heads", "visible", "scale", "softcap", "phrases", "block_table"))
+    nodes = torch.ops.fastground
+    for made in (
+        nodes.binarize(flipped, cut="mean", nan="raise"),
+        nodes.label(flipped > 0.5, cut="mean", nan="raise"),
+        nodes.smooth(flipped, **one),
+        nodes.combine(flipped[:, :1], **one),
+        *nodes.head_stats(flipped.transpose(0, 1), **CHOICES),
+        *nodes.attention_rows([QUERY], [KEY], layers=False, tokens=torch.arange(4), **rows),
+    ):
+        assert made.is_contiguous()
+        assert made.untyped_storage().data_ptr() != MAPS.untyped_storage().data_ptr()
+
+
 def test_every_operation_is_a_node():
     for name in set(ops.__all__) - {"implementations"}:
         assert hasattr(torch.ops.fastground, name), name
@@ -98,6 +119,22 @@ def test_what_is_refused_is_refused_when_the_graph_runs():
     with pytest.raises(ValueError, match=r"maps must be finite .* the first at 6"):
         compiled(broken)
     assert torch.equal(compiled(MAPS), fg.entropy(2 * MAPS))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda maps: rows(maps, True, heads=[(0, 1, 1), (1, 1, 1)]), "too many values"),
+        (lambda _: fg.attention_rows(QUERY[0], KEY), r"query must be \(batch, rows"),
+    ],
+    ids=["heads of three numbers", "no batch"],
+)
+def test_rows_refuse_in_a_graph_what_they_refuse_outside(call, message):
+    with pytest.raises(ValueError):
+        call(MAPS)
+    torch._dynamo.reset()
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        torch.compile(call, fullgraph=True, backend="aot_eager")(MAPS)
 
 
 @pytest.mark.filterwarnings("ignore:.*Dynamo (does not know|detected a call):UserWarning")
