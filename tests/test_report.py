@@ -266,6 +266,11 @@ def test_overlay_lights_the_cell_that_is_looked_at():
     assert (
         np.unravel_index(lit.argmax(), lit.shape)[0] >= 24 and lit[:, :8].sum() > lit[:, 8:].sum()
     )
+    array = map.numpy()
+    array.flags.writeable = False
+    assert (
+        np.asarray(figures.overlay(Image.new("RGB", (32, 32)), array, LAYOUT)).sum(-1) == lit
+    ).all()
 
 
 def test_overlay_leaves_padding_out():

@@ -295,7 +295,7 @@ def _on_image(map: Any, layout: ImageLayout) -> Any:
     """(height, width) float32 in 0..1: the map at the image's pixels, its largest value 1."""
     import torch
 
-    share = torch.as_tensor(map).float()
+    share = torch.asarray(map, dtype=torch.float32, copy=True)  # of arrays that none may write, too
     return layout.on_image(share / share.max().clamp(min=1e-30)).clamp(0, 1).cpu().numpy()
 
 
