@@ -16,7 +16,8 @@ Where a result is as large as the maps, `out` may hold it: a contiguous array of
 and dtype, of the kind and on the device of maps, apart from them in memory: between its first and
 last byte lies none of theirs. It is returned; when maps are refused it is as it was.
 
-Traced by torch.compile, a call on a tensor without `out` is one node of the graph (nodes.py).
+Traced by torch.compile, or by torch.export with strict=True, a call on a tensor without `out` is
+one node of the graph (nodes.py).
 """
 
 from __future__ import annotations

@@ -87,6 +87,17 @@ def test_a_node_tells_what_it_makes(node, told):
     torch.library.opcheck(node, (MAPS,), told, test_utils=("test_schema", "test_faketensor"))
 
 
+class Entropies(torch.nn.Module):
+    def forward(self, maps):
+        return fg.entropy(2 * maps)
+
+
+def test_a_strict_export_has_the_node():
+    made = torch.export.export(Entropies(), (MAPS,), strict=True)
+    assert torch.ops.fastground.entropy.default in [n.target for n in made.graph.nodes]
+    assert torch.equal(made.module()(MAPS + 1), fg.entropy(2 * (MAPS + 1)))
+
+
 @pytest.mark.parametrize("implementation", ["native", "reference"])
 def test_a_node_gives_contiguous_tensors(implementation, monkeypatch):
     """As it tells, whatever the strides of its maps; none of them in the memory of these."""
