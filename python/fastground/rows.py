@@ -153,48 +153,56 @@ def attention_rows(
 
 
 def _in_graph(query: Any, key: Any, heads: Any, **given: Any) -> Any:
-    """The node in place of `attention_rows`, whose indices are tensors."""
+    """The node in place of `attention_rows`, whose indices are tensors, or a range's three."""
     layers = isinstance(key, (list, tuple))
+    tokens, given["span"] = given["tokens"], None
+    if isinstance(tokens, range):
+        given["tokens"], given["span"] = None, [tokens.start, tokens.stop, tokens.step]
     for name in ("tokens", "phrases", "block_table"):
         index = given[name]
-        if isinstance(index, range):
-            index = torch.arange(index.start, index.stop, index.step)
         if isinstance(index, (list, tuple)):
-            index = torch.tensor(index, dtype=None if index else torch.int64)
-        given[name] = index
+            given[name] = torch.tensor(index, dtype=None if index else torch.int64)
     queries, keys = (
         [torch.as_tensor(each).detach() for each in (of if layers else [of])] for of in (query, key)
     )
     if layers and heads is not None:
         heads = [number for layer, head in heads for number in (layer, head)]
     found = torch.ops.fastground.attention_rows(queries, keys, layers=layers, heads=heads, **given)
-    return found[0] if given["tokens"] is None else TokenRows(*found)
+    return found[0] if tokens is None else TokenRows(*found)
 
 
-def _run(query: list[Any], key: list[Any], *, layers: bool, heads: Any, **given: Any) -> Any:
+def _run(
+    query: list[Any], key: list[Any], *, layers: bool, heads: Any, tokens: Any, span: Any,
+    **given: Any,
+) -> Any:  # fmt: skip
     """Rows, and sums of none where no tokens are named."""
     if layers and heads is not None:
         heads = list(zip(heads[::2], heads[1::2], strict=True))
+    tokens = tokens if span is None else range(*span)
     ours = (query, key) if layers else (query[0], key[0])
-    found = attention_rows(*ours, heads=heads, **given)
-    return (found, found.new_empty(0)) if given["tokens"] is None else found
+    found = attention_rows(*ours, heads=heads, tokens=tokens, **given)
+    return (found, found.new_empty(0)) if tokens is None else found
 
 
-def _results(query: list[Any], key: list[Any], *, layers: bool, heads: Any, **given: Any) -> Any:
+def _results(
+    query: list[Any], key: list[Any], *, layers: bool, heads: Any, tokens: Any, span: Any,
+    phrases: Any, block_table: Any, **_: Any,
+) -> Any:  # fmt: skip
     batch, rows, count = query[0].shape[:3]
     count = count * len(query) if heads is None else len(heads) // (1 + layers)
-    tokens, phrases, table = (given[name] for name in ("tokens", "phrases", "block_table"))
     rows = rows if phrases is None else phrases.shape[-2]
-    columns = key[0].shape[2] * (1 if table is None else table.shape[1])
-    columns = columns if tokens is None else tokens.shape[-1]
+    columns = key[0].shape[2] * (1 if block_table is None else block_table.shape[1])
+    some = tokens if span is None else torch.arange(*span, device="meta")
+    columns = columns if some is None else some.shape[-1]
     found = query[0].new_empty((batch, rows, count, columns), dtype=torch.float32)
-    return found, found.new_empty(0 if tokens is None else (batch, rows, count))
+    return found, found.new_empty(0 if some is None else (batch, rows, count))
 
 
 register(
     "attention_rows",
     "(Tensor[] query, Tensor[] key, *, bool layers, int[]? heads, Tensor? visible, float? scale, "
-    "float? softcap, Tensor? tokens, Tensor? phrases, Tensor? block_table) -> (Tensor, Tensor)",
+    "float? softcap, Tensor? tokens, int[]? span, Tensor? phrases, Tensor? block_table)"
+    " -> (Tensor, Tensor)",
     _results, _run,
 )  # fmt: skip
 

@@ -103,7 +103,7 @@ def test_a_node_gives_contiguous_tensors(implementation, monkeypatch):
     """As it tells, whatever the strides of its maps; none of them in the memory of these."""
     monkeypatch.setenv("FASTGROUND_IMPLEMENTATION", implementation)
     flipped, one = MAPS.transpose(-1, -2), {**FILTER, "kernel_size": 1}
-    rows = dict.fromkeys(("heads", "visible", "scale", "softcap", "phrases", "block_table"))
+    rows = dict.fromkeys(("heads", "visible", "scale", "softcap", "span", "phrases", "block_table"))
     nodes = torch.ops.fastground
     for made in (
         nodes.binarize(flipped, cut="mean", nan="raise"),
@@ -137,8 +137,9 @@ def test_what_is_refused_is_refused_when_the_graph_runs():
     [
         (lambda maps: rows(maps, True, heads=[(0, 1, 1), (1, 1, 1)]), "too many values"),
         (lambda _: fg.attention_rows(QUERY[0], KEY), r"query must be \(batch, rows"),
+        (lambda maps: rows(maps, tokens=range(30, 50)), r"the 40 keys, but got range\(30, 50\)"),
     ],
-    ids=["heads of three numbers", "no batch"],
+    ids=["heads of three numbers", "no batch", "a range beyond the keys"],
 )
 def test_rows_refuse_in_a_graph_what_they_refuse_outside(call, message):
     with pytest.raises(ValueError):
