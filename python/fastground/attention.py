@@ -272,9 +272,8 @@ def _keys(lvlm: LVLM, encoded: Encoded, deepest: int | None = None) -> dict[str,
     with in_host_memory():
         inputs, rows = packing.prefix(encoded)
     inputs = _prepared(lvlm, inputs) | keys
-    kept = 0 if deepest is not None else 1  # of one token's Gemma 4 asks in all of its layers no other
     with _heard(lvlm, rows, encoded.layout, deepest):
-        lvlm.model(**inputs, use_cache=True, logits_to_keep=kept)
+        lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
     return keys
 
 
