@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from fastground.asking import Asking
 from fastground.capture import capture
 from fastground.seam import cache_name
+from fastground.types import ImageLayout
 from random_llava import random_llava
 from test_capture import TEXTS, eager, inputs_of
+from transformers import LlamaConfig
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +136,15 @@ def test_several_tokens_a_forward_are_refused_where_keys_are_cached(llava, cache
                 pixel_values=inputs["pixel_values"],
             )
     assert captured.maps.maps.shape[0] == 2 - cached
+
+
+def test_rows_that_a_layer_does_not_compute_are_refused():
+    given, layout = {"input_ids": torch.ones(2, 6)}, ImageLayout((1, 2), (1, 2))
+    tokens = torch.arange(12.0).view(2, 1, 6, 1)
+    rows = torch.tensor([[0, 5], [0, 4], [1, 5]])
+    asking = Asking(LlamaConfig(), given, rows, layout)
+    whole = asking.take(asking.select(tokens))
+    assert whole.flatten().tolist() == [5, 4, 11]
+    assert torch.equal(asking.take(asking.select(tokens[:, :, 4:])), whole)
+    with pytest.raises(ValueError, match=r"last 1 tokens, .* one is at 4 of 6; call it without"):
+        asking.select(tokens[:, :, 5:])

@@ -105,6 +105,14 @@ def test_a_revision_is_asked_for_and_told(hub, tmp_path):
     assert parted("tiny") == ("tiny", {}) and models.load("tiny").revision == ""
 
 
+def test_a_folder_has_no_revisions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert parted("model@v1") == ("model@v1", {})  # or the folder's would be taken for it
+    with pytest.raises(ValueError, match=r"'model@v1' could not be read"):
+        models.load("model@v1")
+
+
 def test_a_revision_that_is_not_there_is_told(hub):
     with pytest.raises(ValueError, match=r"'org/name@none' could not be read"):
         models.load(f"{NAME}@none")

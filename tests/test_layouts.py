@@ -79,7 +79,7 @@ def test_a_layout_follows_its_image():
     ids[0, 7] = 1  # an end of a row, which is the image's, too
     [found] = moved([ImageLayout((2, 3), rows, tuple(range(9)))], config(), {"input_ids": ids}, 0)
     assert found.tokens == (4, 5, 6, 8, 9, 10) and found.all_tokens == tuple(range(3, 12))
-    tiles = ImageLayout((1, 2), (2, 3), tuple(range(1, 8)))
+    tiles = ImageLayout((1, 2), (12, 13), tuple(range(11, 18)))
     [found] = moved([tiles], config(), {"input_ids": words(7, before=3)}, 10)
     assert found.tokens == (14, 15) and found.all_tokens == tuple(range(13, 20))
 
@@ -88,6 +88,8 @@ def test_a_layout_stays_where_the_input_says_nothing_against_it():
     layout = ImageLayout((1, 2), (3, 4))
     for given in ({"input_ids": words(6)}, {"input_ids": words(0)}, {"input_ids": None}, {}):
         assert moved([layout], config(), given, 0) == [layout]
+    for image in (2, 1):  # another behind the cached one, the last token of the same
+        assert moved([layout], config(), {"input_ids": words(image, before=0)}, 4) == [layout]
     with pytest.raises(ValueError, match=r"2 tokens from 3 on, .* 5 image tokens from 4 on; pass"):
         moved([layout], config(), {"input_ids": words(5, before=4)}, 0)
 

@@ -71,7 +71,7 @@ class Asking:
         self.layouts = _layouts(layouts, config, given, batch)
         if move and layouts is not None:
             self.layouts = moved(self.layouts, config, given, self.cached)
-        self.elements = rows[:, 0]
+        self.elements, self._earliest = rows[:, 0], int(rows[:, 1].min())
         asked = [self.layouts[b] for b in self.elements.tolist()]
         _check_places(asked, self.cached + self.length)
         self._host = _Indices.of(rows, batch, asked)
@@ -94,8 +94,25 @@ class Asking:
             tokens: as above, or (batch, tokens, heads, head_dim) with axis 1.
             axis: that of the tokens.
         """
-        at = self._on(tokens.device)
-        return tokens.movedim(axis, 1)[at.batch, at.positions]
+        at, tokens = self._on(tokens.device), tokens.movedim(axis, 1)
+        return tokens[at.batch, self._among(tokens.shape[1], at)]
+
+    def _among(self, queries: int, at: _Indices) -> torch.Tensor:
+        """(batch, R): the asking tokens among those last ones that a layer computes.
+
+        Raises:
+            ValueError: one is not among them.
+        """
+        skipped = self.length - queries
+        if not skipped:
+            return at.positions
+        if self._earliest < skipped:
+            raise ValueError(
+                f"rows must be among the last {queries} tokens, of which alone the model computes "
+                f"its later layers, but one is at {self._earliest} of {self.length}; call it "
+                "without logits_to_keep"
+            )
+        return (at.positions - skipped).clamp(min=0)
 
     def visible(
         self, mask: Any, query: torch.Tensor, key: torch.Tensor, causal: bool, window: int | None
@@ -106,8 +123,9 @@ class Asking:
         known = self._visible.get(kind)
         if known is None or (mask is not None and known[0]() is not mask):
             visible = visible_keys(
-                mask, self._on(key.device).positions, queries=query.shape[2], keys=key.shape[2],
-                cached=self.cached, causal=causal, window=window,
+                mask, self._among(query.shape[2], self._on(key.device)), queries=query.shape[2],
+                keys=key.shape[2], cached=self.cached + self.length - query.shape[2],
+                causal=causal, window=window,
             )  # fmt: skip
             known = self._visible[kind] = None if mask is None else ref(mask), visible
         return known[1]

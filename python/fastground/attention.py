@@ -8,6 +8,7 @@ grounding look at the model through this module only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import groupby, takewhile
 from typing import Any
@@ -20,7 +21,7 @@ from fastground.dispatch import in_host_memory
 from fastground.layers import checked_heads
 from fastground.models import LVLM
 from fastground.seam import empty_cache, spread
-from fastground.types import AttentionMaps, Encoded, HeadId, Recipe, Sample
+from fastground.types import AttentionMaps, Encoded, HeadId, ImageLayout, Recipe, Sample
 
 
 def attention_maps(
@@ -233,7 +234,7 @@ def _ask(
     Expressions follow the keys of their image, where there are any: see `_keys`.
     """
     inputs, rows = packing.inputs_of(batch, packed, cached=bool(keys))
-    layouts = [part.layout for part in batch for _ in range(1 if packed else len(part.token_ids))]
+    layouts = _layouts(batch, packed)
     deepest = max(head.layer for head in checked_heads(heads, None, lvlm.model.config))
     inputs = _prepared(lvlm, inputs) | spread(keys, len(inputs["input_ids"]))
     with Capture(lvlm.model, heads, rows, deepest, layouts, packed, move=False) as captured:
@@ -271,13 +272,27 @@ def _keys(lvlm: LVLM, encoded: Encoded, deepest: int | None = None) -> dict[str,
     with in_host_memory():
         inputs, rows = packing.prefix(encoded)
     inputs = _prepared(lvlm, inputs) | keys
-    if deepest is None:
+    with _heard(lvlm, rows, encoded.layout, deepest):
         lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
-        return keys
-    last = [(deepest, head) for head in range(lvlm.architecture["num_heads"])]
-    with Capture(lvlm.model, last, rows, deepest, encoded.layout, False, move=False):
-        lvlm.model(**inputs, use_cache=True)
     return keys
+
+
+def _heard(lvlm: LVLM, rows: torch.Tensor, layouts: Any, deepest: int | None = None) -> Any:
+    """Around a forward of which no maps are asked for, which ends after the deepest layer.
+
+    Flash attention by itself takes one text for many where positions have several axes: a capture
+    does not hand them on.
+    """
+    if deepest is None and "flash" not in _implementation(lvlm):
+        return nullcontext()
+    layer = lvlm.layers_with_heads[-1] if deepest is None else deepest
+    last = [(layer, head) for head in range(lvlm.architecture["num_heads"])]
+    return Capture(lvlm.model, last, rows, deepest, layouts, False, move=False)
+
+
+def _layouts(batch: Sequence[Encoded], packed: bool) -> list[ImageLayout]:
+    """One a sequence."""
+    return [part.layout for part in batch for _ in range(1 if packed else len(part.token_ids))]
 
 
 def _joined(parts: list[AttentionMaps]) -> AttentionMaps:
@@ -326,14 +341,15 @@ def _answer(
     batch = [
         replace(part, asking=tuple((len(ids) - 1,) for ids in part.token_ids)) for part in batch
     ]
-    inputs, rows = packing.inputs_of(batch, packed, cached=bool(keys))
-    rows = rows.to(lvlm.device)
+    inputs, asking = packing.inputs_of(batch, packed, cached=bool(keys))
+    rows = asking.to(lvlm.device)
     elements, places = rows.unbind(1)
     kept, where = places.unique(return_inverse=True)
     several = max_new_tokens > 1
     keys = spread(keys, len(inputs["input_ids"])) or (empty_cache(lvlm.model) if several else {})
     given = _prepared(lvlm, inputs) | keys
-    out = lvlm.model(**given, use_cache=bool(keys), logits_to_keep=kept)
+    with _heard(lvlm, asking, _layouts(batch, packed)):
+        out = lvlm.model(**given, use_cache=bool(keys), logits_to_keep=kept)
     # Some families compute the logits of all tokens whatever they are asked to keep.
     logits = out.logits if out.logits.shape[1] == len(kept) else out.logits[:, kept]
     said = [logits[elements, where].argmax(-1)]
@@ -364,8 +380,12 @@ def _answer(
 
 def _packs(lvlm: LVLM) -> bool:
     """Whether expressions may share a sequence: its mask must reach the model's attention."""
-    text = lvlm.model.config.get_text_config(decoder=True)
-    return lvlm.shares_prefix and text._attn_implementation in ("sdpa", "eager")
+    return lvlm.shares_prefix and _implementation(lvlm) in ("sdpa", "eager")
+
+
+def _implementation(lvlm: LVLM) -> str:
+    """What transformers calls the attention of the words."""
+    return str(lvlm.model.config.get_text_config(decoder=True)._attn_implementation)
 
 
 def _follow(lvlm: LVLM) -> bool:
@@ -376,9 +396,8 @@ def _follow(lvlm: LVLM) -> bool:
 def _prepared(lvlm: LVLM, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs on the model's device, with the kind of mask that its attention takes."""
     inputs = _there({**inputs, **lvlm.token_inputs(inputs["input_ids"])}, lvlm)
-    eager = lvlm.model.config.get_text_config(decoder=True)._attn_implementation == "eager"
     mask = inputs.get("attention_mask")
-    if eager and mask is not None and mask.ndim == 4:
+    if _implementation(lvlm) == "eager" and mask is not None and mask.ndim == 4:
         inputs["attention_mask"] = packing.additive(mask, lvlm.model.dtype)
     return inputs
 

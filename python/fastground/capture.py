@@ -82,7 +82,7 @@ def capture(
         layouts: where the image's tokens are among the keys, one for all sequences or one each;
             read off the input (image token ids and pixel values) unless given. One made with other
             words before the image, or without padding, is moved to the input's image tokens where
-            the model's configuration names them.
+            the model's configuration names them; not one that begins among cached tokens.
         packed: whether attention_mask is that of a pack, in which no token sees a later one; on a
             CPU sdpa then leaves out what is hidden, in two thirds of its time, and the model's
             output is the same up to rounding only.

@@ -9,10 +9,10 @@ from typing import Any
 def parted(checkpoint: str) -> tuple[str, dict[str, Any]]:
     """A checkpoint's name, and the revision after its @ as `from_pretrained` takes it.
 
-    A folder is whole, whatever it is called.
+    A folder is whole, whatever it is called, and has no revisions.
     """
     name, _, revision = checkpoint.partition("@")
-    if not revision or Path(checkpoint).is_dir():
+    if not revision or Path(checkpoint).is_dir() or Path(name).is_dir():
         return checkpoint, {}
     return name, {"revision": revision}
 

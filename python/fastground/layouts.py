@@ -93,7 +93,7 @@ def moved(
         config: of the whole model.
         given: what its forward was called with, by name; where that names no image token, as with
             inputs_embeds, layouts stay.
-        cached: tokens before the input.
+        cached: tokens before the input; a layout that begins among them stays.
 
     Raises:
         ValueError: an image of other tokens than the input has.
@@ -101,14 +101,16 @@ def moved(
     ids, image_id = given.get("input_ids"), getattr(config, "image_token_id", None)
     if ids is None or image_id is None:
         return list(layouts)
-    end = cached + ids.shape[1]
     rows = [(row.nonzero()[:, 0] + cached).tolist() for row in (ids == image_id).cpu()]
-    return [_moved(layout, row, end) for layout, row in zip(layouts, rows, strict=True)]
+    input = range(cached, cached + ids.shape[1])
+    return [_moved(layout, row, input) for layout, row in zip(layouts, rows, strict=True)]
 
 
-def _moved(layout: ImageLayout, places: list[int], end: int) -> ImageLayout:
+def _moved(layout: ImageLayout, places: list[int], input: range) -> ImageLayout:
     cells, there = set(layout.tokens), set(places)
     every = cells | set(layout.all_tokens or ())
+    if min(every) < input.start:  # what is cached may be another image, or a part of this one
+        return layout
     shifts = {
         places[0] - min(every), places[0] - min(cells), places[-1] - max(every)
     } if there else set()  # fmt: skip
@@ -118,7 +120,7 @@ def _moved(layout: ImageLayout, places: list[int], end: int) -> ImageLayout:
             tokens = tuple(n + by for n in layout.tokens)
             return replace(layout, tokens=tokens, all_tokens=whole) if by else layout
     # A part of what is there, as the caller says; or no place of the sequence, as it will be told.
-    if cells <= there or not there or min(every) < 0 or max(every) >= end:
+    if cells <= there or not there or not (every <= set(input)):
         return layout
     raise ValueError(
         f"layouts must be of the input's image, but one names {len(every)} tokens from "

@@ -8,7 +8,7 @@ import flash_kernels
 import pytest
 import torch
 from families import all_families
-from fastground.attention import attention_maps
+from fastground.attention import answers, attention_maps
 from fastground.capture import capture
 from fastground.models import wrap
 from fastground.types import Recipe
@@ -48,6 +48,25 @@ def test_maps_equal_eager_attention(family, monkeypatch):
     assert (len(tokens) == 2) == family.caches  # of the image, and of what is behind it
     found = attention_maps(lvlm, picture(), TEXTS[:1], recipe=recipe)
     torch.testing.assert_close(found.maps, alone.maps, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_model_says_is_the_same(family, packed, monkeypatch):
+    lvlm, recipe = made(family), Recipe(query="first_generated")
+    if lvlm.needs_mask or family.name in (*CAPS, *CHOOSING):
+        pytest.skip("refused: see above")
+    want = attention_maps(lvlm, picture(), TEXTS, recipe=recipe)
+    said = answers(lvlm, picture(), TEXTS)
+    text = lvlm.model.config.get_text_config(decoder=True)
+    monkeypatch.setattr(text, "_attn_implementation_internal", "flash_attention_2")
+    assert answers(lvlm, picture(), TEXTS, packed=packed) == said
+    if family.name == "paligemma":
+        with pytest.raises(ValueError, match=r"'first_generated' needs attention that takes a mas"):
+            attention_maps(lvlm, picture(), TEXTS, recipe=recipe, packed=packed)
+        return
+    found = attention_maps(lvlm, picture(), TEXTS, recipe=recipe, packed=packed)
+    torch.testing.assert_close(found.maps, want.maps, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", [f for f in all_families() if not f.packs], ids=str)

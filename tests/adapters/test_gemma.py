@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from fastground import packing
 from fastground.attention import attention_maps
+from fastground.capture import capture
 from fastground.models import load, wrap
 from fastground.types import Recipe
 from PIL import Image
@@ -87,6 +89,24 @@ def test_a_cell_of_gemma_4_is_where_its_processor_says(build):
 )
 def test_answers_are_those_of_generate(build):
     assert_answers_are_those_of_generate(wrap(*build(0)), picture(), TEXTS)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("build", [gemma4, gemma4_unified])
+def test_later_layers_may_compute_the_last_token_alone(build, implementation):
+    """As transformers 5.24 has it where of the last alone logits are kept, as generate does."""
+    lvlm = wrap(*build(0))
+    lvlm.model.set_attn_implementation({"text_config": implementation})
+    encoded = lvlm.encode(picture(), ["the red mug", "the blue mug"], Recipe())
+    inputs, _ = packing.separate(encoded)
+    inputs |= lvlm.token_inputs(inputs["input_ids"])
+    found = []
+    for kept in (0, 1):
+        with torch.no_grad(), capture(lvlm.model, layouts=encoded.layout) as captured:
+            lvlm.model(**inputs, use_cache=False, logits_to_keep=kept)
+        found.append(captured.maps)
+    torch.testing.assert_close(found[1].maps, found[0].maps, atol=5e-6, rtol=0)
+    torch.testing.assert_close(found[1].sums, found[0].sums, atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("query", ["first_generated", "last_prompt", "phrase_mean"])

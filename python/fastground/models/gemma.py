@@ -163,6 +163,14 @@ class PaliGemma(Square):
                     "expression must be one line for PaliGemma, which takes a new line for its "
                     f"end, but got {expression!r}; put spaces in its place"
                 )
+        text = self.model.config.get_text_config(decoder=True)
+        if recipe.query == "first_generated" and "flash" in text._attn_implementation:
+            raise ValueError(
+                "recipe.query 'first_generated' needs attention that takes a mask for PaliGemma, "
+                "whose prompt must not see what the model says, but it uses "
+                f"{text._attn_implementation!r}; call model.set_attn_implementation"
+                "({'text_config': 'sdpa'}) first"
+            )
         return super().encode(image, expressions, recipe)
 
     def positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
