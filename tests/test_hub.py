@@ -140,4 +140,5 @@ def test_a_model_in_the_cache_needs_no_hub(hub, monkeypatch):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
     again = models.load(NAME, device="cpu")
+    assert again.revision == first.revision == COMMIT
     assert again.architecture == first.architecture and not slept

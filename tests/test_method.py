@@ -8,7 +8,6 @@ within rounding of its map's cut.
 import dataclasses
 import functools
 import sys
-from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -178,7 +177,7 @@ def test_phrases_in_their_place_in_a_sentence(family):
     places = [(sentence.find(part), len(part)) for part in PARTS]
     phrases = [phrase(sentence, i, i + n) for i, n in places if i >= 0]
     assert len(phrases) > 3
-    for query, period in product(("last_expression", "phrase_mean"), (False, True)):
+    for query, period in (("last_expression", True), ("phrase_mean", False)):
         recipe = fg.Recipe(query=query, ensure_period=period)
         ours = attention_maps(lvlm(family), image, phrases, recipe=recipe)
         sample = Sample(image, sentence, image_id=-1)

@@ -17,6 +17,16 @@ def parted(checkpoint: str) -> tuple[str, dict[str, Any]]:
     return name, {"revision": revision}
 
 
+def commit(name: str, **revision: Any) -> str:
+    """The commit that a model was read from, where the hub's cache has it; of a folder none."""
+    if Path(name).is_dir():
+        return ""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json", **revision)
+    return Path(cached).parent.name if isinstance(cached, str) else ""
+
+
 def reached(name: str, **revision: Any) -> dict[str, Any]:
     """How `from_pretrained` is to read a checkpoint: keywords for it.
 

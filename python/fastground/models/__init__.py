@@ -23,7 +23,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastground.hub import parted, reached
+from fastground.hub import commit, parted, reached
 from fastground.models import processors, yi_vl
 from fastground.models.codes import Apertus, Chameleon, Emu3
 from fastground.models.conversion import NEWER, convert, refuse_unconverted
@@ -167,6 +167,7 @@ def load(
         model = _read(whole.from_pretrained, source, name, "model's weights", **settings)
         if "device_map" not in settings:
             model = model.to(device)
+        model.config._commit_hash = commit(source, **revision) or None  # as before 5.24
     return wrap(model.eval(), processor, checkpoint=name)
 
 
