@@ -177,12 +177,11 @@ def test_nouns_say_what_they_hold_in_a_line():
     assert repr(layout) == "ImageLayout(2 x 3 cells, 8 tokens from 4 on, 10 x 8 pixels)"
     maps = AttentionMaps(torch.zeros(1, 5, 2, 3), torch.zeros(1, 5), heads, ImageLayout((0, 0), ()))
     assert repr(maps) == (
-        "AttentionMaps(1 x 5 x 2 x 3, L0 H0, L0 H1, L0 H2 and 2 heads more, cpu, "
+        "AttentionMaps(1 x 5 x 2 x 3, L0 H0, L0 H1, L0 H2 and 2 more, cpu, "
         "ImageLayout(0 x 0 cells, 0 tokens from 0 on, no image))"
     )
     assert repr(ranking()) == (
-        "HeadRanking('tiny', L0 H1, L1 H1, L2 H1 and 1 heads more, tau 0.240, "
-        "10 samples of shapes train)"
+        "HeadRanking('tiny', L0 H1, L1 H1, L2 H1 and 1 more, tau 0.240, 10 samples of shapes train)"
     )
     assert "tau 0.240, 10 samples)" in repr(ranking(dataset="", split=""))
 

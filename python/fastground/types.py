@@ -44,7 +44,7 @@ class HeadId(NamedTuple):
 def _some(heads: Sequence[HeadId]) -> str:
     """The first heads, and how many there are."""
     named = ", ".join(str(HeadId(*head)) for head in heads[:3])
-    return named if len(heads) <= 3 else f"{named} and {len(heads) - 3} heads more"
+    return named if len(heads) <= 3 else f"{named} and {len(heads) - 3} more"
 
 
 def _between(at: torch.Tensor, cells: int) -> torch.Tensor:

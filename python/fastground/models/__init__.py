@@ -167,7 +167,8 @@ def load(
         model = _read(whole.from_pretrained, source, name, "model's weights", **settings)
         if "device_map" not in settings:
             model = model.to(device)
-        model.config._commit_hash = commit(source, **revision) or None  # as before 5.24
+        # Where transformers kept it before 5.24; it goes with the model to whoever wraps it again.
+        model.config._commit_hash = commit(source, **revision) or None
     return wrap(model.eval(), processor, checkpoint=name)
 
 
